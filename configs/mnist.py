@@ -1,0 +1,7 @@
+"""mnist: the papers' setting."""
+
+from fedjax_spmc.presets import make_config
+
+
+def get_config(arg: str = ""):
+    return make_config(arg, data__name="mnist")

@@ -1,0 +1,42 @@
+"""Mean: federated averaging.
+
+Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from
+    Decentralized Data", AISTATS 2017, Algorithm 1 (weights n_k / n).
+Assumes: nothing; it withstands no attack.
+Cost: O(K D).
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from fedjax_spmc import trees
+from fedjax_spmc.registry import aggregators
+from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Traits, Upload, Verdict
+
+
+@aggregators.register("mean")
+def mean(weights: Literal["size", "uniform"] = "size") -> Aggregator:
+    """Averages the uploads.
+
+    Traits: not robust, because the mean is what an outlier is measured against.
+
+    Args:
+        weights: "size" weights a client by its number of examples (Algorithm 1; `Weight` in the SPMC code), "uniform"
+            gives every participant the same (`Equal` in the SPMC code).
+    """
+
+    def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
+        del key
+        share = upload.participating.astype(jnp.float32)
+        if weights == "size":
+            share = share * upload.num_examples
+        share = share / jnp.maximum(share.sum(), 1e-30)
+        none = jnp.zeros_like(share)
+        return trees.weighted_mean(upload.client_params, share), Verdict(share, none, none > 0), state
+
+    return Aggregator(
+        init=lambda global_params, num_clients: (),
+        aggregate=aggregate,
+        traits=Traits(linear=True, consensus=True, permutation=True, robust=False, stateless=True),
+    )

@@ -1,0 +1,98 @@
+"""Pixel triggers: which pixels are overwritten, with what, and in which space."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.types import Array
+
+Positions = Sequence[Sequence[int]]
+"""Pixels as (channel, row, column)."""
+
+
+class Trigger(NamedTuple):
+    """A pattern to stamp on images.
+
+    Attributes:
+        mask: [H, W, C] float32 in [0, 1]: 1 overwrites a value, 0 leaves it, between them blends.
+        value: [H, W, C] float32: what is written.
+        space: "raw" (pixel values 0..1) or "normalized" (after subtracting the mean and dividing by the std).
+    """
+
+    mask: Array
+    value: Array
+    space: str = "raw"
+
+
+class Preset(NamedTuple):
+    """A published trigger: pixels (channel, row, column), the value written, and its space."""
+
+    positions: tuple[tuple[int, int, int], ...]
+    value: float
+    space: str
+
+
+PRESETS = {
+    # FDCR, NeurIPS 2024, section 4.1: "2 x 6 ... in the top-left corner"; the value is not stated: white here.
+    "fdcr_paper": Preset(tuple((c, r, x) for c in range(3) for r in (0, 1) for x in range(6)), 1.0, "raw"),
+    # SPMC code, base_backdoor: 12 values on channel 0, rows 0 and 2, written after normalisation.
+    "spmc_code": Preset(tuple((0, r, x) for r in (0, 2) for x in (0, 1, 2, 4, 5, 6)), 1.0, "normalized"),
+    # FDCR code: the same two broken bars on all three channels.
+    "fdcr_code": Preset(
+        tuple((c, r, x) for c in range(3) for r in (0, 2) for x in (0, 1, 2, 4, 5, 6)), 1.0, "normalized"
+    ),
+}
+
+
+def from_positions(
+    positions: Positions, value: float | Sequence[float], space: str, image_shape: tuple[int, int, int]
+) -> Trigger:
+    """A trigger that overwrites single values.
+
+    Args:
+        positions: pixels as (channel, row, column).
+        value: what is written, one number or one for each position.
+        space: "raw" or "normalized".
+        image_shape: (H, W, C).
+
+    Raises:
+        ConfigError: a position lies outside the image or is not three whole numbers.
+    """
+    height, width, channels = image_shape
+    mask = np.zeros(image_shape, np.float32)
+    values = np.zeros(image_shape, np.float32)
+    for position, written in zip(positions, np.broadcast_to(value, (len(positions),)), strict=True):
+        whole = len(position) == 3 and all(isinstance(i, (int, np.integer)) for i in position)
+        if not whole or not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
+            raise ConfigError(
+                f"attack.options.positions: {tuple(position)!r} is not allowed: it must be (channel, row, column) "
+                f"inside an image of {channels} x {height} x {width}."
+            )
+        channel, row, column = position
+        mask[row, column, channel] = 1.0
+        values[row, column, channel] = written
+    return Trigger(jnp.asarray(mask), jnp.asarray(values), space)
+
+
+def normalized(trigger: Trigger, mean: Array, std: Array) -> Trigger:
+    """The trigger as it looks on normalised images; stamping commutes with the normalisation.
+
+    Args:
+        trigger: in either space.
+        mean, std: [C] float32, of pixel values in [0, 1].
+    """
+    if trigger.space == "normalized":
+        return trigger
+    value = (trigger.value - mean[None, None, :]) / std[None, None, :]
+    return Trigger(trigger.mask, value, "normalized")
+
+
+def stamp(images: Array, trigger: Trigger) -> Array:
+    """Writes the trigger on images [..., H, W, C] that are in the trigger's own space; same shape and dtype."""
+    lead = (1,) * (images.ndim - 3)
+    mask = jnp.reshape(trigger.mask, lead + trigger.mask.shape)
+    value = jnp.reshape(trigger.value, lead + trigger.value.shape)
+    return jnp.where(mask > 0, (1 - mask) * images + mask * value, images).astype(images.dtype)

@@ -1,0 +1,56 @@
+"""Puts finished runs side by side: a table of A, ASR, R, V and a picture of the curves.
+
+    python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.run import guarded
+
+NAMES = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
+    usage = "usage: python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]"
+    folders = [word for word in arguments if not word.startswith("-")]
+    flags = {word.partition("=")[0]: word.partition("=")[2] for word in arguments if word.startswith("-")}
+    if {"--help", "-h"} & flags.keys():
+        print(__doc__)
+        return 0
+    for flag, value in flags.items():
+        if flag != "--png" or not value:
+            raise ConfigError(f"{flag} is no flag of this command or lacks its value; {usage}.")
+    if not folders:
+        raise ConfigError(f"no run folder is given; {usage}.")
+
+    from fedjax_spmc import experiment, metrics, plots
+
+    results = {folder: experiment.load(folder) for folder in folders}
+    print("mean of the last five evaluated rounds, percent")
+    width = max(len(_title(result.config)) for result in results.values())
+    print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in NAMES], "rounds  run folder"]))
+    for folder, result in results.items():
+        summary = metrics.summarise(result.history)
+        cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in NAMES]
+        print("  ".join([_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
+    if "--png" in flags:
+        plots.curves({_title(result.config): result.history for result in results.values()}, Path(flags["--png"]))
+        print(f"curves: {flags['--png']}")
+    return 0
+
+
+def _title(config: object) -> str:
+    local, aggregator = config.local.rule, config.aggregator.name  # type: ignore[attr-defined]
+    return local if local == aggregator else f"{local} + {aggregator}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Decoded copies of data sets as .npy files, so that only the first run pays for decoding.
+
+An entry is a folder <cache_dir>/data/<name>-<key> with a manifest of sha256 sums. It is written under another name and
+then renamed, so a reader sees all of it or nothing; a damaged one is never used.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+MANIFEST = "manifest.json"
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _DamagedError(Exception):
+    """An entry is there but not as it was written."""
+
+
+def root(cache_dir: str | Path | None = None) -> Path:
+    """The cache folder: the argument, else $FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc."""
+    chosen = cache_dir or os.environ.get("FEDJAX_SPMC_CACHE") or "~/.cache/fedjax_spmc"
+    return Path(os.path.expanduser(chosen))
+
+
+def entry(name: str, key: str, cache_dir: str | Path | None = None) -> Path:
+    """The folder that holds, or would hold, the arrays of `name` made from sources with `key`."""
+    return root(cache_dir) / "data" / f"{name}-{key[:16]}"
+
+
+def fetch(name: str, key: str, cache_dir: str | Path | None, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays of an entry; where there is none, or a damaged one, they are built and stored.
+
+    A cache that cannot be read or written costs one line on stderr and the time of `build`, nothing else.
+
+    Args:
+        name: of the data set.
+        key: hex digest of everything that `build` depends on.
+        cache_dir: see `root`.
+        build: makes the arrays.
+    """
+    folder = entry(name, key, cache_dir)
+    try:
+        if os.path.lexists(folder):
+            return _read(folder, key)
+    except _DamagedError as error:
+        _say(f"the cached copy {folder} is damaged ({error}) and is made anew.")
+    arrays = build()
+    try:
+        _write(folder, key, arrays)
+    except OSError as error:
+        _say(f"no cached copy could be written to {folder} ({error.strerror or error}); every run decodes anew.")
+    return arrays
+
+
+def _read(folder: Path, key: str) -> Arrays:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest["key"] != key:
+            raise _DamagedError("it is of another source")
+        return {name: _read_array(folder / f"{name}.npy", digest) for name, digest in manifest["sha256"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+def _read_array(path: Path, expected: str) -> np.ndarray:
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise _DamagedError(f"{path.name} has another sha256")
+        file.seek(0)
+        return np.load(file, mmap_mode=None, allow_pickle=False)
+
+
+def _write(folder: Path, key: str, arrays: Arrays) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        fresh = Path(scratch) / "fresh"  # made by mkdir, so it has the user's own permissions and not mkdtemp's
+        fresh.mkdir()
+        digests: dict[str, str] = {}
+        for name, array in arrays.items():
+            path = fresh / f"{name}.npy"
+            np.save(path, array, allow_pickle=False)
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        (fresh / MANIFEST).write_text(json.dumps({"key": key, "sha256": digests}, indent=1), "utf-8")
+        if os.path.lexists(folder):
+            os.rename(folder, Path(scratch) / "damaged")
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            if not (folder / MANIFEST).is_file():  # otherwise another process was faster with the same arrays
+                raise
+
+
+def _say(sentence: str) -> None:
+    print(f"fedjax_spmc: {sentence}", file=sys.stderr)

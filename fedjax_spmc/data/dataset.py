@@ -1,0 +1,173 @@
+"""What a data set is, and `load`, which reads one, cuts it to its limits and splits off the validation images."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from fedjax_spmc.data.preprocess import to_rgb
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import Option, Range
+from fedjax_spmc.registry import datasets
+
+Order = Literal["original", "stored"]
+"""original: as in the authors' files, which the published partitions count by; stored: as the source keeps them."""
+
+IMAGE_SHAPE = (32, 32, 3)
+
+_ORDER = Option("data.order", str, "original", choices=get_args(Order))
+_LIMIT_TRAIN = Option("data.limit_train", int, None, optional=True, range=Range(low=1))
+_LIMIT_TEST = Option("data.limit_test", int, None, optional=True, range=Range(low=1))
+_VAL_FRACTION = Option("data.val_fraction", float, 0.1, range=Range(0, 1, high_open=True))
+
+
+class DatasetInfo(NamedTuple):
+    """What is known of a data set besides its examples.
+
+    Attributes:
+        name: the registered name.
+        num_classes: labels are 0..num_classes-1.
+        image_shape: (H, W, C) of every image.
+        mean, std: per channel, of pixel values in [0, 1]; an image is normalised as (x / 255 - mean) / std.
+        crop_padding: black pixels on each side before the random crop in training; 0 = no crop.
+        flip: whether training images are mirrored with probability one half.
+        note: what a reader of results must know of the examples, or "".
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_padding: int
+    flip: bool
+    note: str = ""
+
+
+class Examples(NamedTuple):
+    """What a source reads: images [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, labels [n] int32, and a note or ""."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    note: str = ""
+
+
+class Source(NamedTuple):
+    """A data set that can be read; making one reads nothing.
+
+    Attributes:
+        info: see `DatasetInfo`; its note is filled in by `load`.
+        read: () -> Examples in the order asked for; raises DataError.
+        where: () -> where the data set is, in words; raises DataError if it is not there.
+        prepare: () -> a sentence that says what was done; raises DataError or `prepare.DownloadError`.
+    """
+
+    info: DatasetInfo
+    read: Callable[[], Examples]
+    where: Callable[[], str]
+    prepare: Callable[[], str]
+
+
+class Dataset(NamedTuple):
+    """Images [n, 32, 32, 3] uint8 and labels [n] int32, as numpy arrays.
+
+    Attributes:
+        info: see `DatasetInfo`.
+        train_images, train_labels: the training pool, which the partition divides among the clients.
+        val_images, val_labels: the tail of the training examples, which no client holds.
+        test_images, test_labels: the test split.
+        fingerprint: sha256 in hex of the six arrays, shapes and order included (see `fingerprint_of`).
+    """
+
+    info: DatasetInfo
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    val_images: np.ndarray
+    val_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    fingerprint: str
+
+    @property
+    def pool_labels(self) -> np.ndarray:
+        """Labels [n] int32 of the training pool: another name of `train_labels`."""
+        return self.train_labels
+
+
+def built_in(info: DatasetInfo, read: Callable[[], Examples], where: str) -> Source:
+    """The source of a data set that needs no files."""
+    return Source(info, read, lambda: where, lambda: f"Data set {info.name} is {where}: there is nothing to prepare.")
+
+
+def num_train(num_examples: int, val_fraction: float) -> int:
+    """How many of `num_examples` are trained on; the rest, at the tail, are for validation.
+
+    For `val_fraction` = 0.1 this is int(0.9 * n), as the reference counts (Python floats included).
+    """
+    # 1 - 0.9 is 0.09999999999999998, which would cost one example; the rounding restores the number that was meant.
+    return int(round(1.0 - val_fraction, 12) * num_examples)
+
+
+def fingerprint_of(*arrays: np.ndarray) -> str:
+    """sha256 in hex over the arrays' dtypes, shapes and bytes (C order), one after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        if array.size:  # an empty memoryview cannot be cast
+            digest.update(np.ascontiguousarray(array).data.cast("B"))
+    return digest.hexdigest()
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    order: str = "original",
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.1,
+    **options: Any,
+) -> Dataset:
+    """Reads a data set; never goes to the network.
+
+    Args:
+        name: one of `names()`.
+        data_dir: folder with prepared data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        cache_dir: folder for decoded copies; default $FEDJAX_SPMC_CACHE, then ~/.cache/fedjax_spmc.
+        order: "original" or "stored", see `Order`.
+        limit_train, limit_test: use at most so many examples, the first ones; applied before the split.
+        val_fraction: share of the training examples, taken from their tail, that is kept for validation.
+        options: options of the data set, see `describe(name)`.
+
+    Raises:
+        ConfigError: a value that is not allowed, with the field named.
+        DataError: the data set is absent, not prepared or corrupt.
+    """
+    _ORDER.check(order)
+    limit_train, limit_test = _LIMIT_TRAIN.check(limit_train), _LIMIT_TEST.check(limit_test)
+    val_fraction = _VAL_FRACTION.check(val_fraction)
+    source: Source = datasets.make(name, data_dir=data_dir or None, cache_dir=cache_dir or None, order=order, **options)
+    examples = source.read()
+
+    images, labels = to_rgb(examples.train_images[:limit_train]), examples.train_labels[:limit_train]
+    cut = num_train(len(labels), val_fraction)
+    if cut == 0:
+        raise ConfigError(
+            f"data.val_fraction = {val_fraction} leaves nothing of {len(labels)} examples to train on:"
+            f" it must be at most {1 - 1 / max(1, len(labels)):g}, or data.limit_train at least"
+            f" {math.ceil(1 / (1 - val_fraction))}."
+        )
+    arrays = (
+        images[:cut],
+        labels[:cut],
+        images[cut:],
+        labels[cut:],
+        to_rgb(examples.test_images[:limit_test]),
+        examples.test_labels[:limit_test],
+    )
+    return Dataset(source.info._replace(note=examples.note), *arrays, fingerprint=fingerprint_of(*arrays))

@@ -1,0 +1,33 @@
+"""The 1,797 handwritten digits of 8x8 pixels that scikit-learn carries: real images without a download.
+
+Every sixth image (indices 5, 11, 17, ...) is a test image: 299 of them; the other 1,498 are for training.
+"""
+
+import numpy as np
+
+from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo, Examples, Source, built_in
+from fedjax_spmc.data.preprocess import resize_grey
+from fedjax_spmc.registry import datasets
+
+# Of value/255 over the 1,498 training images after resizing to 32x32.
+MEAN, STD = (0.3057, 0.3057, 0.3057), (0.3236, 0.3236, 0.3236)
+
+INFO = DatasetInfo("digits", 10, IMAGE_SHAPE, MEAN, STD, crop_padding=4, flip=False)
+
+
+def read() -> Examples:
+    """Values 0..16 become round(255 / 16 * value); resized like every grey data set. File order."""
+    from sklearn.datasets import load_digits  # half a second that other data sets need not pay
+
+    pixels, target = load_digits(return_X_y=True)
+    images = resize_grey(np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8))
+    labels = np.asarray(target, np.int32)
+    test = np.arange(len(labels)) % 6 == 5
+    return Examples(images[~test], labels[~test], images[test], labels[test])
+
+
+@datasets.register("digits")
+def digits(data_dir: object = None, cache_dir: object = None, order: str = "original") -> Source:
+    """The digits of scikit-learn; both orders are the same."""
+    del data_dir, cache_dir, order
+    return built_in(INFO, read, "part of scikit-learn")

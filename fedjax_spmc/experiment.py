@@ -1,0 +1,238 @@
+"""One experiment from config to result: config -> data -> partition -> attack -> rounds -> evaluate -> record.
+
+This is the page to read. In a notebook:
+
+    result = experiment.run(config)             # or run(config, "runs/mine") to keep it
+    result = experiment.load("runs/mine")
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import numpy as np
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import metrics, plots, record, setup
+from fedjax_spmc.checkpoint import Checkpoints
+from fedjax_spmc.errors import ConfigError, DivergedError, WorkdirError
+from fedjax_spmc.federation import FederationState, RoundReport, make_round
+from fedjax_spmc.progress import Progress
+from fedjax_spmc.record import RunFolder
+from fedjax_spmc.types import Variables, Verdict
+
+
+class Result(NamedTuple):
+    """What an experiment leaves.
+
+    Attributes:
+        variables: the final global model (parameters, batch statistics).
+        history: one dict per evaluated round, the lines of `metrics.jsonl`.
+        verdicts: one `Verdict` of NumPy arrays ([K] each) per evaluated round.
+        config: the resolved config.
+    """
+
+    variables: Variables
+    history: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    config: Any
+
+
+def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, stream: TextIO | None = None) -> Result:
+    """Runs an experiment, or goes on with the one in `workdir` from its last finished chunk.
+
+    Args:
+        config: a ConfigDict, as `get_config()` of a config file returns it.
+        workdir: where to record; None keeps nothing on disk.
+        stream: where progress is printed; None prints nothing.
+
+    Raises:
+        UserError: (a ValueError) the config, the data or the workdir cannot be used; one sentence says why.
+        DivergedError: training stopped being finite; what was recorded until then is kept.
+    """
+    config = configs.resolve(config)
+    folder = None if workdir is None else RunFolder(workdir, config)
+    with jax.default_matmul_precision(config.precision):
+        dataset = setup.load_data(config)
+        experiment = setup.build(config, dataset)
+        if folder is None:
+            return _play(config, experiment, None, Progress(config.federation.rounds, stream))
+        folder.begin(record.environment(dataset.info, dataset.fingerprint))
+        try:
+            return _play(config, experiment, folder, Progress(config.federation.rounds, stream))
+        finally:
+            folder.close()
+
+
+def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, progress: Progress) -> Result:
+    rounds, every = config.federation.rounds, config.federation.eval_every
+    state, history, checkpoints = _resume(config, experiment, folder, progress)
+    play_round = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    board = None if folder is None else record.Board(folder.path)
+    done = int(state.round)
+    counted = [sum(line[name] for line in history) for name in ("non_finite", "aggregation_failed")]
+    since, start = done, time.perf_counter()
+    while done < rounds and int(state.diverged) < 0:
+        state, report = play_round(state, experiment.key)
+        done += 1
+        evaluated = done % every == 0 or done == rounds
+        saved = checkpoints is not None and (done % config.checkpoint.every == 0 or done == rounds)
+        if not (evaluated or saved):
+            continue
+        lost = int(state.diverged) >= 0  # waits for the device
+        if evaluated or lost:
+            seconds = (time.perf_counter() - start) / (done - since)
+            line = _line(experiment, state, report, counted, seconds)
+            counted = [int(state.rejected), int(state.failures)]
+            history.append(line)
+            progress.update(line)
+            if folder is not None and board is not None:
+                folder.append(line)
+                board.add(line)
+            since, start = done, time.perf_counter()
+        if checkpoints is not None and folder is not None and (saved or lost):
+            checkpoints.save(done, state)
+            folder.write_model(experiment.federation.model, state.variables)
+    progress.close()
+    if folder is not None and checkpoints is not None and board is not None:
+        checkpoints.close()
+        board.close()
+        _finish(config, experiment, folder, history, int(state.diverged))
+    if int(state.diverged) >= 0:
+        raise _diverged(int(state.diverged))
+    return Result(state.variables, history, [_verdict(line) for line in history], config)
+
+
+def _resume(
+    config: Any, experiment: setup.Experiment, folder: RunFolder | None, progress: Progress
+) -> tuple[FederationState, list[dict[str, Any]], Checkpoints | None]:
+    """The state to start from, the history so far, and where checkpoints go."""
+    if folder is None:
+        return experiment.state, [], None
+    checkpoints = Checkpoints(folder.path / "checkpoint")
+    done = checkpoints.latest()
+    history = folder.history()
+    if done is None:
+        folder.rewrite_history([])
+        _draw_partition(experiment, folder)
+        return experiment.state, [], checkpoints
+    rounds, every = config.federation.rounds, config.federation.eval_every
+    if done > rounds:
+        raise ConfigError(
+            f"federation.rounds = {rounds} is not allowed in workdir = {str(folder.path)!r}: it must be at least "
+            f"{done}, the rounds that the run there has played."
+        )
+    state = checkpoints.restore(done, experiment.state)
+    if int(state.diverged) >= 0:
+        return state, history, checkpoints
+    # A line behind the checkpoint is of a round that is played again; the last round of a shorter run may lie off the
+    # grid of evaluations of the longer one.
+    kept = [line for line in history if line["round"] < done and ((line["round"] + 1) % every == 0 or done == rounds)]
+    expected = done // every + (1 if done == rounds and done % every else 0)
+    if len(kept) < expected:
+        raise WorkdirError(
+            f"{folder.path / 'metrics.jsonl'} is damaged ({len(kept)} of {expected} evaluated rounds are there): "
+            "remove the run folder or give another --workdir."
+        )
+    if kept != history:
+        folder.rewrite_history(kept)
+    if done < rounds:
+        progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
+    return state, kept, checkpoints
+
+
+def _line(
+    experiment: setup.Experiment,
+    state: FederationState,
+    report: RoundReport,
+    counted: list[int],
+    round_seconds: float,
+) -> dict[str, Any]:
+    """Evaluates the global model: one line of `metrics.jsonl`.
+
+    `non_finite` (uploads) and `aggregation_failed` (rounds that kept the global model) count since the line before.
+    """
+    start = time.perf_counter()
+    counts = experiment.evaluate(state.variables, experiment.test, state.attack)
+    percentages = metrics.percentages(counts, backdoor=experiment.federation.attack.backdoor is not None)
+    client_ids, flagged = np.asarray(report.client_ids), np.asarray(report.verdict.flagged)
+    detected = metrics.detection(flagged, np.asarray(report.participating), experiment.malicious[client_ids])
+    line = {
+        "round": int(state.round) - 1,
+        **percentages,
+        "train_loss": float(report.metrics["loss"]),
+        "weights": report.verdict.weights,
+        "scores": report.verdict.scores,
+        "flagged": flagged,
+        "client_ids": client_ids,
+        **detected,
+        "non_finite": int(state.rejected) - counted[0],
+        "aggregation_failed": int(state.failures) - counted[1],
+        "round_seconds": round_seconds,
+        "eval_seconds": time.perf_counter() - start,
+    }
+    return {name: record.finite(value) for name, value in line.items()}
+
+
+def _finish(
+    config: Any, experiment: setup.Experiment, folder: RunFolder, history: list[dict[str, Any]], diverged: int
+) -> None:
+    """Writes the summary and the curves."""
+    summary = {
+        "status": "finished" if diverged < 0 else "diverged",
+        "rounds": config.federation.rounds,
+        "diverged_round": None if diverged < 0 else diverged,
+        "oracle": experiment.federation.oracle,
+        "data_note": experiment.dataset.info.note,
+        **metrics.summarise(history),
+    }
+    folder.write_json("summary.json", summary)
+    plots.curves({f"{config.local.rule} + {config.aggregator.name}": history}, folder.path / "curves.png")
+
+
+def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:
+    labels, classes = experiment.dataset.train_labels, experiment.dataset.info.num_classes
+    counts = np.stack([np.bincount(labels[part], minlength=classes) for part in experiment.parts])
+    plots.partition(counts, experiment.malicious, folder.path / "partition.png")
+
+
+def _diverged(round_index: int) -> DivergedError:
+    return DivergedError(
+        f"training stopped being finite in round {round_index} (counted from 0): no client's model is finite there; "
+        "the global model of the round before is kept.",
+        round_index,
+    )
+
+
+def _verdict(line: Mapping[str, Any]) -> Verdict:
+    """The verdict of a line of `metrics.jsonl`, as NumPy arrays; an undefined score is NaN."""
+    scores = [np.nan if score is None else score for score in line["scores"]]
+    columns: Any = np.array(line["weights"], np.float32), np.array(scores, np.float32), np.array(line["flagged"], bool)
+    return Verdict(*columns)
+
+
+def load(workdir: str | os.PathLike[str]) -> Result:
+    """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
+
+    Raises:
+        WorkdirError: there is no run, or a file of it is missing or damaged.
+    """
+    path = Path(workdir)
+    config_path = path / "config.json"
+    try:
+        config = configs.resolve(json.loads(config_path.read_text()))
+    except OSError:
+        raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(f"{config_path} is damaged ({error}).") from None
+    folder = RunFolder(path, config)
+    facts = (folder.environment() or {}).get("data", {})
+    if "num_classes" not in facts:
+        raise WorkdirError(f"{path / 'environment.json'} is missing or damaged.")
+    model = setup.make_model(config, facts["num_classes"], tuple(facts["image_shape"]))
+    history = folder.history()
+    return Result(folder.read_model(model), history, [_verdict(line) for line in history], config)

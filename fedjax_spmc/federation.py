@@ -1,0 +1,213 @@
+"""One round of federated learning as one jitted function of (state, key).
+
+sample K of N clients -> broadcast -> per client: prepare, local steps, finish -> craft -> aggregate -> after_round
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_spmc import trees
+from fedjax_spmc.aggregators.guard import usable_rows
+from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.training import Hooks, map_clients, train_client
+from fedjax_spmc.types import (
+    Aggregator,
+    Array,
+    Attack,
+    AttackState,
+    ClientData,
+    Context,
+    LocalRule,
+    Model,
+    PRNGKey,
+    RuleState,
+    State,
+    Upload,
+    Variables,
+    Verdict,
+)
+
+
+class FederationState(NamedTuple):
+    """Everything that a round changes; with the key it determines all that follows.
+
+    Attributes:
+        variables: the global model.
+        previous: the global model one round earlier.
+        rule: state of the local rule.
+        aggregator: state of the aggregator.
+        attack: state of the attack (the ground truth of who is malicious lives here).
+        round: int32 scalar, the next round.
+        rejected: int32 scalar, uploads that were not finite, so far.
+        failures: int32 scalar, rounds that kept the global model, so far.
+        diverged: int32 scalar, first round in which clients trained and nobody's model stayed finite; -1 = none.
+    """
+
+    variables: Variables
+    previous: Variables
+    rule: RuleState
+    aggregator: State
+    attack: AttackState
+    round: Array
+    rejected: Array
+    failures: Array
+    diverged: Array
+
+
+class RoundReport(NamedTuple):
+    """What a round says of itself: the verdict, who took part ([K]), local steps [K], mean of the training metrics."""
+
+    verdict: Verdict
+    client_ids: Array
+    participating: Array
+    steps: Array
+    metrics: dict[str, Array]
+
+
+class Federation(NamedTuple):
+    """The parts of a federation.
+
+    Attributes:
+        model, rule, aggregator, attack: see `types`.
+        sample: (key, round) -> [K] int32 client ids, in the order drawn.
+        client_data: (arrays, client_id, attack_state, round, key) -> ClientData.
+        hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
+        epochs: local epochs.
+        client_batch: clients vmapped at a time.
+        oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
+    """
+
+    model: Model
+    rule: LocalRule
+    aggregator: Aggregator
+    attack: Attack
+    sample: Callable[[PRNGKey, Array], Array]
+    client_data: Callable[[Any, Array, AttackState, Array, PRNGKey], ClientData]
+    hyper: Mapping[str, Any]
+    epochs: int
+    client_batch: int
+    oracle: bool = False
+
+
+def initial_state(
+    federation: Federation, variables: Variables, num_clients: int, attack_state: AttackState
+) -> FederationState:
+    """The state before round 0.
+
+    Args:
+        federation: the parts.
+        variables: the initial global model.
+        num_clients: N.
+        attack_state: from `attack.init`.
+    """
+    zero = jnp.int32(0)
+    return FederationState(
+        variables=variables,
+        previous=variables,
+        rule=federation.rule.init(variables, num_clients),
+        aggregator=federation.aggregator.init(variables.params, num_clients),
+        attack=attack_state,
+        round=zero,
+        rejected=zero,
+        failures=zero,
+        diverged=jnp.int32(-1),
+    )
+
+
+def make_round(
+    federation: Federation, arrays: Any, sizes: Array
+) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
+    """The jitted round: (state, key) -> (state, report).
+
+    Args:
+        federation: the parts.
+        arrays: what `federation.client_data` reads (images, index lists); handed to the compiled program as an
+            argument, so that it is no constant of it.
+        sizes: [N] length of every client's index list.
+    """
+    program = jax.jit(lambda state, key, arrays, sizes: play_round(federation, arrays, sizes, state, key))
+    return lambda state, key: program(state, key, arrays, sizes)
+
+
+def play_round(
+    federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey
+) -> tuple[FederationState, RoundReport]:
+    """One round, pure: jit it, or vmap it over experiments. `key` is the experiment's, the same in every round."""
+    model, rule, attack = federation.model, federation.rule, federation.attack
+    ctx = Context(
+        model=model,
+        variables=state.variables,
+        previous=state.previous,
+        hyper=federation.hyper,
+        epochs=federation.epochs,
+        round=state.round,
+    )
+    client_ids = federation.sample(purpose_key(key, "sampling", state.round), state.round)
+    attack_state = attack.begin_round(ctx, state.attack, arrays, purpose_key(key, "begin_round", state.round))
+
+    def train_one(row: tuple[Array, State]) -> Any:
+        client_id, client_state = row
+        data = federation.client_data(arrays, client_id, attack_state, state.round, key)
+        hooks = Hooks(
+            mask_gradients=lambda grads: attack.mask_gradients(attack_state, grads, client_id),
+            after_step=lambda params: attack.after_step(ctx, attack_state, params, client_id),
+        )
+        return train_client(rule, ctx, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
+
+    rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
+    trained = map_clients(train_one, rows, federation.client_batch)
+
+    upload = Upload(
+        global_params=state.variables.params,
+        client_params=trained.variables.params,
+        num_examples=sizes[client_ids].astype(jnp.float32),
+        participating=trained.steps > 0,
+        client_ids=client_ids,
+        steps=trained.steps,
+        learning_rate=jnp.float32(federation.hyper["learning_rate"]),
+        round=state.round,
+        client_stats=trained.variables.stats,
+        extras=trained.extras,
+    )
+    crafted = attack.craft(attack_state, upload, purpose_key(key, "craft", state.round))
+    attackers = attack_state.roster.attacks_now(client_ids)
+    upload = upload._replace(client_params=trees.where_rows(attackers, crafted, upload.client_params))
+    if federation.oracle:
+        upload = upload._replace(extras={**upload.extras, "malicious": attack_state.roster.malicious[client_ids]})
+
+    aggregate_key = purpose_key(key, "aggregate", state.round)
+    params, verdict, aggregator_state = federation.aggregator.aggregate(upload, state.aggregator, aggregate_key)
+    usable = usable_rows(upload)
+    failed = verdict.weights.sum() == 0
+    variables = Variables(params, average_stats(upload, usable, verdict, state.variables.stats))
+    rule_state = state.rule._replace(
+        clients=trees.put_rows(state.rule.clients, client_ids, trained.client_state),
+    )
+    rule_state = rule.after_round(
+        rule_state, upload._replace(participating=usable), trained.variables.params, variables, verdict
+    )
+    took_part = upload.participating
+    lost = took_part.any() & ~usable.any()
+    new_state = FederationState(
+        variables=variables,
+        previous=state.variables,
+        rule=rule_state,
+        aggregator=aggregator_state,
+        attack=attack_state,
+        round=state.round + 1,
+        rejected=state.rejected + (took_part & ~usable).sum(dtype=jnp.int32),
+        failures=state.failures + failed.astype(jnp.int32),
+        diverged=jnp.where((state.diverged < 0) & lost, state.round, state.diverged),
+    )
+    total_steps = jnp.maximum(trained.steps.sum(), 1)
+    metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
+    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics)
+
+
+def average_stats(upload: Upload, usable: Array, verdict: Verdict, old: Any) -> Any:
+    """Batch statistics of the new model: averaged with the verdict's weights; the old ones where all weights are 0."""
+    mean = trees.weighted_mean(trees.zero_rows(usable, upload.client_stats), verdict.weights)
+    return trees.where(verdict.weights.sum() > 0, mean, old)

@@ -1,0 +1,32 @@
+"""SGD: plain local training, the local half of federated averaging.
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+    Algorithm 1, ClientUpdate.
+"""
+
+from typing import Any
+
+import jax
+
+from fedjax_spmc.losses import cross_entropy
+from fedjax_spmc.registry import local_rules
+from fedjax_spmc.types import Array, Batch, Context, LocalRule, Params, PRNGKey, State, Stats
+
+
+@local_rules.register("sgd")
+def sgd() -> LocalRule:
+    """Mean cross entropy; the optimiser (momentum, weight decay) is the config's."""
+
+    def gradients(
+        ctx: Context, params: Params, stats: Stats, batch: Batch, client_state: State, key: PRNGKey
+    ) -> tuple[Params, Stats, dict[str, Array]]:
+        del client_state
+
+        def loss(params: Params) -> tuple[Array, Any]:
+            logits, new_stats = ctx.model.apply(params, stats, batch.images, True, key)
+            return cross_entropy(logits, batch.labels, batch.valid), new_stats
+
+        (value, new_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, new_stats, {"loss": value}
+
+    return LocalRule(gradients=gradients)

@@ -1,0 +1,146 @@
+"""SPMC, client half: gradient self-purification.
+
+Each client holds a teacher, the coalition of all the others in the last round: T_k = (g - alpha_k w_k) / (1 - alpha_k).
+The gradient of the task loss loses its component against the gradient of the distillation loss from the teacher.
+
+Source: "SPMC: Self-Purifying Federated Backdoor Defense via Margin Contribution", ICML 2025; `AlignedGradient` of its
+    code.
+Deviations: the paper prints G_d - lambda (G_d . G_g) / |G_g| G_g; the code divides by the squared norm, a true
+    projection, and does so for each tensor on its own. Both are options. In round 0 teacher and student are equal, so
+    that the guidance of the first batch is rounding noise whose direction the code uses; `floor` counts such guidance
+    as none.
+"""
+
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_spmc import trees
+from fedjax_spmc.losses import cross_entropy, soft_cross_entropy
+from fedjax_spmc.options import NON_NEGATIVE, TRACED
+from fedjax_spmc.registry import local_rules
+from fedjax_spmc.types import (
+    Array,
+    Batch,
+    Context,
+    LocalRule,
+    Params,
+    PRNGKey,
+    RuleState,
+    State,
+    Stats,
+    Upload,
+    Variables,
+    Verdict,
+)
+
+MAX_WEIGHT = 1 - 1e-3
+"""A client that holds more than this share of the model keeps its old teacher: 1 - alpha would nearly cancel."""
+
+
+def purify(
+    task_grads: Params,
+    guide_grads: Params,
+    strength: float | Array = 1.0,
+    scope: str = "tensor",
+    norm: str = "squared",
+    floor: float | Array = 0.0,
+) -> Params:
+    """Takes from the task gradient a what opposes the guidance b: where <a, b> < 0, a - strength <a, b> / |b|^2 b.
+
+    Args:
+        task_grads, guide_grads: pytrees of one structure, a and b.
+        strength: lambda.
+        scope: "tensor" projects each leaf on its own (the code); "model" takes one dot product over all leaves.
+        norm: "squared" divides by |b|^2 (the code); "printed" divides by |b| once (the formula as the paper prints it).
+        floor: guidance shorter than `floor` times the task gradient counts as none; the unit is that of `scope`.
+
+    Returns:
+        Gradients like `task_grads`. Guidance of length 0 leaves them as they are.
+    """
+    task, structure = jax.tree.flatten(task_grads)
+    guide = jax.tree.leaves(guide_grads)
+    groups = [[i] for i in range(len(task))] if scope == "tensor" else [list(range(len(task)))]
+    purified = list(task)
+    for group in groups:
+        # The guidance is scaled to a largest entry of 1 first: squares of tiny float32 numbers vanish.
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(guide[i])) for i in group]))
+        scale = jnp.where(largest > 0, largest, 1.0)
+        scaled = {i: guide[i] / scale for i in group}
+        dot = sum((jnp.sum(task[i] * scaled[i]) for i in group), jnp.float32(0))
+        square = sum((jnp.sum(scaled[i] * scaled[i]) for i in group), jnp.float32(0))
+        task_square = sum((jnp.sum(task[i] * task[i]) for i in group), jnp.float32(0))
+        length = scale * jnp.sqrt(square)
+        guided = (largest > 0) & (dot < 0) & (length >= floor * jnp.sqrt(task_square))
+        coefficient = dot / jnp.where(square > 0, square, 1.0)
+        if norm == "printed":
+            coefficient = coefficient * length
+        coefficient = jnp.where(guided, strength * coefficient, 0.0)
+        for i in group:
+            purified[i] = task[i] - (coefficient * scaled[i]).astype(task[i].dtype)
+    return jax.tree.unflatten(structure, purified)
+
+
+@local_rules.register("spmc")
+def spmc(
+    strength: Annotated[float, NON_NEGATIVE, TRACED] = 1.0,
+    scope: Literal["tensor", "model"] = "tensor",
+    norm: Literal["squared", "printed"] = "squared",
+    floor: Annotated[float, NON_NEGATIVE, TRACED] = 1e-2,
+    teacher_weights: Literal["verdict", "uniform"] = "verdict",
+) -> LocalRule:
+    """Local SGD on purified gradients; see `purify` for strength, scope, norm and floor.
+
+    Args:
+        strength: lambda of the projection.
+        scope: granularity of the projection.
+        norm: its denominator.
+        floor: relative length below which guidance counts as none; the code's value is 0.
+        teacher_weights: "verdict" leaves the client out of the weighted mean that the server took (the code), "uniform"
+            out of the plain mean of all uploads.
+    """
+
+    def init(variables: Variables, num_clients: int) -> RuleState:
+        return RuleState(clients=trees.broadcast(variables, num_clients))
+
+    def gradients(
+        ctx: Context, params: Params, stats: Stats, batch: Batch, client_state: State, key: PRNGKey
+    ) -> tuple[Params, Stats, dict[str, Array]]:
+        teacher_logits, _ = ctx.model.apply(client_state.params, client_state.stats, batch.images, True, key)
+
+        def forward(params: Params) -> tuple[Array, Stats]:
+            return ctx.model.apply(params, stats, batch.images, True, key)
+
+        logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
+        loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)
+        guide_cotangent = jax.grad(soft_cross_entropy)(logits, teacher_logits, batch.valid)
+        (task,) = pull_back(task_cotangent)
+        (guide,) = pull_back(guide_cotangent)
+        grads = purify(task, guide, strength, scope, norm, floor)
+        return grads, new_stats, {"loss": loss}
+
+    def after_round(
+        rule_state: RuleState, upload: Upload, trained_params: Params, new_variables: Variables, verdict: Verdict
+    ) -> RuleState:
+        own = Variables(trained_params, upload.client_stats)
+        present = upload.participating & trees.finite_rows(own.params) & trees.finite_rows(own.stats)
+        if teacher_weights == "verdict":
+            share, center = verdict.weights, new_variables
+        else:
+            share = present / jnp.maximum(present.sum(), 1)
+            center = trees.weighted_mean(trees.zero_rows(present, own), share)
+        renewed = present & (share <= MAX_WEIGHT) & (verdict.weights.sum() > 0)
+        rest = jnp.where(renewed, 1 - share, 1.0)
+
+        def leave_out(global_leaf: Array, client_leaf: Array) -> Array:
+            return (global_leaf[None] - trees.column(share, client_leaf) * client_leaf) / trees.column(
+                rest, client_leaf
+            )
+
+        teachers = jax.tree.map(leave_out, center, own)
+        old = trees.take_rows(rule_state.clients, upload.client_ids)
+        teachers = trees.where_rows(renewed, teachers, old)
+        return rule_state._replace(clients=trees.put_rows(rule_state.clients, upload.client_ids, teachers))
+
+    return LocalRule(gradients=gradients, init=init, after_round=after_round, needs_linear=teacher_weights == "verdict")

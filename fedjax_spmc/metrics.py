@@ -1,0 +1,142 @@
+"""What is measured: A, ASR, R, V in percent, with and without test images of the target class, and detection."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc.data import augment
+from fedjax_spmc.data.pipeline import Images
+from fedjax_spmc.types import Array, Attack, AttackState, Model, Variables
+
+TEST_BATCH = 500
+LAST_ROUNDS = 5
+"""A run is summed up by the mean of its last five evaluated rounds, as the papers do."""
+
+
+class Counts(NamedTuple):
+    """Test images counted by true class, all [classes] int32.
+
+    Attributes:
+        total: images.
+        correct: classified correctly.
+        hits: classified as the attacker wants once the trigger is on them.
+        targeted: images whose true class is the attacker's target.
+    """
+
+    total: Array
+    correct: Array
+    hits: Array
+    targeted: Array
+
+
+def make_evaluate(model: Model, attack: Attack, mean: Array, std: Array) -> Callable[..., Counts]:
+    """The jitted evaluation: (variables, test: Images, attack_state) -> Counts."""
+
+    def evaluate(variables: Variables, test: Images, attack_state: AttackState) -> Counts:
+        num_images = test.labels.shape[0]
+        batch = min(TEST_BATCH, num_images)
+        starts = jnp.arange(0, num_images, batch, dtype=jnp.int32)
+
+        def predict(images: Array) -> Array:
+            logits, _ = model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
+            return jnp.argmax(logits, axis=-1)
+
+        def count_batch(start: Array) -> Counts:
+            rows = start + jnp.arange(batch, dtype=jnp.int32)
+            counted = rows < num_images
+            rows = jnp.minimum(rows, num_images - 1)
+            labels = test.labels[rows]
+            images = augment.normalise(test.images[rows], mean, std)
+
+            def by_class(mask: Array) -> Array:
+                return jnp.zeros(model.num_classes, jnp.int32).at[labels].add((mask & counted).astype(jnp.int32))
+
+            correct = by_class(predict(images) == labels)
+            hits = targeted = jnp.zeros(model.num_classes, jnp.int32)
+            if attack.backdoor is not None:
+                stamped, wanted = attack.backdoor(attack_state, images, labels)
+                hits, targeted = by_class(predict(stamped) == wanted), by_class(labels == wanted)
+            return Counts(by_class(jnp.ones(batch, bool)), correct, hits, targeted)
+
+        return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(count_batch, starts))
+
+    return jax.jit(evaluate)
+
+
+def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
+    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (accuracy of each class) in percent; undefined = None."""
+    total, correct, hits, targeted = (np.asarray(field, np.int64) for field in counts)
+
+    def percent(part: Any, whole: Any) -> float | None:
+        return 100.0 * float(part) / float(whole) if whole > 0 else None
+
+    accuracy = percent(correct.sum(), total.sum())
+    # A class is either the attacker's target for all its images or for none.
+    others = targeted == 0
+    asr = percent(hits[others].sum(), total[others].sum()) if backdoor else None
+    asr_all = percent(hits.sum(), total.sum()) if backdoor else None
+
+    def resist(rate: float | None) -> float | None:
+        return None if rate is None else 100.0 - rate
+
+    def balance(rate: float | None) -> float | None:
+        return None if rate is None or accuracy is None else (accuracy + 100.0 - rate) / 2
+
+    return {
+        "A": accuracy,
+        "ASR": asr,
+        "ASR_all": asr_all,
+        "R": resist(asr),
+        "V": balance(asr),
+        "R_all": resist(asr_all),
+        "V_all": balance(asr_all),
+        "per_class": [percent(part, whole) for part, whole in zip(correct, total, strict=True)],
+    }
+
+
+def detection(flagged: np.ndarray, participating: np.ndarray, malicious: np.ndarray) -> dict[str, float | None]:
+    """tpr and fpr of the verdict's flags among the participants of one round, in percent; undefined = None.
+
+    Args:
+        flagged, participating, malicious: [K] bool, by row.
+    """
+
+    def share(of: np.ndarray) -> float | None:
+        return 100.0 * float((flagged & of).sum()) / float(of.sum()) if of.any() else None
+
+    return {"tpr": share(participating & malicious), "fpr": share(participating & ~malicious)}
+
+
+def summarise(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of the last five evaluated rounds of each percentage (`A`, ...) and the last round's (`A_last`, ...)."""
+    summary: dict[str, Any] = {}
+    for name in ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss"):
+        values = [line[name] for line in history[-LAST_ROUNDS:]]
+        known = [value for value in values if value is not None]
+        summary[name] = float(np.mean(known)) if known else None
+        summary[f"{name}_last"] = values[-1] if values else None
+    return summary
+
+
+def paper_report(accuracy: np.ndarray, attack_success: np.ndarray) -> dict[str, Any]:
+    """The papers' report over repeated runs: per-round means, and the mean of the last five, all rounded to 3 decimals.
+
+    Source: the SPMC code's analysis script: R = 100 - ASR.
+
+    Args:
+        accuracy, attack_success: [runs, rounds] float64, percent.
+
+    Returns:
+        A_series, R_series ([rounds]), A, R.
+    """
+    series_a = np.round(np.mean(accuracy, axis=0), 3)
+    series_r = np.round(np.mean(100.0 - attack_success, axis=0), 3)
+    return {
+        "A_series": series_a,
+        "R_series": series_r,
+        "A": round(float(np.mean(series_a[-LAST_ROUNDS:])), 3),
+        "R": round(float(np.mean(series_r[-LAST_ROUNDS:])), 3),
+    }

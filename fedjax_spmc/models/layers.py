@@ -1,0 +1,159 @@
+"""Layers of the networks, written so that they are fast on a CPU when every client has its own weights.
+
+Inside a network the batch is the LAST axis: activations are [channels, height, width, B] or [features, B]. A weight in
+torch's layout, (out, in), then multiplies from the left as it is, the channel-major flattening of torch is a plain
+reshape, and every slice of an image is contiguous in memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Torch's default for convolutions and linear layers, weights and biases alike: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = float(1 / np.sqrt(fan_in))
+
+    def draw(key: PRNGKey, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
+
+
+def batch_last(images: Array) -> Array:
+    """[B, H, W, C] -> [C, H, W, B]."""
+    return images.transpose(3, 1, 2, 0)
+
+
+@jax.custom_vjp
+def max_of_first(values: Array) -> Array:
+    """Maximum over the leading axis, [n, ...] -> [...]; on an exact tie the first entry gets the gradient, as in torch."""
+    return _max_and_index(values)[0]
+
+
+def _max_and_index(values: Array) -> tuple[Array, Array]:
+    largest = values[0]
+    index = jnp.zeros(largest.shape, jnp.int8)
+    for i in range(1, values.shape[0]):
+        above = values[i] > largest
+        largest = jnp.where(above, values[i], largest)
+        index = jnp.where(above, jnp.int8(i), index)
+    return largest, index
+
+
+def _max_backward(index: Array, cotangent: Array, entries: int) -> Array:
+    return jnp.stack([jnp.where(index == i, cotangent, 0) for i in range(entries)])
+
+
+max_of_first.defvjp(_max_and_index, lambda index, cotangent: (_max_backward(index, cotangent, 4),))
+
+
+def convolution_max(images: Array, kernel: Array) -> Array:
+    """Valid convolution with stride 1, then 2x2 max-pool with stride 2, as one matrix product.
+
+    The four outputs under a pooling window are four channels of one convolution with stride 2, whose kernel is one row
+    and one column larger: phase (p, q) is the kernel shifted by (p, q). On the 2x2 space-to-depth image that is a
+    convolution with stride 1, so few and long slices make the patches. A size that leaves the pooling a rest drops it.
+
+    Args:
+        images: [C, H, W, B].
+        kernel: [O, C, k, k], k odd.
+
+    Returns:
+        [O, (H - k + 1) // 2, (W - k + 1) // 2, B].
+    """
+    channels, height, width, batch = images.shape
+    outputs, _, size, _ = kernel.shape
+    rows, columns, taps = (height - size + 1) // 2, (width - size + 1) // 2, (size + 1) // 2
+    down, right = rows + taps - 1, columns + taps - 1
+    blocks = images[:, : 2 * down, : 2 * right].reshape(channels, down, 2, right, 2, batch)
+    blocks = blocks.transpose(2, 4, 0, 1, 3, 5).reshape(4 * channels, down, right, batch)
+    patches = jnp.stack([blocks[:, u : u + rows, v : v + columns] for u in range(taps) for v in range(taps)])
+    phases = jnp.stack([jnp.pad(kernel, ((0, 0), (0, 0), (p, 1 - p), (q, 1 - q))) for p in (0, 1) for q in (0, 1)])
+    phases = phases.reshape(4, outputs, channels, taps, 2, taps, 2).transpose(0, 1, 3, 5, 4, 6, 2)
+    inner = 4 * taps * taps * channels
+    products = phases.reshape(4 * outputs, inner) @ patches.reshape(inner, rows * columns * batch)
+    return max_of_first(products.reshape(4, outputs, rows, columns, batch))
+
+
+class ConvolutionPool(nn.Module):
+    """Convolution, ReLU, 2x2 max-pool: [C, H, W, B] -> [features, (H - size + 1) // 2, (W - size + 1) // 2, B].
+
+    Bias and ReLU come after the maximum, which changes nothing because both are monotone and shared by the window.
+    """
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        shape = (self.features, images.shape[0], self.size, self.size)
+        fan_in = images.shape[0] * self.size * self.size
+        weight = self.param("weight", torch_uniform(fan_in), shape)
+        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
+        return nn.relu(convolution_max(images, weight) + bias[:, None, None, None])
+
+
+class Linear(nn.Module):
+    """Affine map [in, B] -> [features, B]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        weight = self.param("weight", torch_uniform(inputs.shape[0]), (self.features, inputs.shape[0]))
+        bias = self.param("bias", torch_uniform(inputs.shape[0]), (self.features,))
+        return weight @ inputs + bias[:, None]
+
+
+def ordered(tree: Any, like: Mapping[str, Any] | None = None) -> Any:
+    """Copies nested dicts into `OrderedDict`s, whose leaves jax visits in order of insertion instead of sorted by key.
+
+    Args:
+        tree: nested dicts.
+        like: nested dicts with the same keys whose order is taken; default: the order of `tree`.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    keys = tree if like is None else like
+    return OrderedDict((key, ordered(tree[key], None if like is None else like[key])) for key in keys)
+
+
+def paths(tree: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The paths of all leaves of nested dicts, in order."""
+    return tuple(
+        (key, *rest) for key, value in tree.items() for rest in (paths(value) if isinstance(value, Mapping) else ((),))
+    )
+
+
+def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
+    """Wraps a Flax module called as `module(images [B, H, W, C], train)`.
+
+    The module must create its parameters in torch's registration order, under torch's names and in torch's layout; its
+    batch statistics are the collection "batch_stats". It draws no random numbers of its own.
+    """
+
+    def init(key: PRNGKey) -> Variables:
+        variables = module.init(key, jnp.zeros((1, *image_shape), jnp.float32), False)
+        stats = variables.get("batch_stats")
+        return Variables(ordered(variables["params"]), ordered(stats) if stats else {})
+
+    def apply(
+        params: Params, stats: Stats, images: Array, train: bool, key: PRNGKey | None = None
+    ) -> tuple[Array, Stats]:
+        del key
+        if not stats:
+            return jnp.asarray(module.apply({"params": params}, images, train)), stats
+        logits, new = module.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+        return logits, ordered(new["batch_stats"], like=stats)
+
+    order = paths(jax.eval_shape(init, jax.random.key(0)).params)
+    return Model(init, apply, order, num_classes, image_shape)

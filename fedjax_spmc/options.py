@@ -1,0 +1,215 @@
+"""Typed settings: one description serves the config fields, the options of every factory, their checks and `--list`.
+
+A factory declares its options in its signature:
+
+    def spmc(temperature: Annotated[float, Range(low=0, low_open=True), TRACED] = 1.0,
+             partner: Literal["coalition", "global"] = "coalition") -> Aggregator: ...
+"""
+
+import ast
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_spmc.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """An interval of numbers; an open end is not part of it."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float, np.number)):
+            return False
+        above = self.low < value if self.low_open else self.low <= value
+        below = value < self.high if self.high_open else value <= self.high
+        return bool(above and below)
+
+    def __str__(self) -> str:
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+POSITIVE = Range(low=0, low_open=True)
+NON_NEGATIVE = Range(low=0)
+FRACTION = Range(low=0, high=1)
+TRACED = "traced"
+"""Marks an array option: its value may be a traced scalar, so that a sweep can vmap over it."""
+
+
+class Option(NamedTuple):
+    """One typed setting.
+
+    Attributes:
+        name: the keyword, or the dotted path of a config field.
+        kind: bool, int, float, str or tuple.
+        default: the value that stands when nothing is said.
+        optional: whether None is allowed.
+        choices: the allowed values, a function that returns them, or None.
+        range: the allowed interval of a number, or None.
+        traced: whether a traced scalar is accepted.
+        note: what None means, or anything else to add after "must be".
+    """
+
+    name: str
+    kind: type
+    default: Any
+    optional: bool = False
+    choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] | None = None
+    range: Range | None = None
+    traced: bool = False
+    note: str = ""
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        choices = self.choices() if callable(self.choices) else self.choices
+        if choices is not None:
+            words = "one of " + ", ".join(str(choice) for choice in choices)
+        elif self.kind is bool:
+            words = "True or False"
+        elif self.kind is int:
+            words = f"a whole number in {self.range}" if self.range else "a whole number"
+        elif self.kind is float:
+            words = f"a finite number in {self.range}" if self.range else "a finite number"
+        elif self.kind is tuple:
+            words = "a list"
+        else:
+            words = "a text"
+        return words + (" or None" if self.optional else "") + (f" ({self.note})" if self.note else "")
+
+    def refuse(self, value: Any, label: str = "") -> ConfigError:
+        """The error that says that `value` is not allowed here."""
+        return ConfigError(f"{label or self.name} = {value!r} is not allowed: it must be {self.allowed()}.")
+
+    def check(self, value: Any, label: str = "") -> Any:
+        """Returns `value` in the option's own type.
+
+        Raises:
+            ConfigError: naming the field, the value and what is allowed.
+        """
+        if value is None and self.optional:
+            return None
+        if self.traced and isinstance(value, jax.Array):
+            return value
+        if self.kind is tuple:
+            if not isinstance(value, (tuple, list)):
+                raise self.refuse(value, label)
+            value = _as_tuple(value)
+        elif self.kind is bool:
+            if not isinstance(value, (bool, np.bool_)):
+                raise self.refuse(value, label)
+            value = bool(value)
+        elif self.kind is int:
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+                raise self.refuse(value, label)
+            value = int(value)
+        elif self.kind is float:
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+                raise self.refuse(value, label)
+            value = float(value)
+            if not math.isfinite(value):
+                raise self.refuse(value, label)
+        elif not isinstance(value, str):
+            raise self.refuse(value, label)
+        choices = self.choices() if callable(self.choices) else self.choices
+        if choices is not None and any(v not in choices for v in (value if self.kind is tuple else (value,))):
+            raise self.refuse(value, label)
+        if self.range is not None and self.kind in (int, float) and value not in self.range:
+            raise self.refuse(value, label)
+        return value
+
+    def parse(self, text: str, label: str = "") -> Any:
+        """Reads a value typed on the command line, then checks it."""
+        if self.optional and text.strip().lower() in ("none", "null", "auto"):
+            return None
+        if self.kind is str:
+            return self.check(text, label)
+        if self.kind is bool and text.strip().lower() in ("true", "false"):
+            return text.strip().lower() == "true"
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = text
+            if self.kind is float:
+                try:
+                    value = float(text)
+                except ValueError:
+                    value = text
+            elif self.kind is tuple:
+                value = tuple(part.strip() for part in text.split(",") if part.strip())
+        if self.kind is tuple and not isinstance(value, (tuple, list)):
+            value = (value,)
+        return self.check(value, label)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def option_from_hint(name: str, hint: Any, default: Any) -> Option:
+    """Builds an `Option` from a hint such as `Annotated[float, Range(0, 1), TRACED]` or `Literal["a", "b"] | None`."""
+    limits: Range | None = None
+    traced = optional = False
+    choices: tuple[Any, ...] | None = None
+    while typing.get_origin(hint) in (typing.Annotated, typing.Union, types.UnionType):
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *marks = typing.get_args(hint)
+            for mark in marks:
+                limits = mark if isinstance(mark, Range) else limits
+                traced = traced or mark is TRACED
+            continue
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        optional = len(members) < len(typing.get_args(hint))
+        if len(members) != 1:
+            raise TypeError(f"option {name}: a union of {members} cannot be checked")
+        hint = members[0]
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        hint = type(choices[0])
+    kind = typing.get_origin(hint) or hint
+    if kind not in (bool, int, float, str, tuple):
+        raise TypeError(f"option {name}: type {hint!r} is none of bool, int, float, str, tuple, Literal")
+    return Option(name, kind, default, optional, choices, limits, traced)
+
+
+def options_of(factory: Callable[..., Any], given: tuple[str, ...] = ()) -> dict[str, Option]:
+    """The options of a factory, read from its signature.
+
+    Args:
+        factory: a function whose parameters are all typed and, but for those in `given`, have a default.
+        given: names that the simulator itself fills in; they are no options.
+    """
+    hints = typing.get_type_hints(factory, include_extras=True)
+    parameters = inspect.signature(factory).parameters
+    return {
+        name: option_from_hint(name, hints[name], parameter.default)
+        for name, parameter in parameters.items()
+        if name not in given
+    }
+
+
+def check_options(
+    owner: str, known: Mapping[str, Option], options: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Checks `options` against `known` and returns them in their own types.
+
+    Raises:
+        ConfigError: an unknown name (the known ones are listed), a wrong type or a value out of range.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"{prefix}{name} is no option of {owner}; it knows {', '.join(sorted(known)) or 'no options'}."
+            )
+    return {name: known[name].check(value, f"{prefix}{name}") for name, value in options.items()}

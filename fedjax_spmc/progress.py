@@ -1,0 +1,54 @@
+"""The live progress line; plain lines where the output is no terminal."""
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+
+class Progress:
+    """Prints a line per evaluated round: round, A, ASR, R, V, seconds per round, time left.
+
+    Args:
+        rounds: rounds of the whole run.
+        stream: where to print; None prints nothing.
+    """
+
+    def __init__(self, rounds: int, stream: TextIO | None):
+        self._rounds = rounds
+        self._stream = stream
+        self._live = stream is not None and stream.isatty()
+        self._fastest = float("inf")
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        if self._stream is not None:
+            print(("\r\033[K" if self._live else "") + text, file=self._stream, flush=True)
+
+    def update(self, line: Mapping[str, Any]) -> None:
+        """Prints the evaluated round `line` (see `metrics.jsonl`)."""
+        if self._stream is None:
+            return
+        self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
+        # The first round compiles: the time left is told from the fastest round so far.
+        left = self._fastest * (self._rounds - line["round"] - 1)
+        shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
+        text = (
+            f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  {shown}  "
+            f"{line['round_seconds']:6.2f} s/round  {_clock(left)} left"
+        )
+        end = "" if self._live else "\n"
+        print(("\r\033[K" if self._live else "") + text, end=end, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Ends the live line."""
+        if self._stream is not None and self._live:
+            print(file=self._stream, flush=True)
+
+
+def _percent(value: float | None) -> str:
+    return "    -" if value is None else f"{value:5.2f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,263 @@
+"""The run folder: what is written, when, and what is refused."""
+
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import models
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.types import Model, Variables
+
+OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
+
+
+class Board:
+    """TensorBoard events beside the other files.
+
+    Args:
+        folder: the run folder.
+    """
+
+    SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "train_loss", "tpr", "fpr")
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter  # imported here: it takes over a second
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
+        for name in self.SCALARS:
+            if line[name] is not None:
+                self._writer.add_scalar(name, line[name], line["round"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the writer's thread."""
+        self._writer.close()
+
+
+class RunFolder:
+    """A workdir. Creating the object only reads; `begin` takes the lock and writes.
+
+    Args:
+        path: the folder; it may not exist yet.
+        config: the resolved config.
+
+    Raises:
+        WorkdirError: it cannot be written, holds something else, or is damaged.
+        ConfigError: it holds a run of another config; the field is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: configs.Config):
+        self.path = Path(path)
+        self._config = config
+        self._lock: FileLock | None = None
+        self._check()
+
+    def begin(self, environment: Mapping[str, Any]) -> None:
+        """Takes the lock and writes `config.json` and `environment.json`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            self._lock = None
+            raise WorkdirError(
+                f"workdir = {str(self.path)!r} is in use by another process: wait for it or give another --workdir."
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._check()
+        old = self.environment()
+        fingerprint = environment["data"]["fingerprint"]
+        if old is not None and old.get("data", {}).get("fingerprint") != fingerprint:
+            raise WorkdirError(
+                f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
+                f"{str(old.get('data', {}).get('fingerprint'))[:12]}, now {fingerprint[:12]}): give another --workdir."
+            )
+        self.write_json("config.json", configs.to_plain(self._config))
+        self.write_json("environment.json", environment)
+
+    def close(self) -> None:
+        """Releases the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; an incomplete last one, as an interruption leaves it, is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError:
+            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.") from None
+
+    def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces `metrics.jsonl`, atomically."""
+        self._replace("metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in history).encode())
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl` and sees it on the disk."""
+        with (self.path / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def summary(self) -> dict[str, Any] | None:
+        """`summary.json`, or None while the run is not over."""
+        return self._read_json("summary.json")
+
+    def environment(self) -> dict[str, Any] | None:
+        """`environment.json`, or None."""
+        return self._read_json("environment.json")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file, atomically."""
+        self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_model(self, model: Model, variables: Variables) -> None:
+        """Writes `model.npz`, atomically: torch names and layout, no pickle."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(model, variables))
+        self._replace("model.npz", buffer.getvalue())
+
+    def read_model(self, model: Model) -> Variables:
+        """Reads `model.npz`.
+
+        Raises:
+            WorkdirError: it is missing, damaged or of another model.
+        """
+        path = self.path / "model.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return models.from_torch_dict(model, dict(arrays))
+        except FileNotFoundError:
+            raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise WorkdirError(f"{path} is damaged ({error}).") from None
+
+    def _replace(self, name: str, content: bytes) -> None:
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+        except (ValueError, OSError):
+            content = None
+        if not isinstance(content, dict):
+            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
+        return content
+
+    def _check(self) -> None:
+        parent = self.path
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise self._unwritable("it is no folder" if not parent.is_dir() else "permission denied")
+        old = self._read_json("config.json")
+        if old is None:
+            found = [name for name in OWN_FILES if (self.path / name).exists()]
+            if found:
+                raise WorkdirError(
+                    f"workdir = {str(self.path)!r} holds {found[0]} but no config.json: give another --workdir."
+                )
+            return
+        try:
+            old = configs.resolve(old)
+        except ConfigError as error:
+            raise WorkdirError(f"{self.path / 'config.json'} is damaged or of another version ({error})") from None
+        for path in configs.difference(old, self._config):
+            before, now = (configs.flatten(c).get(path) for c in (old, self._config))
+            raise ConfigError(
+                f"{path} = {now!r} is not allowed in workdir = {str(self.path)!r}: the run there has {before!r}; "
+                "give another --workdir to start a new one."
+            )
+
+    def _unwritable(self, reason: Any) -> WorkdirError:
+        words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        return WorkdirError(
+            f"workdir = {str(self.path)!r} cannot be written ({words}): it must be a folder that you may write."
+        )
+
+
+def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
+    """Versions, device, commit and data, for `environment.json`."""
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), "fedjax_spmc": _version("fedjax_spmc")}
+        | {name: _version(name) for name in LIBRARIES},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        "commit": _commit(),
+        "data": {
+            "name": info.name,
+            "fingerprint": fingerprint,
+            "note": info.note,
+            "num_classes": info.num_classes,
+            "image_shape": list(info.image_shape),
+        },
+    }
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: arrays become lists, floats that are not finite None."""
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return finite(np.asarray(value).tolist())
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, "+" behind it where files differ; None elsewhere."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", "__init__.py"):
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,126 @@
+"""Name -> factory. One registry for each kind of part; a file that registers itself joins every contract test."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import Option, check_options, options_of
+
+T = TypeVar("T")
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Factories of one kind of part, by name.
+
+    Args:
+        kind: what the parts are, in words, as error messages name them.
+        package: the package whose modules register themselves; imported at the first look-up.
+        given: parameters of the factories that the simulator fills in; they are no options of the user.
+    """
+
+    def __init__(self, kind: str, package: str = "", given: tuple[str, ...] = ()):
+        self.kind = kind
+        self.given = given
+        self._package = package
+        self._factories: dict[str, Callable[..., T]] = {}
+        self._loaded = not package
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Decorator that adds a factory under `name`.
+
+        Raises:
+            ValueError: the name is taken by another factory.
+        """
+
+        def add(factory: Factory) -> Factory:
+            known = self._factories.get(name)
+            if known is not None:
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: by {known.__module__} and {factory.__module__}"
+                )
+            options_of(factory, self.given)
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    @contextmanager
+    def temporary(self, name: str, factory: Callable[..., T]):
+        """Registers a factory for the length of a `with` block (tests)."""
+        self.register(name)(factory)
+        try:
+            yield
+        finally:
+            del self._factories[name]
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names, sorted."""
+        self._load()
+        return tuple(sorted(self._factories))
+
+    def factory(self, name: str, field: str = "") -> Callable[..., T]:
+        """The factory registered under `name`.
+
+        Raises:
+            ConfigError: there is none; the known names are listed.
+        """
+        if not isinstance(name, str) or name not in self.names():
+            where = field or self.kind
+            raise ConfigError(f"{where} = {name!r} is unknown: it must be one of {', '.join(self.names())}.")
+        return self._factories[name]
+
+    def options(self, name: str, field: str = "") -> dict[str, Option]:
+        """The options that the factory `name` takes."""
+        return options_of(self.factory(name, field), self.given)
+
+    def describe(self, name: str) -> dict[str, dict[str, Any]]:
+        """Options of `name`: option -> {"default", "allowed", "array"}, plain values for printing."""
+        return {
+            option.name: {"default": option.default, "allowed": option.allowed(), "array": option.traced}
+            for option in self.options(name).values()
+        }
+
+    def make(self, name: str, /, **options: Any) -> T:
+        """Builds the part `name`.
+
+        Raises:
+            ConfigError: (a ValueError) unknown name or option, wrong type, value out of range.
+        """
+        factory = self.factory(name)
+        filled = {key: options.pop(key) for key in self.given if key in options}
+        return factory(**check_options(f"{self.kind} {name}", self.options(name), options), **filled)
+
+    def _load(self) -> None:
+        if not self._loaded:
+            self._loaded = True
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                importlib.import_module(f"{self._package}.{module.name}")
+
+
+def load_plugins(modules: Sequence[str]) -> None:
+    """Imports the modules of `config.plugins`, so that they register themselves.
+
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins: module {module!r} cannot be imported ({error}); it must be on the Python path."
+            ) from None
+
+
+aggregators: Registry = Registry("aggregator", "fedjax_spmc.aggregators", given=("server",))
+local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules")
+attacks: Registry = Registry("attack", "fedjax_spmc.attacks")
+models: Registry = Registry("model", "fedjax_spmc.models", given=("num_classes", "image_shape"))
+datasets: Registry = Registry("data set", "fedjax_spmc.data", given=("data_dir", "cache_dir", "order"))
+partitions: Registry = Registry("partition", "fedjax_spmc.data")
+samplings: Registry = Registry("sampling", "fedjax_spmc.sampling")

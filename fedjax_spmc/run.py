@@ -1,0 +1,176 @@
+"""Runs one experiment: flags only, everything else is in `experiment.py`.
+
+    python -m fedjax_spmc.run --config=FILE[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR]
+    python -m fedjax_spmc.run --list
+
+Exit codes: 0 finished, 2 bad input (one sentence says what), 3 training stopped being finite, 130 interrupted.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_spmc import config as configs
+from fedjax_spmc.errors import ConfigError, DivergedError, UserError
+
+USAGE = "usage: python -m fedjax_spmc.run --config=FILE[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR] | --list"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command and turns what a user can cause into one sentence on standard error and an exit code."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last finished chunk.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(arguments: list[str]) -> int:
+    flags = parse(arguments)
+    if flags.help:
+        print(f"{__doc__}")
+        return 0
+    if flags.list:
+        from fedjax_spmc.listing import listing
+
+        print(listing())
+        return 0
+    config, label = read_config(flags.config)
+    for notice in configs.override(config, flags.overrides):
+        print(notice, file=sys.stderr)
+    config = configs.resolve(config)
+    workdir = Path(flags.workdir or f"runs/{label}-{short_hash(config)}")
+    use_compilation_cache(config)
+
+    from fedjax_spmc import experiment
+
+    experiment.run(config, workdir, stream=sys.stderr)
+    print(summary_text(workdir))
+    return 0
+
+
+class Flags:
+    """The parsed command line: config (FILE[:PRESETS]), overrides (path, text), workdir, list, help."""
+
+    def __init__(self) -> None:
+        self.config = ""
+        self.overrides: list[tuple[str, str]] = []
+        self.workdir: str | None = None
+        self.list = False
+        self.help = False
+
+
+def parse(arguments: Sequence[str]) -> Flags:
+    """Reads the flags; `--flag value` is taken like `--flag=value`.
+
+    Raises:
+        ConfigError: an unknown flag, a flag without a value, or no config.
+    """
+    flags = Flags()
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--list", "--help", "-h"):
+            flags.list = flags.list or name == "--list"
+            flags.help = flags.help or name != "--list"
+            continue
+        if name not in ("--config", "--workdir") and not name.startswith("--config."):
+            raise ConfigError(f"{word} is no flag of this command; {USAGE}.")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{name} needs a value; {USAGE}.")
+            value = rest.pop(0)
+        if name == "--config":
+            flags.config = value
+        elif name == "--workdir":
+            flags.workdir = value
+        else:
+            flags.overrides.append((name.removeprefix("--config."), value))
+    if not flags.config and not (flags.list or flags.help):
+        raise ConfigError(f"--config is missing; {USAGE}.")
+    return flags
+
+
+def read_config(text: str) -> tuple[Any, str]:
+    """Loads `FILE[:PRESETS]`.
+
+    Returns:
+        The ConfigDict that the file's `get_config(presets)` returns, and a label for the run folder.
+
+    Raises:
+        ConfigError: no such file, or it is no config file.
+    """
+    file, colon, presets = text.partition(".py:")
+    path = Path(file + ".py" if colon else text)
+    if not path.is_file():
+        beside = sorted(str(one) for one in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
+        raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a config file; {known}.")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(presets)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config = {str(path)!r} fails with {type(error).__name__}: {error}") from None
+    return config, "-".join([path.stem, *[word.strip() for word in presets.split(",") if word.strip()]])
+
+
+def short_hash(config: configs.Config) -> str:
+    """Names a config's default run folder: eight hex digits over the fields that touch the numbers."""
+    flat = {path: value for path, value in configs.flatten(config).items() if path not in configs.FREE_FIELDS}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def use_compilation_cache(config: Any) -> None:
+    """Keeps compiled programs on disk, so that a second start is faster."""
+    import jax
+
+    from fedjax_spmc.data import cache
+
+    jax.config.update("jax_compilation_cache_dir", str(cache.root(config.data.cache_dir) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def summary_text(workdir: Path) -> str:
+    """What is printed at the end: the summary as a small table, and where everything is."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    names = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
+    lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in names]])]
+    for title, suffix in (("mean of last five", ""), ("last round", "_last")):
+        values = [summary[name + suffix] for name in names]
+        cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
+        lines.append("  ".join([f"{title:<19}", *cells]))
+    note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
+    mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
+    lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
+    lines.append(f"run folder: {workdir}   curves: {workdir / 'curves.png'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

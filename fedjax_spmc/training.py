@@ -1,0 +1,105 @@
+"""One client's local training as a loop over steps, and the same mapped over all clients of a round."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_spmc.types import Array, ClientData, Context, LocalRule, Params, PRNGKey, State, Variables
+
+
+class Hooks(NamedTuple):
+    """Where an attack reaches into one client's training; the defaults do nothing.
+
+    Attributes:
+        mask_gradients: grads -> grads, before the optimiser's step.
+        after_step: params -> params, after it.
+    """
+
+    mask_gradients: Callable[[Params], Params] = lambda grads: grads
+    after_step: Callable[[Params], Params] = lambda params: params
+
+
+class Trained(NamedTuple):
+    """What one client's training leaves: variables, its rule state, steps taken (int32), summed metrics, extras."""
+
+    variables: Variables
+    client_state: State
+    steps: Array
+    metrics: dict[str, Array]
+    extras: dict[str, Any]
+
+
+def optimizer(hyper: Any) -> optax.GradientTransformation:
+    """SGD as torch does it: weight decay is added to the gradient, then v = momentum v + d, w = w - learning_rate v."""
+    return optax.chain(
+        optax.add_decayed_weights(hyper["weight_decay"]),
+        optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"]),
+    )
+
+
+def sgd(
+    rule: LocalRule,
+    ctx: Context,
+    variables: Variables,
+    client_state: State,
+    data: ClientData,
+    key: PRNGKey,
+    hooks: Hooks,
+) -> tuple[Variables, State, Array, dict[str, Array]]:
+    """The default of `LocalRule.train`: `ctx.epochs` passes of SGD on `rule.gradients`, with a fresh optimiser.
+
+    Returns:
+        variables, client_state, steps taken (int32), and the sums over steps of the rule's metrics.
+    """
+    update = optimizer(ctx.hyper)
+
+    def gradients(params: Params, stats: Any, step: Array) -> tuple[Params, Any, dict[str, Array]]:
+        step_key = jax.random.fold_in(key, step)
+        return rule.gradients(ctx, params, stats, data.gather(step, step_key), client_state, step_key)
+
+    def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        params, stats, moments, sums = carry
+        grads, stats, metrics = gradients(params, stats, step)
+        updates, moments = update.update(hooks.mask_gradients(grads), moments, params)
+        params = hooks.after_step(optax.apply_updates(params, updates))
+        return params, stats, moments, jax.tree.map(jnp.add, sums, metrics)
+
+    shapes = jax.eval_shape(gradients, variables.params, variables.stats, jnp.int32(0))[2]
+    sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
+    start = (variables.params, variables.stats, update.init(variables.params), sums)
+    params, stats, _, sums = jax.lax.fori_loop(0, steps, body, start)
+    return Variables(params, stats), client_state, steps, sums
+
+
+def train_client(
+    rule: LocalRule, ctx: Context, client_state: State, data: ClientData, key: PRNGKey, hooks: Hooks = Hooks()
+) -> Trained:
+    """One client's part of a round: prepare, local steps, finish. Starts from the variables in `ctx`."""
+    prepare_key, train_key, finish_key = jax.random.split(key, 3)
+    client_state = rule.prepare(ctx, client_state, data, prepare_key)
+    train = sgd if rule.train is None else rule.train
+    variables, client_state, steps, metrics = train(rule, ctx, ctx.variables, client_state, data, train_key, hooks)
+    extras = rule.finish(ctx, variables, client_state, data, finish_key)
+    return Trained(variables, client_state, steps, metrics, extras)
+
+
+def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int) -> Any:
+    """Applies `train_one` to every row of `stacked`, `client_batch` rows at a time under `vmap`.
+
+    All rows at once suit a GPU; on a CPU one at a time is fastest, and clients of unequal size waste nothing.
+    """
+    num_clients = jax.tree.leaves(stacked)[0].shape[0]
+    if client_batch >= num_clients:
+        return jax.vmap(train_one)(stacked)
+    if client_batch == 1:
+        return jax.lax.map(train_one, stacked)
+    return jax.lax.map(train_one, stacked, batch_size=client_batch)
+
+
+def auto_client_batch(clients_per_round: int) -> int:
+    """How many clients to vmap when the config leaves it open: all on an accelerator, one at a time on a CPU."""
+    return 1 if jax.default_backend() == "cpu" else clients_per_round
