@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.run import guarded
 
@@ -35,21 +36,16 @@ def _main(arguments: list[str]) -> int:
 
     results = {folder: experiment.load(folder) for folder in folders}
     print("mean of the last five evaluated rounds, percent")
-    width = max(len(_title(result.config)) for result in results.values())
+    width = max(len(method_title(result.config)) for result in results.values())
     print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in NAMES], "rounds  run folder"]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in NAMES]
-        print("  ".join([_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
+        print("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
     if "--png" in flags:
-        plots.curves({_title(result.config): result.history for result in results.values()}, Path(flags["--png"]))
+        plots.curves({method_title(result.config): result.history for result in results.values()}, Path(flags["--png"]))
         print(f"curves: {flags['--png']}")
     return 0
-
-
-def _title(config: object) -> str:
-    local, aggregator = config.local.rule, config.aggregator.name  # type: ignore[attr-defined]
-    return local if local == aggregator else f"{local} + {aggregator}"
 
 
 if __name__ == "__main__":

@@ -295,6 +295,12 @@ def _check_together(config: Config) -> None:
                 known[name].check(value, label)
 
 
+def method_title(config: Config) -> str:
+    """The local rule and the aggregator in words, for tables and pictures."""
+    local, aggregator = config.local.rule, config.aggregator.name
+    return local if local == aggregator else f"{local} + {aggregator}"
+
+
 def num_malicious(config: Config) -> int:
     """int(N * malicious_fraction), truncated as the authors' codes do; 0 without an attack."""
     if resolved_name(config, "attack") == "none":

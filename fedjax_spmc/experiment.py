@@ -191,7 +191,7 @@ def _finish(
         **metrics.summarise(history),
     }
     folder.write_json("summary.json", summary)
-    plots.curves({f"{config.local.rule} + {config.aggregator.name}": history}, folder.path / "curves.png")
+    plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
 
 
 def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:
