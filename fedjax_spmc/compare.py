@@ -1,6 +1,6 @@
 """Puts finished runs side by side: a table of A, ASR, R, V and a picture of the curves.
 
-    python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]
+python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]
 """
 
 import sys
@@ -43,7 +43,13 @@ def _main(arguments: list[str]) -> int:
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in NAMES]
         print("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
     if "--png" in flags:
-        plots.curves({method_title(result.config): result.history for result in results.values()}, Path(flags["--png"]))
+        titles = [method_title(result.config) for result in results.values()]
+        named = [
+            title if titles.count(title) == 1 else f"{title}\n{folder}"
+            for title, folder in zip(titles, results, strict=True)
+        ]
+        histories = [result.history for result in results.values()]
+        plots.curves(dict(zip(named, histories, strict=True)), Path(flags["--png"]))
         print(f"curves: {flags['--png']}")
     return 0
 

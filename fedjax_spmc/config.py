@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+
 from fedjax_spmc import registry
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, check_options
+from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, check_options, shown
 
 Config = Any
 """An `ml_collections.ConfigDict`, or any mapping of the same fields: its fields are checked when it is resolved."""
@@ -37,7 +39,7 @@ FIELDS: dict[str, Option] = {
         Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
-        Option("partition.shards", int, 2, range=COUNT, note="shards per client"),
+        Option("partition.shards", int, 2, range=Range(1, 10**6), note="shards per client"),
         Option("model.name", str, "simple_cnn", choices=registry.models.names),
         Option("model.norm", str, "batch", choices=("batch", "group", "none"), note="where a model has norms"),
         Option("federation.rounds", int, 50, range=COUNT),
@@ -110,14 +112,37 @@ def set_field(config: Config, path: str, value: Any) -> None:
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """All fields by dotted path; empty sections vanish."""
+    """All fields by dotted path; empty sections vanish.
+
+    Raises:
+        ConfigError: `config` is no mapping.
+    """
+    if not hasattr(config, "items"):
+        raise ConfigError(f"config = {shown(config)} is not allowed: it must be a ConfigDict.")
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if hasattr(value, "items"):
-            flat.update(flatten(value, f"{prefix}{name}."))
+        path = f"{prefix}{name}"
+        is_field = path in FIELDS or ".options." in path
+        if hasattr(value, "items") and not is_field:
+            flat.update(flatten(value, f"{path}."))
         else:
-            flat[f"{prefix}{name}"] = value
+            flat[path] = to_plain(value) if hasattr(value, "items") else value
     return flat
+
+
+def loosened(config: Config) -> Config:
+    """A copy that has every section and takes values of any type, ready for `override`.
+
+    Raises:
+        ConfigError: an unknown field.
+    """
+    loose = default_config()
+    for path, value in flatten(config).items():
+        section, _, option = path.partition(".options.")
+        if path not in FIELDS and not (option and section in PARTS):
+            raise ConfigError(unknown_field(path))
+        set_field(loose, path, value)
+    return loose
 
 
 def resolve(config: Config) -> Config:
@@ -137,7 +162,11 @@ def resolve(config: Config) -> Config:
             raise ConfigError(unknown_field(path))
         set_field(resolved, path, _check_field(path, value))
     for section in PARTS:
-        given = {path.split(".options.", 1)[1]: v for path, v in flat.items() if path.startswith(f"{section}.options.")}
+        given = {
+            path.split(".options.", 1)[1]: value.tolist() if isinstance(value, jax.Array) else value
+            for path, value in flat.items()
+            if path.startswith(f"{section}.options.")
+        }
         known = part_options(resolved, section)
         names = resolved_name(resolved, section)
         checked = check_options(f"{PARTS[section][1]} = {_words(names)}", known, given, f"{section}.options.")
@@ -185,8 +214,9 @@ def parse_override(config: Config, path: str, text: str) -> Any:
         return known[name].parse(text, path)
     if path not in FIELDS:
         raise ConfigError(unknown_field(path))
-    if path == "attack.name" and "," in text:
-        return _check_field(path, tuple(part.strip() for part in text.strip("()[] ").split(",") if part.strip()))
+    if path == "attack.name" and any(sign in text for sign in ",(["):
+        words = [word.strip("'\" ") for word in text.strip("()[] ").split(",")]
+        return _check_field(path, tuple(word for word in words if word))
     return FIELDS[path].parse(text, path)
 
 
@@ -227,17 +257,17 @@ def unknown_field(path: str) -> str:
     section = path.rpartition(".")[0]
     near = [name for name in FIELDS if name.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in FIELDS})
     if section in PARTS:
-        near.append(f"{section}.options")
-    return f"{path} is no field of the config; near it are {', '.join(near)}."
+        near.append(f"{section}.options.NAME")
+    return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out."""
+    """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out; options stand last."""
     a, b = flatten(old), flatten(new)
     missing = object()
     return [
         path
-        for path in sorted(a.keys() | b.keys())
+        for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
         if path not in FREE_FIELDS and _plain(a.get(path, missing)) != _plain(b.get(path, missing))
     ]
 
@@ -260,7 +290,8 @@ def _check_field(path: str, value: Any) -> Any:
     if path == "attack.name" and isinstance(value, (tuple, list)):
         if not value:
             raise field.refuse(value)
-        return tuple(field.check(item, path) for item in value)
+        names = [field.check(item, path) for item in value]
+        return tuple(names) if len(names) > 1 else names[0]
     return field.check(value)
 
 
@@ -303,6 +334,7 @@ def method_title(config: Config) -> str:
 
 def num_malicious(config: Config) -> int:
     """int(N * malicious_fraction), truncated as the authors' codes do; 0 without an attack."""
-    if resolved_name(config, "attack") == "none":
+    names = resolved_name(config, "attack")
+    if set(names if isinstance(names, tuple) else (names,)) == {"none"}:
         return 0
     return math.floor(config.federation.num_clients * config.attack.malicious_fraction)

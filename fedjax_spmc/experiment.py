@@ -72,8 +72,9 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
     rounds, every = config.federation.rounds, config.federation.eval_every
     state, history, checkpoints = _resume(config, experiment, folder, progress)
     play_round = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
-    board = None if folder is None else record.Board(folder.path)
     done = int(state.round)
+    over = done >= rounds or int(state.diverged) >= 0
+    board = None if folder is None or over else record.Board(folder.path)
     counted = [sum(line[name] for line in history) for name in ("non_finite", "aggregation_failed")]
     since, start = done, time.perf_counter()
     while done < rounds and int(state.diverged) < 0:
@@ -81,8 +82,6 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
         done += 1
         evaluated = done % every == 0 or done == rounds
         saved = checkpoints is not None and (done % config.checkpoint.every == 0 or done == rounds)
-        if not (evaluated or saved):
-            continue
         lost = int(state.diverged) >= 0  # waits for the device
         if evaluated or lost:
             seconds = (time.perf_counter() - start) / (done - since)
@@ -98,9 +97,10 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
             checkpoints.save(done, state)
             folder.write_model(experiment.federation.model, state.variables)
     progress.close()
-    if folder is not None and checkpoints is not None and board is not None:
-        checkpoints.close()
+    if board is not None:
         board.close()
+    if folder is not None and checkpoints is not None:
+        checkpoints.close()
         _finish(config, experiment, folder, history, int(state.diverged))
     if int(state.diverged) >= 0:
         raise _diverged(int(state.diverged))
@@ -117,6 +117,9 @@ def _resume(
     done = checkpoints.latest()
     history = folder.history()
     if done is None:
+        if (folder.path / "model.npz").exists():  # it is written after the first checkpoint
+            raise checkpoints.damaged("there is none, but the run has played rounds")
+        folder.accept()
         folder.rewrite_history([])
         _draw_partition(experiment, folder)
         return experiment.state, [], checkpoints
@@ -127,19 +130,28 @@ def _resume(
             f"{done}, the rounds that the run there has played."
         )
     state = checkpoints.restore(done, experiment.state)
-    if int(state.diverged) >= 0:
-        return state, history, checkpoints
+    diverged = int(state.diverged) >= 0
     # A line behind the checkpoint is of a round that is played again; the last round of a shorter run may lie off the
     # grid of evaluations of the longer one.
-    kept = [line for line in history if line["round"] < done and ((line["round"] + 1) % every == 0 or done == rounds)]
-    expected = done // every + (1 if done == rounds and done % every else 0)
-    if len(kept) < expected:
-        raise WorkdirError(
-            f"{folder.path / 'metrics.jsonl'} is damaged ({len(kept)} of {expected} evaluated rounds are there): "
-            "remove the run folder or give another --workdir."
+    grid = [index for index in range(done) if (index + 1) % every == 0]
+    last = [done - 1] if (done == rounds or diverged) and done % every else []
+    kept = [line for line in history if line["round"] in {*grid, *last}]
+    found = [line["round"] for line in kept]
+    if last and not diverged and found == grid:
+        raise ConfigError(
+            f"federation.rounds = {rounds} is not allowed in workdir = {str(folder.path)!r}: it must be at least "
+            f"{done + 1}, as the run there has played {done} rounds and has not evaluated the last."
         )
-    if kept != history:
-        folder.rewrite_history(kept)
+    if found != grid + last:
+        raise WorkdirError(
+            f"{folder.path / 'metrics.jsonl'} is damaged ({len(found)} of {len(grid + last)} evaluated rounds are "
+            "there): remove the run folder or give another --workdir."
+        )
+    folder.accept()
+    folder.write_model(experiment.federation.model, state.variables)  # it may have been killed before it did
+    folder.rewrite_history(kept)  # half a line may stand at its end
+    if diverged:
+        return state, kept, checkpoints
     if done < rounds:
         progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
     return state, kept, checkpoints
@@ -227,12 +239,13 @@ def load(workdir: str | os.PathLike[str]) -> Result:
         config = configs.resolve(json.loads(config_path.read_text()))
     except OSError:
         raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
-    except (ValueError, AttributeError) as error:
-        raise WorkdirError(f"{config_path} is damaged ({error}).") from None
-    folder = RunFolder(path, config)
-    facts = (folder.environment() or {}).get("data", {})
-    if "num_classes" not in facts:
-        raise WorkdirError(f"{path / 'environment.json'} is missing or damaged.")
+    except ValueError as error:
+        raise WorkdirError(f"{config_path} is damaged ({str(error).rstrip('.')}).") from None
+    folder = RunFolder(path, config, read_only=True)
+    environment = folder.environment()
+    if environment is None:
+        raise WorkdirError(f"{path / 'environment.json'} is missing.")
+    facts = environment["data"]
     model = setup.make_model(config, facts["num_classes"], tuple(facts["image_shape"]))
     history = folder.history()
     return Result(folder.read_model(model), history, [_verdict(line) for line in history], config)

@@ -12,6 +12,7 @@ import math
 import numbers
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -37,12 +38,30 @@ class Range(NamedTuple):
         return bool(above and below)
 
     def __str__(self) -> str:
-        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f"{left}{self.low:g}, {self.high:g}{right}"
+        left = "(" if self.low_open or math.isinf(self.low) else "["
+        right = ")" if self.high_open or math.isinf(self.high) else "]"
+        return f"{left}{_exact(self.low)}, {_exact(self.high)}{right}"
 
 
-POSITIVE = Range(low=0, low_open=True)
-NON_NEGATIVE = Range(low=0)
+def _exact(number: float) -> str:
+    """Short where that loses nothing: 1e+09, but 4294967295."""
+    short = f"{number:g}"
+    return short if float(short) == number else str(number)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: on one line, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+LARGEST = 1e38
+"""About the largest number that float32 holds."""
+POSITIVE = Range(0, LARGEST, low_open=True)
+NON_NEGATIVE = Range(0, LARGEST)
 FRACTION = Range(low=0, high=1)
 TRACED = "traced"
 """Marks an array option: its value may be a traced scalar, so that a sweep can vmap over it."""
@@ -90,7 +109,7 @@ class Option(NamedTuple):
 
     def refuse(self, value: Any, label: str = "") -> ConfigError:
         """The error that says that `value` is not allowed here."""
-        return ConfigError(f"{label or self.name} = {value!r} is not allowed: it must be {self.allowed()}.")
+        return ConfigError(f"{label or self.name} = {shown(value)} is not allowed: it must be {self.allowed()}.")
 
     def check(self, value: Any, label: str = "") -> Any:
         """Returns `value` in the option's own type.
@@ -117,9 +136,13 @@ class Option(NamedTuple):
         elif self.kind is float:
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
                 raise self.refuse(value, label)
-            value = float(value)
-            if not math.isfinite(value):
+            try:
+                number = float(value)
+            except OverflowError:
+                raise self.refuse(value, label) from None
+            if not math.isfinite(number):
                 raise self.refuse(value, label)
+            value = number
         elif not isinstance(value, str):
             raise self.refuse(value, label)
         choices = self.choices() if callable(self.choices) else self.choices
@@ -138,17 +161,19 @@ class Option(NamedTuple):
         if self.kind is bool and text.strip().lower() in ("true", "false"):
             return text.strip().lower() == "true"
         try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "1is" is refused below; the parser's own remark on it is noise
+                value = ast.literal_eval(text.strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             value = text
             if self.kind is float:
                 try:
                     value = float(text)
                 except ValueError:
                     value = text
-            elif self.kind is tuple:
+            elif self.kind is tuple and text.strip()[:1] not in ("(", "["):
                 value = tuple(part.strip() for part in text.split(",") if part.strip())
-        if self.kind is tuple and not isinstance(value, (tuple, list)):
+        if self.kind is tuple and isinstance(value, (bool, int, float, str)) and value is not text:
             value = (value,)
         return self.check(value, label)
 

@@ -1,5 +1,6 @@
 """The live progress line; plain lines where the output is no terminal."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -35,6 +36,8 @@ class Progress:
             f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  {shown}  "
             f"{line['round_seconds']:6.2f} s/round  {_clock(left)} left"
         )
+        if self._live:  # a line that wraps could not be overwritten
+            text = text[: (_columns(self._stream) or len(text) + 1) - 1]
         end = "" if self._live else "\n"
         print(("\r\033[K" if self._live else "") + text, end=end, file=self._stream, flush=True)
 
@@ -42,6 +45,14 @@ class Progress:
         """Ends the live line."""
         if self._stream is not None and self._live:
             print(file=self._stream, flush=True)
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal; 0 where it is not known."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _percent(value: float | None) -> str:

@@ -7,8 +7,6 @@ import os
 import platform
 import subprocess
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +20,14 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import models
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.options import shown
 from fedjax_spmc.types import Model, Variables
 
 OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
+REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz")
+PERCENTAGES = {"A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr"}
+LINE_KEYS = PERCENTAGES | {"round", "train_loss", "weights", "scores", "flagged", "non_finite", "aggregation_failed"}
+"""What is read back of a line of `metrics.jsonl`."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 
 
@@ -55,46 +58,59 @@ class Board:
 
 
 class RunFolder:
-    """A workdir. Creating the object only reads; `begin` takes the lock and writes.
+    """A workdir. Creating the object only reads; `begin` takes the lock, `accept` writes what is known at the start.
 
     Args:
         path: the folder; it may not exist yet.
         config: the resolved config.
+        read_only: the folder is only looked at, and need not be writable.
 
     Raises:
         WorkdirError: it cannot be written, holds something else, or is damaged.
         ConfigError: it holds a run of another config; the field is named.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: configs.Config):
+    def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
         self.path = Path(path)
+        self._read_only = read_only
         self._config = config
         self._lock: FileLock | None = None
+        self._environment: Mapping[str, Any] = {}
         self._check()
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Takes the lock and writes `config.json` and `environment.json`."""
+        """Takes the lock and checks that a run that is there goes on with the same data."""
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
-            self._lock.acquire()
+            lock.acquire()
+            self._lock = lock
         except Timeout:
-            self._lock = None
+            if not (self.path / ".lock").exists():  # file systems such as /proc let nobody make a file
+                raise self._unwritable("no file can be made there") from None
             raise WorkdirError(
                 f"workdir = {str(self.path)!r} is in use by another process: wait for it or give another --workdir."
             ) from None
         except OSError as error:
             raise self._unwritable(error) from None
         self._check()
-        old = self.environment()
-        fingerprint = environment["data"]["fingerprint"]
-        if old is not None and old.get("data", {}).get("fingerprint") != fingerprint:
+        old, fingerprint = self.environment(), environment["data"]["fingerprint"]
+        if old is not None and old["data"]["fingerprint"] != fingerprint:
             raise WorkdirError(
                 f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
-                f"{str(old.get('data', {}).get('fingerprint'))[:12]}, now {fingerprint[:12]}): give another --workdir."
+                f"{old['data']['fingerprint'][:12]}, now {fingerprint[:12]}): give another --workdir."
             )
+        self._environment = environment
+        if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
+            self.accept()
+
+    def accept(self) -> None:
+        """Writes `config.json` and `environment.json`: the run that is there, if any, can go on."""
+        for name in REPLACED:
+            for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
+                left_over.unlink(missing_ok=True)
         self.write_json("config.json", configs.to_plain(self._config))
-        self.write_json("environment.json", environment)
+        self.write_json("environment.json", self._environment)
 
     def close(self) -> None:
         """Releases the lock."""
@@ -106,11 +122,15 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text().split("\n")
+        damaged = WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
         try:
-            return [json.loads(line) for line in lines[:-1]]
-        except ValueError:
-            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.") from None
+            history = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        except (ValueError, OSError):
+            raise damaged from None
+        complete = all(isinstance(line, dict) and line.keys() >= LINE_KEYS for line in history)
+        if not complete or any(type(line["round"]) is not int for line in history):
+            raise damaged
+        return history
 
     def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `metrics.jsonl`, atomically."""
@@ -118,18 +138,36 @@ class RunFolder:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl` and sees it on the disk."""
-        with (self.path / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with (self.path / "metrics.jsonl").open("a") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def summary(self) -> dict[str, Any] | None:
         """`summary.json`, or None while the run is not over."""
         return self._read_json("summary.json")
 
     def environment(self) -> dict[str, Any] | None:
-        """`environment.json`, or None."""
-        return self._read_json("environment.json")
+        """`environment.json`, or None.
+
+        Raises:
+            WorkdirError: it is damaged.
+        """
+        content = self._read_json("environment.json")
+        if content is None:
+            return None
+        facts = content.get("data")
+        facts = facts if isinstance(facts, dict) else {}
+        shape = facts.get("image_shape")
+        whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+        if not whole or type(facts.get("num_classes")) is not int or not isinstance(facts.get("fingerprint"), str):
+            raise WorkdirError(
+                f"{self.path / 'environment.json'} is damaged: remove the run folder or give another --workdir."
+            )
+        return content
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file, atomically."""
@@ -153,8 +191,9 @@ class RunFolder:
                 return models.from_torch_dict(model, dict(arrays))
         except FileNotFoundError:
             raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise WorkdirError(f"{path} is damaged ({error}).") from None
+        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise WorkdirError(f"{path} is damaged ({reason}).") from None
 
     def _replace(self, name: str, content: bytes) -> None:
         try:
@@ -168,7 +207,7 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         try:
             content = json.loads(path.read_text())
@@ -180,13 +219,15 @@ class RunFolder:
 
     def _check(self) -> None:
         parent = self.path
-        while not parent.exists() and parent != parent.parent:
+        while not os.path.exists(parent) and parent != parent.parent:  # Path.exists raises where a name is too long
             parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise self._unwritable("it is no folder" if not parent.is_dir() else "permission denied")
+        if not parent.is_dir():
+            raise self._unwritable("it is no folder" if parent == self.path else f"{parent} is no folder")
+        if not self._read_only and not os.access(parent, os.W_OK | os.X_OK):
+            raise self._unwritable("permission denied")
         old = self._read_json("config.json")
         if old is None:
-            found = [name for name in OWN_FILES if (self.path / name).exists()]
+            found = [name for name in OWN_FILES if os.path.exists(self.path / name)]
             if found:
                 raise WorkdirError(
                     f"workdir = {str(self.path)!r} holds {found[0]} but no config.json: give another --workdir."
@@ -195,7 +236,10 @@ class RunFolder:
         try:
             old = configs.resolve(old)
         except ConfigError as error:
-            raise WorkdirError(f"{self.path / 'config.json'} is damaged or of another version ({error})") from None
+            raise WorkdirError(
+                f"{self.path / 'config.json'} is damaged or of another version ({str(error).rstrip('.')}): remove the "
+                "run folder or give another --workdir."
+            ) from None
         for path in configs.difference(old, self._config):
             before, now = (configs.flatten(c).get(path) for c in (old, self._config))
             raise ConfigError(
@@ -205,9 +249,8 @@ class RunFolder:
 
     def _unwritable(self, reason: Any) -> WorkdirError:
         words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        return WorkdirError(
-            f"workdir = {str(self.path)!r} cannot be written ({words}): it must be a folder that you may write."
-        )
+        path = shown(str(self.path))
+        return WorkdirError(f"workdir = {path} cannot be written ({words}): it must be a folder that you may write.")
 
 
 def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, check_options, options_of
+from fedjax_spmc.options import Option, check_options, options_of, shown
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -111,9 +111,10 @@ def load_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # a plug-in is the user's code: it may raise anything
+            reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"plugins: module {module!r} cannot be imported ({error}); it must be on the Python path."
+                f"plugins = {shown(module)} cannot be imported ({reason}): it must be a module on the Python path."
             ) from None
 
 

@@ -11,12 +11,14 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
+from fedjax_spmc.options import shown
 
 USAGE = "usage: python -m fedjax_spmc.run --config=FILE[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR] | --list"
 
@@ -31,7 +33,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except DivergedError as error:
         print(f"stopped: {error}", file=sys.stderr)
@@ -42,6 +44,10 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename} cannot be read or written" if error.filename else "a file cannot be read or written"
+        print(f"error: {where} ({error.strerror or error}).", file=sys.stderr)
+        return 2
 
 
 def _main(arguments: list[str]) -> int:
@@ -100,6 +106,8 @@ def parse(arguments: Sequence[str]) -> Flags:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} needs a value; {USAGE}.")
             value = rest.pop(0)
+        if not value and name in ("--config", "--workdir"):
+            raise ConfigError(f"{name} needs a value; {USAGE}.")
         if name == "--config":
             flags.config = value
         elif name == "--workdir":
@@ -122,10 +130,10 @@ def read_config(text: str) -> tuple[Any, str]:
     """
     file, colon, presets = text.partition(".py:")
     path = Path(file + ".py" if colon else text)
-    if not path.is_file():
-        beside = sorted(str(one) for one in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    if not os.path.isfile(path):  # Path.is_file raises where the name is too long
+        beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
-        raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a config file; {known}.")
+        raise ConfigError(f"--config = {shown(str(path))} is not allowed: it must be a config file; {known}.")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")
@@ -135,9 +143,15 @@ def read_config(text: str) -> tuple[Any, str]:
         config = module.get_config(presets)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
         raise ConfigError(f"--config = {str(path)!r} fails with {type(error).__name__}: {error}") from None
-    return config, "-".join([path.stem, *[word.strip() for word in presets.split(",") if word.strip()]])
+    if not hasattr(config, "items"):
+        raise ConfigError(
+            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
+            "ConfigDict."
+        )
+    words = [word.strip() for word in presets.split(",") if word.strip()]
+    return configs.loosened(config), "-".join([path.stem, *words])
 
 
 def short_hash(config: configs.Config) -> str:
@@ -152,7 +166,14 @@ def use_compilation_cache(config: Any) -> None:
 
     from fedjax_spmc.data import cache
 
-    jax.config.update("jax_compilation_cache_dir", str(cache.root(config.data.cache_dir) / "xla"))
+    folder = cache.root(config.data.cache_dir) / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # then every start compiles
+        return
+    # A damaged entry is compiled anew; that is no news.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

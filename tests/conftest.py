@@ -23,3 +23,32 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there: set FEDJAX_SPMC_SHARED")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory) -> Path:
+    """A cache for the whole session, so that tests and the processes they start share compiled programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def finished_run(cache_folder, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of `tests.small.config(rounds=6)`: read it, copy it, do not change it."""
+    from fedjax_spmc import experiment
+    from tests import small
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDJAX_SPMC_CACHE", str(cache_folder))
+        small.share_compiled(cache_folder)
+        folder = tmp_path_factory.mktemp("runs") / "finished"
+        experiment.run(small.config(rounds=6), folder)
+    return folder
+
+
+@pytest.fixture
+def small_cache(cache_folder, monkeypatch):
+    """Points the package at the session's cache."""
+    from tests import small
+
+    monkeypatch.setenv("FEDJAX_SPMC_CACHE", str(cache_folder))
+    small.share_compiled(cache_folder)

@@ -65,10 +65,11 @@ def from_positions(
     mask = np.zeros(image_shape, np.float32)
     values = np.zeros(image_shape, np.float32)
     for position, written in zip(positions, np.broadcast_to(value, (len(positions),)), strict=True):
-        whole = len(position) == 3 and all(isinstance(i, (int, np.integer)) for i in position)
+        triple = isinstance(position, Sequence) and len(position) == 3
+        whole = triple and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in position)
         if not whole or not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
             raise ConfigError(
-                f"attack.options.positions: {tuple(position)!r} is not allowed: it must be (channel, row, column) "
+                f"attack.options.positions: {position!r} is not allowed: it must be (channel, row, column) "
                 f"inside an image of {channels} x {height} x {width}."
             )
         channel, row, column = position

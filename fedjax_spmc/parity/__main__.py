@@ -2,8 +2,8 @@
 
     python -m fedjax_spmc.parity [--golden=DIR] [--json]
 
-DIR holds golden vectors (default: `golden` in FEDJAX_SPMC_SHARED, else in ../shared). Exit codes: 0 all that ran passed,
-1 a check failed or none ran, 2 bad input.
+DIR holds golden vectors (default: `golden` in FEDJAX_SPMC_SHARED, else in ../shared). Exit codes: 0 all that ran
+passed, 1 a check failed or none ran, 2 bad input.
 """
 
 import os

@@ -130,7 +130,7 @@ def walk(folder: Path) -> list[Outcome]:
             outcomes.append(skipped(path.stem, path.name, "no check of this kind yet"))
             continue
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = _Required(file)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             outcomes.append(failed(path.stem, path.name, f"the file cannot be read: {error}"))

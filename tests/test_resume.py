@@ -1,0 +1,451 @@
+"""An interrupted run goes on with the same bits; nothing of a run that cannot go on is written over."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fedjax_spmc import checkpoint, experiment, plots, record, run
+from fedjax_spmc import config as configs
+from fedjax_spmc.errors import ConfigError, DivergedError, UserError, WorkdirError
+from tests import small
+
+pytestmark = pytest.mark.usefixtures("small_cache")
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "copied", ignore=shutil.ignore_patterns("tensorboard")))
+
+
+# Interruptions.
+
+
+class Interrupted(BaseException):
+    """Stands for a signal: no handler of the package catches it."""
+
+
+MOMENTS = {
+    "before the config is there": (record.RunFolder, "accept", 1, "before"),
+    "before the first line": (record.RunFolder, "append", 1, "before"),
+    "between a line and its checkpoint": (checkpoint.Checkpoints, "save", 2, "before"),
+    "between a checkpoint and its model": (record.RunFolder, "write_model", 2, "before"),
+    "after the first model": (record.RunFolder, "write_model", 1, "after"),
+    "between the last checkpoint and its model": (record.RunFolder, "write_model", 6, "before"),
+    "while the partition is drawn": (plots, "partition", 1, "before"),
+    "while the curves are drawn": (plots, "curves", 1, "before"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupted_run_goes_on_with_the_same_bits(moment, finished_run, tmp_path):
+    owner, name, call, when = MOMENTS[moment]
+    original, calls = getattr(owner, name), []
+
+    def interrupting(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call and when == "before":
+            raise Interrupted
+        result = original(*arguments, **options)
+        if len(calls) == call:
+            raise Interrupted
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupting)
+        with pytest.raises(Interrupted):
+            experiment.run(small.config(), tmp_path / "run")
+    experiment.run(small.config(), tmp_path / "run")
+    small.assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_half_a_line_and_left_over_files_vanish(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    experiment.run(small.config(rounds=2), folder)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"round": 2, "A": 1')
+    (folder / ".model.npz-abcd").write_bytes(b"half")
+    (folder / "checkpoint" / "3.orbax-checkpoint-tmp").mkdir()
+    assert run.main(small.arguments(folder)) == 0
+    assert "goes on after round 2 of 6" in capsys.readouterr().err
+    small.assert_same_run(folder, finished_run)
+    assert not list(folder.glob(".model*"))
+
+
+KILLER = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+from fedjax_spmc import checkpoint, record, run
+
+moment, calls = sys.argv.pop(1), []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def on_third(owner, name, act):
+    original = getattr(owner, name)
+    def patched(self, *arguments):
+        calls.append(name)
+        if len(calls) == 3:
+            act(self, *arguments)
+        return original(self, *arguments)
+    setattr(owner, name, patched)
+
+def half_a_line(folder, line):
+    with (folder.path / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(line)[:40])
+    die()
+
+def while_saving(checkpoints, rounds, state):
+    def watch():
+        while not list(checkpoints._folder.glob("3.orbax-checkpoint-tmp*/*")):
+            pass
+        die()
+    threading.Thread(target=watch, daemon=True).start()
+
+if moment == "line":
+    on_third(record.RunFolder, "append", half_a_line)
+elif moment == "saving":
+    on_third(checkpoint.Checkpoints, "save", while_saving)
+elif moment == "model":
+    on_third(record.RunFolder, "write_model", lambda *_: die())
+elif moment == "wait":
+    on_third(record.RunFolder, "append", lambda *_: time.sleep(300))
+sys.exit(run.main())
+"""
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_with_the_same_bits(finished_run, tmp_path, capsys):
+    """SIGKILL at four moments, two processes at a time."""
+    moments = ("line", "saving", "model", "wait")
+    folders = {moment: tmp_path / moment for moment in moments}
+    processes = {
+        moment: subprocess.Popen(
+            [sys.executable, "-c", KILLER, moment, *small.arguments(folders[moment])],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+        for moment in moments
+    }
+    try:
+        waiting, deadline = folders["wait"] / "metrics.jsonl", time.monotonic() + 120
+        while not (waiting.exists() and waiting.read_text().count("\n") >= 2):
+            assert processes["wait"].poll() is None, processes["wait"].communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        while not (folders["wait"] / "checkpoint" / "2").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        before = small.contents(folders["wait"])
+        small.refused(capsys, small.arguments(folders["wait"]), "workdir", str(folders["wait"]), "another process")
+        assert {name: before[name] for name in before if "checkpoint" not in name} == {
+            name: value for name, value in small.contents(folders["wait"]).items() if "checkpoint" not in name
+        }
+        processes["wait"].kill()
+        for moment, process in processes.items():
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == -signal.SIGKILL, (moment, err)
+            assert all(line.startswith("round ") for line in err.splitlines()), err
+    finally:
+        for process in processes.values():
+            process.kill()
+    for moment in moments:
+        assert not (folders[moment] / "summary.json").exists()
+        experiment.run(small.config(), folders[moment])
+        small.assert_same_run(folders[moment], finished_run)
+
+
+# Extension, and what may differ.
+
+
+@pytest.mark.parametrize(("first", "every"), [(3, 1), (5, 3), (2, 4)])
+def test_more_rounds_extend_a_run(first, every, finished_run, tmp_path):
+    folder = tmp_path / "run"
+    experiment.run(small.config(rounds=first, checkpoint__every=every), folder)
+    result = experiment.run(small.config(rounds=6), folder)
+    small.assert_same_run(folder, finished_run)
+    assert [small.without_times(line) for line in result.history] == small.lines(finished_run)
+
+
+def test_rounds_off_the_grid_of_evaluations_leave_no_trace(tmp_path):
+    fields = {"federation__eval_every": 2}
+    experiment.run(small.config(rounds=7, **fields), tmp_path / "straight")
+    folder = tmp_path / "extended"
+    experiment.run(small.config(rounds=3, checkpoint__every=3, **fields), folder)
+    assert [line["round"] for line in small.lines(folder)] == [1, 2]
+    experiment.run(small.config(rounds=5, checkpoint__every=3, **fields), folder)
+    assert [line["round"] for line in small.lines(folder)] == [1, 3, 4]
+    before = small.contents(folder)
+    experiment.run(small.config(rounds=5, checkpoint__every=3, **fields), folder)
+    assert small.contents(folder) == before
+    experiment.run(small.config(rounds=7, checkpoint__every=3, **fields), folder)
+    assert [line["round"] for line in small.lines(folder)] == [1, 3, 5, 6]
+    small.assert_same_run(folder, tmp_path / "straight")
+
+
+def test_a_run_that_did_not_evaluate_its_last_round_cannot_end_there(tmp_path, capsys):
+    folder, fields = tmp_path / "run", ("federation.eval_every=2",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record.RunFolder, "append", _raise_on_round(3))
+        with pytest.raises(Interrupted):
+            experiment.run(small.config(federation__eval_every=2), folder)
+    before = small.contents(folder)
+    small.refused(capsys, small.arguments(folder, *fields, rounds=3), "federation.rounds = 3", "at least 4")
+    assert small.contents(folder) == before
+
+
+def _raise_on_round(index):
+    original = record.RunFolder.append
+
+    def append(self, line):
+        if line["round"] == index:
+            raise Interrupted
+        original(self, line)
+
+    return append
+
+
+def test_fields_that_touch_no_number_may_differ(copied, tmp_path):
+    other = small.config(checkpoint__every=5, data__data_dir=str(tmp_path), sweep__experiment_batch=2)
+    other.data.cache_dir = str(tmp_path / "cache")
+    experiment.run(other, copied)
+    assert json.loads((copied / "config.json").read_text())["checkpoint"]["every"] == 5
+
+
+def test_a_finished_run_prints_its_summary_again(copied, capsys):
+    before = small.contents(copied)
+    assert run.main(small.arguments(copied)) == 0
+    first = capsys.readouterr()
+    assert first.err == ""
+    assert "finished after 6 rounds." in first.out
+    assert f"run folder: {copied}" in first.out
+    assert small.contents(copied) == before
+
+
+# Refusals.
+
+OTHER = {
+    "plugins": ("fedjax_spmc.keys",),
+    "data.name": "digits",
+    "partition.name": "iid",
+    "model.name": "simple_cnn",
+    "attack.name": ("badnets", "none"),
+    "attack.schedule.last": 5,
+    "federation.clients_per_round": 3,
+    "data.val_fraction": 0.2,
+    "local.rule": "sgd",
+    "aggregator.name": "mean",
+}
+CHANGEABLE = [
+    path
+    for path, field in configs.FIELDS.items()
+    if path not in configs.FREE_FIELDS and (path in OTHER or field.choices is None or path != "sampling.name")
+]
+
+
+def _other(path, now):
+    field = configs.FIELDS[path]
+    if path in OTHER:
+        return OTHER[path]
+    if path == "attack.trigger":
+        return "spmc_code"
+    if field.choices is not None:
+        choices = field.choices() if callable(field.choices) else field.choices
+        return next(choice for choice in choices if choice != now)
+    if field.kind is bool:
+        return not now
+    return now / 2 if field.kind is float else (now or 0) + 1
+
+
+@pytest.mark.parametrize("path", CHANGEABLE)
+def test_any_other_changed_field_is_refused_with_its_name(path, finished_run):
+    changed = configs.resolve(small.config())
+    value = _other(path, configs.flatten(changed)[path])
+    for section, (_, naming) in configs.PARTS.items():
+        if path == naming:
+            configs.set_field(changed, f"{section}.options", ConfigDict(type_safe=False))
+    configs.set_field(changed, path, value)
+    before = small.contents(finished_run)
+    with pytest.raises(ConfigError) as caught:
+        experiment.run(changed, finished_run)
+    assert str(caught.value).startswith(f"{path} = {value!r} is not allowed in workdir = ")
+    assert small.contents(finished_run) == before
+
+
+def test_changed_options_are_refused_with_their_names(copied, capsys):
+    before = small.contents(copied)
+    for override in ("local.options.floor=0.5", "aggregator.options.temperature=2.0", "data.options.num_test=50"):
+        name, value = override.split("=")
+        small.refused(capsys, small.arguments(copied, override), f"{name} = {value} is not allowed in workdir")
+    small.refused(capsys, small.arguments(copied, rounds=5), "federation.rounds = 5", "at least 6")
+    assert small.contents(copied) == before
+
+
+def test_other_data_under_the_same_name_is_refused(copied, capsys):
+    path = copied / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["data"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(environment))
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), "other data", "000000000000")
+    assert small.contents(copied) == before
+
+
+def test_a_second_process_is_refused(copied, capsys):
+    folder = record.RunFolder(copied, configs.resolve(small.config()))
+    folder.begin(json.loads((copied / "environment.json").read_text()))
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), f"workdir = '{copied}' is in use by another process")
+    assert small.contents(copied) == before
+    folder.close()
+    assert run.main(small.arguments(copied)) == 0
+
+
+# Damage.
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_half, _flip, Path.unlink], ids=["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_never_used(damage, copied, capsys):
+    """Every file of the checkpoint in turn."""
+    for path in [path for path in sorted((copied / "checkpoint" / "6").rglob("*")) if path.is_file()]:
+        kept = path.read_bytes()
+        damage(path)
+        before = small.contents(copied)
+        small.refused(capsys, small.arguments(copied), "checkpoint", "damaged")
+        assert small.contents(copied) == before, path
+        path.write_bytes(kept)
+
+
+def test_a_missing_checkpoint_is_noticed(copied, capsys):
+    shutil.rmtree(copied / "checkpoint" / "6")
+    small.refused(capsys, small.arguments(copied), "checkpoint", "damaged", "there is none")
+    shutil.rmtree(copied / "checkpoint")
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), "checkpoint", "damaged", "there is none")
+    assert set(small.contents(copied)) - {"checkpoint"} == set(before)
+    (copied / "checkpoint").rmdir()
+    (copied / "checkpoint").write_text("a file")
+    small.refused(capsys, small.arguments(copied), "checkpoint", "damaged")
+
+
+LINES_DAMAGED = {
+    "no JSON": lambda text: text.replace('"A"', "A", 1),
+    "no UTF-8": lambda text: text.encode()[:50] + b"\xff\xfe" + text.encode()[50:],
+    "no object": lambda text: "3\n" + text,
+    "a key is missing": lambda text: text.replace('"weights"', '"weight"', 1),
+    "no round": lambda text: text.replace('"round": 0', '"round": null', 1),
+    "a line is missing": lambda text: text.split("\n", 1)[1],
+    "a line is there twice": lambda text: text.split("\n", 1)[0] + "\n" + text,
+    "cut off": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("how", LINES_DAMAGED)
+def test_damaged_metrics_are_refused(how, copied, capsys):
+    path = copied / "metrics.jsonl"
+    content = LINES_DAMAGED[how](path.read_text())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), "metrics.jsonl is damaged")
+    assert small.contents(copied) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"data": 3}', b'{"seed": "x"}'])
+def test_damaged_json_is_refused(name, content, copied, capsys):
+    (copied / name).write_bytes(content)
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), name, "damaged")
+    with pytest.raises(WorkdirError, match=name):
+        experiment.load(copied)
+    assert small.contents(copied) == before
+
+
+def test_files_without_a_config_are_refused(copied, capsys):
+    (copied / "config.json").unlink()
+    before = small.contents(copied)
+    small.refused(capsys, small.arguments(copied), "but no config.json")
+    assert small.contents(copied) == before
+
+
+MODEL_DAMAGED = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "empty": lambda content: b"",
+    "text": lambda content: b"hello",
+    "another file of numpy": lambda content: b"\x93NUMPY\x01\x00" + content[:100],
+}
+
+
+@pytest.mark.parametrize("how", MODEL_DAMAGED)
+def test_a_damaged_model_is_refused_by_load_and_made_anew_by_run(how, copied, finished_run, capsys):
+    path = copied / "model.npz"
+    path.write_bytes(MODEL_DAMAGED[how](path.read_bytes()))
+    with pytest.raises(WorkdirError, match=r"model\.npz is damaged \(.+\)\.$"):
+        experiment.load(copied)
+    assert run.main(small.arguments(copied)) == 0
+    assert path.read_bytes() == (finished_run / "model.npz").read_bytes()
+
+
+def test_load_says_what_is_missing(copied, tmp_path):
+    with pytest.raises(WorkdirError, match=r"holds no run: .*config\.json is missing\.$"):
+        experiment.load(tmp_path / "nothing")
+    np.savez(copied / "model.npz", other=np.zeros(3))
+    with pytest.raises(WorkdirError, match=r"model\.npz is damaged \(entry 'fc1\.weight' is missing\)\.$"):
+        experiment.load(copied)
+    (copied / "model.npz").unlink()
+    with pytest.raises(WorkdirError, match=r"model\.npz is missing"):
+        experiment.load(copied)
+    (copied / "environment.json").unlink()
+    with pytest.raises(WorkdirError, match=r"environment\.json is missing\.$"):
+        experiment.load(copied)
+
+
+# Divergence.
+
+
+def test_divergence_stops_the_run_and_keeps_it(tmp_path, capsys):
+    """Neither an evaluation nor a checkpoint is due in the round that is lost."""
+    folder = tmp_path / "run"
+    extra = ("local.learning_rate=1e30", "federation.eval_every=4", "checkpoint.every=5")
+    said = small.refused(capsys, small.arguments(folder, *extra), "stopped: ", "in round 0", code=3)
+    (line,) = small.lines(folder)
+    assert line["round"] == 0
+    assert line["train_loss"] is None
+    assert (line["non_finite"], line["aggregation_failed"], sum(line["weights"])) == (4, 1, 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["diverged_round"]) == ("diverged", 0)
+    with np.load(folder / "model.npz") as arrays:
+        assert all(np.isfinite(arrays[name]).all() for name in arrays)
+    assert {"curves.png", "partition.png", "checkpoint"} <= {path.name for path in folder.iterdir()}
+    before = small.contents(folder)
+    assert small.refused(capsys, small.arguments(folder, *extra), code=3) == said
+    assert small.contents(folder) == before
+    assert small.refused(capsys, small.arguments(folder, *extra, rounds=9), code=3) == said
+    assert small.lines(folder) == [line]
+    with pytest.raises(DivergedError) as caught:
+        experiment.run(small.config(local__learning_rate=1e30, federation__eval_every=4, checkpoint__every=5), folder)
+    assert caught.value.round == 0
+    assert not isinstance(caught.value, UserError)
