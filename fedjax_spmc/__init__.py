@@ -1,1 +1,61 @@
-"""fedjax_spmc: federated learning under backdoor attack, simulated as pure functions over stacked pytrees."""
+"""fedjax_spmc: federated learning under backdoor attack, simulated as pure functions over stacked pytrees.
+
+In a notebook:
+
+    from fedjax_spmc import experiment
+    from fedjax_spmc.presets import make_config
+
+    result = experiment.run(make_config("spmc", data__name="digits"))
+"""
+
+from fedjax_spmc.errors import ConfigError, DataError, DivergedError, UserError, WorkdirError
+from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, TRACED, Range
+from fedjax_spmc.types import (
+    Aggregator,
+    Attack,
+    AttackContext,
+    AttackState,
+    Batch,
+    ClientData,
+    Context,
+    LocalRule,
+    Model,
+    Roster,
+    RuleState,
+    ServerData,
+    Traits,
+    Upload,
+    Variables,
+    Verdict,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FRACTION",
+    "NON_NEGATIVE",
+    "POSITIVE",
+    "TRACED",
+    "Aggregator",
+    "Attack",
+    "AttackContext",
+    "AttackState",
+    "Batch",
+    "ClientData",
+    "ConfigError",
+    "Context",
+    "DataError",
+    "DivergedError",
+    "LocalRule",
+    "Model",
+    "Range",
+    "Roster",
+    "RuleState",
+    "ServerData",
+    "Traits",
+    "Upload",
+    "UserError",
+    "Variables",
+    "Verdict",
+    "WorkdirError",
+]

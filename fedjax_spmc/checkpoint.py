@@ -1,4 +1,4 @@
-"""The whole state on disk (Orbax), with a sum of every file: a resumed run has the same bits, a damaged file is noticed."""
+"""The whole state on disk (Orbax), with a sum of every file: resuming gives the same bits, damage is noticed."""
 
 import hashlib
 import json

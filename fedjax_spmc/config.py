@@ -108,6 +108,8 @@ def set_field(config: Config, path: str, value: Any) -> None:
         if section not in config:
             config[section] = ConfigDict(type_safe=False)
         config = config[section]
+    if name in config:
+        del config[name]  # where a float stands, an assignment would turn True into 1.0
     config[name] = value
 
 
@@ -229,6 +231,8 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
     Raises:
         ConfigError: an unknown field or option, a wrong type, a value out of range.
     """
+    from ml_collections import ConfigDict
+
     notices = []
     assignments = list(assignments)
     naming = {field: section for section, (_, field) in PARTS.items()}
@@ -243,7 +247,7 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
         section = naming[path]
         dropped = dict(config[section].options)
         if value != resolved_name(config, section) and dropped:
-            config[section].options.clear()
+            config[section].options = ConfigDict(type_safe=False)
             notices.append(f"{path} is now {_words(value)}: dropped {section}.options {dropped} of the preset.")
         set_field(config, path, value)
     for path, text in assignments:

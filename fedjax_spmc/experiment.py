@@ -77,30 +77,33 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
     board = None if folder is None or over else record.Board(folder.path)
     counted = [sum(line[name] for line in history) for name in ("non_finite", "aggregation_failed")]
     since, start = done, time.perf_counter()
-    while done < rounds and int(state.diverged) < 0:
-        state, report = play_round(state, experiment.key)
-        done += 1
-        evaluated = done % every == 0 or done == rounds
-        saved = checkpoints is not None and (done % config.checkpoint.every == 0 or done == rounds)
-        lost = int(state.diverged) >= 0  # waits for the device
-        if evaluated or lost:
-            seconds = (time.perf_counter() - start) / (done - since)
-            line = _line(experiment, state, report, counted, seconds)
-            counted = [int(state.rejected), int(state.failures)]
-            history.append(line)
-            progress.update(line)
-            if folder is not None and board is not None:
-                folder.append(line)
-                board.add(line)
-            since, start = done, time.perf_counter()
-        if checkpoints is not None and folder is not None and (saved or lost):
-            checkpoints.save(done, state)
-            folder.write_model(experiment.federation.model, state.variables)
-    progress.close()
-    if board is not None:
-        board.close()
-    if folder is not None and checkpoints is not None:
-        checkpoints.close()
+    try:
+        while done < rounds and int(state.diverged) < 0:
+            state, report = play_round(state, experiment.key)
+            done += 1
+            evaluated = done % every == 0 or done == rounds
+            saved = checkpoints is not None and (done % config.checkpoint.every == 0 or done == rounds)
+            lost = int(state.diverged) >= 0  # waits for the device
+            if evaluated or lost:
+                seconds = (time.perf_counter() - start) / (done - since)
+                line = _line(experiment, state, report, counted, seconds)
+                counted = [int(state.rejected), int(state.failures)]
+                history.append(line)
+                progress.update(line)
+                if folder is not None and board is not None:
+                    folder.append(line)
+                    board.add(line)
+                since, start = done, time.perf_counter()
+            if checkpoints is not None and folder is not None and (saved or lost):
+                checkpoints.save(done, state)
+                folder.write_model(experiment.federation.model, state.variables)
+    finally:
+        progress.close()
+        if board is not None:
+            board.close()
+        if checkpoints is not None:
+            checkpoints.close()
+    if folder is not None:
         _finish(config, experiment, folder, history, int(state.diverged))
     if int(state.diverged) >= 0:
         raise _diverged(int(state.diverged))
@@ -147,7 +150,7 @@ def _resume(
             f"{folder.path / 'metrics.jsonl'} is damaged ({len(found)} of {len(grid + last)} evaluated rounds are "
             "there): remove the run folder or give another --workdir."
         )
-    folder.accept()
+    folder.accept(over=done == rounds or diverged)
     folder.write_model(experiment.federation.model, state.variables)  # it may have been killed before it did
     folder.rewrite_history(kept)  # half a line may stand at its end
     if diverged:

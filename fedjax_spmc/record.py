@@ -104,13 +104,18 @@ class RunFolder:
         if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
             self.accept()
 
-    def accept(self) -> None:
-        """Writes `config.json` and `environment.json`: the run that is there, if any, can go on."""
+    def accept(self, over: bool = False) -> None:
+        """Writes `config.json` and `environment.json`: the run that is there, if any, can go on.
+
+        Args:
+            over: no round is left to play; then the environment stays that of the last round.
+        """
         for name in REPLACED:
             for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
                 left_over.unlink(missing_ok=True)
         self.write_json("config.json", configs.to_plain(self._config))
-        self.write_json("environment.json", self._environment)
+        if not over or self.environment() is None:
+            self.write_json("environment.json", self._environment)
 
     def close(self) -> None:
         """Releases the lock."""
@@ -187,7 +192,7 @@ class RunFolder:
         """
         path = self.path / "model.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return models.from_torch_dict(model, dict(arrays))
         except FileNotFoundError:
             raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None

@@ -39,7 +39,7 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last finished chunk.", file=sys.stderr)
+        print("interrupted: the same command goes on from the last finished chunk.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -144,7 +144,8 @@ def read_config(text: str) -> tuple[Any, str]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
-        raise ConfigError(f"--config = {str(path)!r} fails with {type(error).__name__}: {error}") from None
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ConfigError(f"--config = {str(path)!r} fails with {reason}.") from None
     if not hasattr(config, "items"):
         raise ConfigError(
             f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "

@@ -124,7 +124,6 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
     who = roster(config, key)
     mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
     attack_context = AttackContext(who, info.image_shape, info.num_classes, mean, std)
-    attack_state = attack.init(attack_context, purpose_key(key, "attack"))
 
     augment = config.data.augment
     pipeline = Pipeline(
@@ -155,7 +154,13 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
         client_batch=federation_config.client_batch or training.auto_client_batch(per_round),
         oracle=is_oracle(config),
     )
-    variables = model.init(purpose_key(key, "init"))
+
+    @jax.jit  # one program in place of a hundred small ones
+    def begin(key: PRNGKey) -> FederationState:
+        variables = model.init(purpose_key(key, "init"))
+        attack_state = attack.init(attack_context, purpose_key(key, "attack"))
+        return initial_state(federation, variables, num_clients, attack_state)
+
     return Experiment(
         federation=federation,
         arrays=(
@@ -163,7 +168,7 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
             pad_indices(parts),
         ),
         test=Images(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels, jnp.int32)),
-        state=initial_state(federation, variables, num_clients, attack_state),
+        state=begin(key),
         key=key,
         malicious=np.asarray(who.malicious),
         parts=parts,

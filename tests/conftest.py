@@ -13,6 +13,9 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
+# Many tests compile the same program anew: kept on disk, each is compiled once.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 sys.path.insert(0, str(ROOT))
 SHARED = Path(os.environ.get("FEDJAX_SPMC_SHARED", ROOT.parent / "shared"))
 
@@ -33,7 +36,7 @@ def cache_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(cache_folder, tmp_path_factory) -> Path:
-    """The folder of an uninterrupted run of `tests.small.config(rounds=6)`: read it, copy it, do not change it."""
+    """The folder of an uninterrupted run of `tests.small.config(rounds=4)`: read it, copy it, do not change it."""
     from fedjax_spmc import experiment
     from tests import small
 
@@ -41,7 +44,7 @@ def finished_run(cache_folder, tmp_path_factory) -> Path:
         patch.setenv("FEDJAX_SPMC_CACHE", str(cache_folder))
         small.share_compiled(cache_folder)
         folder = tmp_path_factory.mktemp("runs") / "finished"
-        experiment.run(small.config(rounds=6), folder)
+        experiment.run(small.config(rounds=4), folder)
     return folder
 
 

@@ -26,7 +26,7 @@ FIELDS: dict[str, Any] = {
 CONFIG = str(Path(__file__).parent.parent / "configs" / "synthetic.py")
 
 
-def config(rounds: int = 6, presets: str = "", **fields: Any) -> Any:
+def config(rounds: int = 4, presets: str = "", **fields: Any) -> Any:
     """The small config; other fields by path with `__` for the dot."""
     made = make_config(presets)
     named = {name.replace("__", "."): value for name, value in fields.items()}
@@ -35,7 +35,7 @@ def config(rounds: int = 6, presets: str = "", **fields: Any) -> Any:
     return made
 
 
-def arguments(workdir: Path | str, *overrides: str, rounds: int = 6, presets: str = "") -> list[str]:
+def arguments(workdir: Path | str, *overrides: str, rounds: int = 4, presets: str = "") -> list[str]:
     """The command line of the small config; overrides as "field=value"."""
     fields = [f"{path}={value}" for path, value in {**FIELDS, "federation.rounds": rounds}.items()]
     return [

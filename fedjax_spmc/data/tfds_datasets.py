@@ -31,11 +31,13 @@ SPECS = (
 
 
 def _register(spec: Spec) -> None:
-    @datasets.register(spec.info.name)
     def factory(
         data_dir: str | Path | None = None, cache_dir: str | Path | None = None, order: str = "original"
     ) -> Source:
         return tfds_source.source(spec, data_dir, cache_dir, order)
+
+    factory.__doc__ = f"{spec.title}, {spec.info.num_classes} classes, prepared by TFDS."
+    datasets.register(spec.info.name)(factory)
 
 
 for _spec in SPECS:

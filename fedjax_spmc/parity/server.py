@@ -1,5 +1,6 @@
 """Server rules against `spmc_server_*`: golden trees enter as tuples in file order, buffers as batch statistics."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from fedjax_spmc import aggregators, trees
 from fedjax_spmc.federation import average_stats
 from fedjax_spmc.parity.walker import Arrays, Comparison, Outcome, kind, skipped
-from fedjax_spmc.types import Upload, Verdict
+from fedjax_spmc.types import Aggregator, Upload, Verdict
 
 TAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Equal": ("mean", {"weights": "uniform"}),
@@ -77,12 +78,22 @@ def upload_of(arrays: Arrays, layout: Layout, absent_rows: bool = False) -> Uplo
     )
 
 
-def aggregate(tag: str, upload: Upload, arrays: Arrays, layout: Layout) -> tuple[np.ndarray, Verdict]:
-    """Our new state vector and verdict for a tag of the reference."""
+@functools.cache
+def _rule(tag: str) -> Aggregator:
+    """The rule of a tag under jit, one object for all files, so that equal shapes are compiled once."""
     name, options = TAGS[tag]
     rule = aggregators.make(name, **options)
+    return rule._replace(aggregate=jax.jit(rule.aggregate))
+
+
+_coalitions = jax.jit(trees.leave_one_out_mean)
+
+
+def aggregate(tag: str, upload: Upload, arrays: Arrays, layout: Layout) -> tuple[np.ndarray, Verdict]:
+    """Our new state vector and verdict for a tag of the reference."""
+    rule = _rule(tag)
     state = rule.init(upload.global_params, len(arrays["client_state"]))
-    params, verdict, _ = jax.jit(rule.aggregate)(upload, state, jax.random.key(0))
+    params, verdict, _ = rule.aggregate(upload, state, jax.random.key(0))
     _, old_stats = split(arrays["global_state"], layout)
     stats = average_stats(upload, upload.participating, verdict, old_stats)
     return join(params, stats, layout), verdict
@@ -152,9 +163,10 @@ def _compare(tag: str, source: str, upload: Upload, arrays: Arrays, layout: Layo
     if f"{tag}__exp_argument" in arrays:
         similarity = -np.asarray(verdict.scores)
         comparison.add("exp_argument", similarity - similarity.max() + 1e-5, arrays[f"{tag}__exp_argument"])
-    coalitions = join(
-        trees.leave_one_out_mean(upload.client_params), trees.leave_one_out_mean(upload.client_stats), layout, rows=True
-    ) if any(name.startswith(f"{tag}__coalitions") for name in arrays) else None  # fmt: skip
+    coalitions = None
+    if any(name.startswith(f"{tag}__coalitions") for name in arrays):
+        rows = _coalitions(upload.client_params), _coalitions(upload.client_stats)
+        coalitions = join(*rows, layout, rows=True)
     if coalitions is not None and f"{tag}__coalitions" in arrays:
         comparison.add("coalitions", coalitions, arrays[f"{tag}__coalitions"], slack[None])
     if coalitions is not None and f"{tag}__coalitions_sample" in arrays:

@@ -1,0 +1,74 @@
+"""Percentages, detection and summaries, worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_spmc import attacks, metrics
+from fedjax_spmc.data.pipeline import Images
+from fedjax_spmc.metrics import Counts
+from fedjax_spmc.types import AttackContext, Model, Roster, Variables
+
+
+def test_percentages_with_and_without_the_target_class():
+    # class 1 is the target: 4 images, all "hit"; of the 6 others 3 are hit.
+    counts = Counts(*(np.array(x) for x in ([4, 4, 2], [3, 4, 1], [2, 4, 1], [0, 4, 0])))
+    values = metrics.percentages(counts, backdoor=True)
+    assert values["A"] == 80.0
+    assert values["ASR"] == 50.0
+    assert values["ASR_all"] == 70.0
+    assert values["R"] == 50.0
+    assert values["V"] == 65.0
+    assert values["R_all"] == pytest.approx(30.0)
+    assert values["V_all"] == pytest.approx(55.0)
+    assert values["per_class"] == [75.0, 100.0, 50.0]
+
+
+def test_undefined_is_none():
+    counts = Counts(*(np.array(x) for x in ([2, 0], [1, 0], [0, 0], [0, 0])))
+    values = metrics.percentages(counts, backdoor=False)
+    assert values["A"] == 50.0
+    assert values["per_class"] == [50.0, None]
+    assert all(values[name] is None for name in ("ASR", "ASR_all", "R", "V", "R_all", "V_all"))
+    assert metrics.detection(np.zeros(2, bool), np.ones(2, bool), np.zeros(2, bool)) == {"tpr": None, "fpr": 0.0}
+
+
+def test_detection_counts_participants_only():
+    flagged = np.array([True, True, False, True])
+    present = np.array([True, True, True, False])
+    malicious = np.array([True, False, True, True])
+    assert metrics.detection(flagged, present, malicious) == {"tpr": 50.0, "fpr": 100.0}
+
+
+def test_the_summary_is_the_mean_of_the_last_five():
+    names = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss")
+    history = [dict.fromkeys(names, float(i)) for i in range(7)]
+    history[-1]["tpr"] = None
+    summary = metrics.summarise(history)
+    assert summary["A"] == 4.0
+    assert summary["A_last"] == 6.0
+    assert summary["tpr"] == 3.5
+    assert summary["tpr_last"] is None
+
+
+@pytest.mark.parametrize("num_images", [3, 500, 777])
+def test_evaluate_counts_every_image_once(num_images):
+    """A model that reads the class off the first pixel: A is 100, and the trigger there decides the answer."""
+
+    def apply(params, stats, images, train, key):
+        return jax.nn.one_hot(jnp.round(images[:, 5, 5, 0] * 3 + images[:, 0, 0, 0] * 9).astype(jnp.int32), 4), stats
+
+    model = Model(lambda key: Variables({}, {}), apply, (), 4, (8, 8, 3))
+    attack = attacks.make("badnets", positions=((0, 0, 0),), value=0.0, target_label=2)
+    roster = Roster(jnp.zeros(1, bool), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+    state = attack.init(AttackContext(roster, (8, 8, 3), 4, jnp.zeros(3), jnp.ones(3)), jax.random.key(0))
+    labels = np.random.default_rng(0).integers(0, 4, num_images)
+    images = np.zeros((num_images, 8, 8, 3), np.uint8)
+    images[:, 5, 5, 0] = labels * 85
+    evaluate = metrics.make_evaluate(model, attack, jnp.zeros(3), jnp.ones(3))
+    counts = evaluate(Variables({}, {}), Images(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
+    np.testing.assert_array_equal(counts.total, np.bincount(labels, minlength=4))
+    np.testing.assert_array_equal(counts.correct, counts.total)
+    np.testing.assert_array_equal(counts.hits, [0, 0, (labels == 2).sum(), 0])
+    np.testing.assert_array_equal(counts.targeted, [0, 0, (labels == 2).sum(), 0])
