@@ -155,7 +155,8 @@ def play_round(
             mask_gradients=lambda grads: attack.mask_gradients(attack_state, grads, client_id),
             after_step=lambda params: attack.after_step(ctx, attack_state, params, client_id),
         )
-        return train_client(rule, ctx, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
+        own = ctx._replace(obeys=~attack_state.roster.attacks_now(client_id))
+        return train_client(rule, own, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
 
     rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
     trained = map_clients(train_one, rows, federation.client_batch)

@@ -83,7 +83,7 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
         return None if rate is None else 100.0 - rate
 
     def balance(rate: float | None) -> float | None:
-        return None if rate is None or accuracy is None else (accuracy + 100.0 - rate) / 2
+        return None if rate is None or accuracy is None else (accuracy + (100.0 - rate)) / 2
 
     return {
         "A": accuracy,

@@ -162,6 +162,8 @@ class Context(NamedTuple):
         hyper: traced scalars: learning_rate, momentum, weight_decay and the array options of the local rule.
         epochs: local epochs.
         round: int32 scalar, from 0.
+        obeys: bool scalar, whether this client follows the defence (a malicious one need not); it is the client's own
+            knowledge of itself, and only local rules with an option for disobedient clients look at it.
     """
 
     model: Model
@@ -170,6 +172,7 @@ class Context(NamedTuple):
     hyper: Mapping[str, Any]
     epochs: int
     round: Array
+    obeys: Array | bool = True
 
 
 class RuleState(NamedTuple):

@@ -1,5 +1,6 @@
 """A small experiment that the tests of the command, resuming and results share, and how two runs are compared."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,7 @@ def without_times(line: dict[str, Any]) -> dict[str, Any]:
 
 def saved_state(folder: Path) -> list[tuple[Any, ...]]:
     """The leaves of the checkpoint as dtypes, shapes and bytes, and the rounds that it stands for."""
-    resolved = configs.resolve(json.loads((folder / "config.json").read_text()))
-    like = setup.build(resolved, setup.load_data(resolved)).state
+    like = _state_like((folder / "config.json").read_text())
     checkpoints = Checkpoints(folder / "checkpoint")
     rounds = checkpoints.latest()
     assert rounds is not None
@@ -102,6 +102,13 @@ def saved_state(folder: Path) -> list[tuple[Any, ...]]:
     ]
     arrays = [np.asarray(leaf) for leaf in keyless]
     return [(rounds,), *[(str(array.dtype), array.shape, array.tobytes()) for array in arrays]]
+
+
+@functools.cache
+def _state_like(config_text: str) -> Any:
+    """The state before round 0 of a saved config: its structure, shapes and dtypes."""
+    resolved = configs.resolve(json.loads(config_text))
+    return setup.build(resolved, setup.load_data(resolved)).state
 
 
 def assert_same_run(first: Path, second: Path) -> None:

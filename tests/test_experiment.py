@@ -6,6 +6,7 @@ import os
 import struct
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import evaluate, experiment, federation, setup
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.types import AttackState
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("small_cache")
@@ -195,7 +197,7 @@ def test_only_k_of_n_clients_take_part():
 
 
 def test_clients_too_small_for_a_batch_take_no_step():
-    config = small.config(rounds=1, local__batch_size=32, partition__beta=0.1, partition__min_size=1)
+    config = small.config(rounds=1, local__batch_size=32, partition__name="quantity", partition__min_size=1)
     resolved = configs.resolve(config)
     sizes = [len(part) for part in setup.divide(resolved, setup.load_data(resolved))]
     assert min(sizes) < 32 <= max(sizes)
@@ -203,13 +205,13 @@ def test_clients_too_small_for_a_batch_take_no_step():
     assert [weight > 0 for weight in line["weights"]] == [size >= 32 for size in sizes]
     assert (line["non_finite"], line["aggregation_failed"]) == (0, 0)
     with pytest.raises(ConfigError, match=rf"local\.batch_size = 200 .* at most {max(sizes)}"):
-        experiment.run(small.config(local__batch_size=200, partition__beta=0.1, partition__min_size=1))
+        experiment.run(small.config(local__batch_size=200, partition__name="quantity", partition__min_size=1))
 
 
-def test_the_last_clients_or_random_ones_are_malicious(loaded, dataset):
+def test_the_last_clients_or_random_ones_are_malicious():
     def malicious(placement, seed):
         fields = {"attack__placement": placement, "attack__malicious_fraction": 0.5, "seed": seed}
-        return setup.build(configs.resolve(small.config(**fields)), dataset).malicious.tolist()
+        return setup.roster(configs.resolve(small.config(**fields)), jax.random.key(seed)).malicious.tolist()
 
     assert malicious("last", 0) == malicious("last", 1) == [False, False, True, True]
     drawn = [tuple(malicious("random", seed)) for seed in range(8)]
@@ -219,27 +221,30 @@ def test_the_last_clients_or_random_ones_are_malicious(loaded, dataset):
 
 
 def test_the_attack_keeps_to_its_schedule(dataset):
-    """Outside of the schedule the uploads are those of a run without poison; inside they are not."""
+    """Outside of the schedule the models are those of a run without poison; inside they are not."""
+    config = configs.resolve(small.config(attack__schedule__first=1, attack__schedule__last=5))
+    built = setup.build(config, dataset)
+    roster, own = built.state.attack
+    assert (int(roster.first), int(roster.last)) == (1, 5)
+    play = federation.make_round(built.federation, built.arrays, built.arrays[1].sizes)
 
-    def uploads(**fields):
-        built = setup.build(configs.resolve(small.config(**fields)), dataset)
-        play = federation.make_round(built.federation, built.arrays, built.arrays[1].sizes)
-        state, models = built.state, []
+    def models(first, last, fraction=0.5):
+        who = roster._replace(first=jnp.int32(first), last=jnp.int32(last))
+        attack = AttackState(who, own._replace(fraction=jnp.float32(fraction)))
+        state, leaves = built.state._replace(attack=attack), []
         for _ in range(3):
             state, _ = play(state, built.key)
-            models.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.variables.params)]))
-        return models
+            leaves.append(np.asarray(jax.tree.leaves(state.variables.params)[0]))
+        return leaves
 
-    honest = uploads(attack__poison_fraction=0.0)
-    always = uploads()
-    first = uploads(attack__schedule__first=1)
-    only = uploads(attack__schedule__first=0, attack__schedule__last=0)
-    never = uploads(attack__schedule__first=3)
-    same = np.array_equal
-    assert [same(a, b) for a, b in zip(never, honest, strict=True)] == [True, True, True]
-    assert [same(a, b) for a, b in zip(first, honest, strict=True)] == [True, False, False]
-    assert [same(a, b) for a, b in zip(only, always, strict=True)] == [True, False, False]
-    assert not same(always[0], honest[0])
+    def agree(one, other):
+        return [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
+
+    honest, always = models(0, 9, fraction=0.0), models(0, 9)
+    assert agree(always, honest) == [False, False, False]
+    assert agree(models(3, 9), honest) == [True, True, True]
+    assert agree(models(1, 9), honest) == [True, False, False]
+    assert agree(models(0, 0), always) == [True, False, False]
 
 
 def test_evaluations_are_every_so_many_rounds_and_at_the_end(loaded):

@@ -1,53 +1,134 @@
 """SPMC, server half: weigh each client by how well it agrees with the coalition of all the others.
 
-Source: "SPMC: Self-Purifying Federated Backdoor Defense via Margin Contribution", ICML 2025; the rule `SPMD` of its
-    code.
+Source: "SPMC: Self-Purifying Federated Backdoor Defense via Margin Contribution", ICML 2025; the rules `SPMD`
+    (default), `SPMD_euc`, `SPMD_was` and `SPED` of its code.
 Assumes: benign clients are a majority whose models lie close together. Needs no data and no number of attackers.
-Cost: O(K D); all coalition models come from one sum.
-Deviations: the cosine is that of the absolute weights, as in the code, not a difference of utilities as the paper's
-    margin contribution reads. At temperature 1 the ratio of two weights is at most e^2, so nobody is ever excluded.
+Cost: O(K D), O(K D log D) with the Wasserstein score; all coalition models come from one sum.
+Deviations: where paper and code can be read in two ways, both are options.
+    * The paper's contribution phi_k = Gamma(N without k) - Gamma(k) reads as a difference of utilities; the code takes
+      the similarity of absolute weights between a client and the plain mean of the others (`partner="coalition"`). The
+      authors' slides can also be read as comparing with the global model (`partner="global"`).
+    * The paper weighs by sigma(-phi_k) without saying what sigma is; the code takes exp (`mapping="softmax"`).
+    * At temperature 1 two cosine weights differ by a factor of at most e^2, so nobody is ever excluded, as the paper's
+      text would have it.
+    * The code's `SPMD_euc` and `SPED` also score batch statistics and integer counters; here scores see trainable
+      weights alone.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
+Score = Literal["cosine", "euclidean", "wasserstein", "chebyshev"]
+Mapping = Literal["softmax", "sigmoid", "minmax"]
+
 
 @aggregators.register("spmc")
 def spmc(
-    temperature: Annotated[float, POSITIVE, TRACED] = 1.0, eps: Annotated[float, NON_NEGATIVE, TRACED] = 1e-5
+    score: Score = "cosine",
+    space: Literal["weights", "updates"] = "weights",
+    partner: Literal["coalition", "global"] = "coalition",
+    coalition_weights: Literal["uniform", "size", "previous"] = "uniform",
+    mapping: Mapping = "softmax",
+    temperature: Annotated[float, POSITIVE, TRACED] = 1.0,
+    eps: Annotated[float, NON_NEGATIVE, TRACED] = 1e-5,
 ) -> Aggregator:
-    """alpha = softmax over clients of cos(w_k, mean of the others) / temperature; new model = sum of alpha_k w_k.
+    """alpha = mapping of each client's similarity to the coalition of the others; new model = sum of alpha_k w_k.
+
+    Traits: with coalition_weights="previous" the rule is not stateless, because it remembers the last weights.
 
     Args:
-        temperature: divides the cosines before the softmax; the code's value is 1.
+        score: the similarity: cosine, or the negative of a distance: Euclidean; 1-D Wasserstein between the two
+            multisets of parameter values (mean of |sorted - sorted|); Chebyshev (largest difference).
+        space: what is compared, the weights (the code) or the updates from the broadcast model.
+        partner: with what: the mean of all the others (the code) or the broadcast global model.
+        coalition_weights: how the others are averaged: alike (the code), by number of examples, or by the weights of
+            the round before.
+        mapping: softmax (the code's exp); sigmoid, 1 / (1 + exp(-s)); minmax, scaled to [0, 1], ties uniform. All are
+            normalised to sum 1.
+        temperature: divides the similarities before the mapping; the code's value is 1.
         eps: added to the product of norms in the cosine; the code's value is 1e-5.
+
+    Raises:
+        ConfigError: updates compared with the global model, whose update is zero.
     """
+    if space == "updates" and partner == "global":
+        raise ConfigError(
+            "aggregator.options.partner = 'global' is not allowed with space = 'updates', in which the global model is "
+            "zero: it must be 'coalition'."
+        )
+
+    def init(global_params: Params, num_clients: int) -> State:
+        del global_params
+        return jnp.full(num_clients, 1 / num_clients, jnp.float32) if coalition_weights == "previous" else ()
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         present = upload.participating
-        coalitions = trees.leave_one_out_mean(upload.client_params, present.astype(jnp.float32))
-        cosines = trees.client_cosine(upload.client_params, coalitions, eps)
-        weights = masked_softmax(cosines / temperature, present)
-        verdict = Verdict(weights, -cosines, flagged=jnp.zeros_like(present))
+        shares = present.astype(jnp.float32)
+        if coalition_weights == "size":
+            shares = shares * upload.num_examples
+        elif coalition_weights == "previous":
+            remembered = shares * state[upload.client_ids]
+            shares = jnp.where(remembered.sum() > 0, remembered, shares)
+        points = (
+            trees.subtract(upload.client_params, upload.global_params) if space == "updates" else upload.client_params
+        )
+        if partner == "coalition":
+            partners = trees.leave_one_out_mean(points, shares)
+        else:
+            partners = trees.broadcast(upload.global_params, len(present))
+        similarities = similarity(score, points, partners, eps)
+        weights = map_to_weights(mapping, similarities / temperature, present)
+        verdict = Verdict(weights, -similarities, flagged=jnp.zeros_like(present))
+        if coalition_weights == "previous":
+            state = state.at[upload.client_ids].set(jnp.where(present, weights, state[upload.client_ids]))
         return trees.weighted_mean(upload.client_params, weights), verdict, state
 
     return Aggregator(
-        init=lambda global_params, num_clients: (),
+        init=init,
         aggregate=aggregate,
-        traits=Traits(linear=True, consensus=True, permutation=True, robust=True, stateless=True),
+        traits=Traits(
+            linear=True, consensus=True, permutation=True, robust=True, stateless=coalition_weights != "previous"
+        ),
     )
 
 
-def masked_softmax(logits: Array, mask: Array) -> Array:
-    """Softmax of [K] over the entries in `mask`; 0 elsewhere, and everywhere if the mask is empty."""
-    shifted = jnp.where(mask, logits, -jnp.inf)
-    top = jnp.max(shifted)
-    exponentials = jnp.where(mask, jnp.exp(shifted - jnp.where(jnp.isfinite(top), top, 0.0)), 0.0)
-    return exponentials / jnp.maximum(exponentials.sum(), 1e-30)
+def similarity(score: str, points: Params, partners: Params, eps: float | Array) -> Array:
+    """[K]: how alike the rows of two stacked trees are; larger = more alike, see the options of `spmc`."""
+    if score == "cosine":
+        return trees.client_cosine(points, partners, eps)
+    if score == "wasserstein":
+        # Values of all tensors go into one multiset, so the trees are raveled first.
+        ours, theirs = jnp.sort(trees.ravel_clients(points), axis=1), jnp.sort(trees.ravel_clients(partners), axis=1)
+        return -jnp.abs(ours - theirs).mean(axis=1)
+    gaps = jax.tree.map(jnp.subtract, points, partners)
+    if score == "euclidean":
+        return -trees.client_norm(gaps)
+    return -jnp.stack([jnp.abs(x).max(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(gaps)]).max(axis=0)
+
+
+def map_to_weights(mapping: str, similarities: Array, present: Array) -> Array:
+    """Weights [K] of sum 1 over the clients in `present`; 0 elsewhere, and everywhere if nobody is there."""
+    top = jnp.max(jnp.where(present, similarities, -jnp.inf))
+    bottom = jnp.min(jnp.where(present, similarities, jnp.inf))
+    anybody = present.any()
+    if mapping == "softmax":
+        mapped = jnp.exp(similarities - jnp.where(anybody, top, 0.0))
+    elif mapping == "sigmoid":
+        mapped = jax.nn.sigmoid(similarities)
+    else:
+        spread = jnp.where(anybody, top - bottom, 0.0)
+        scaled = (similarities - bottom) / jnp.where(spread > 0, spread, 1.0)
+        mapped = jnp.where(spread > 0, scaled, 1.0)
+    mapped = jnp.where(present, mapped, 0.0)
+    # A sigmoid of far distances can vanish for all: then nobody is told apart.
+    mapped = jnp.where(mapped.sum() > 0, mapped, present.astype(mapped.dtype))
+    return mapped / jnp.maximum(mapped.sum(), 1e-30)

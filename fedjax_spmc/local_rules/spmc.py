@@ -25,6 +25,7 @@ from fedjax_spmc.types import (
     Batch,
     Context,
     LocalRule,
+    Model,
     Params,
     PRNGKey,
     RuleState,
@@ -82,6 +83,29 @@ def purify(
     return jax.tree.unflatten(structure, purified)
 
 
+def task_and_guidance(
+    model: Model, params: Params, stats: Stats, batch: Batch, teacher: Variables, key: PRNGKey
+) -> tuple[Params, Params, Stats, tuple[Array, Array]]:
+    """Gradients of the cross entropy and of the distillation loss, from one forward pass of the student.
+
+    The teacher runs in train mode (on batch statistics), as in the code; its own statistics are not updated.
+
+    Returns:
+        task gradients, guidance gradients, the student's new batch statistics, (task loss, guidance loss).
+    """
+    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.images, True, key)
+
+    def forward(params: Params) -> tuple[Array, Stats]:
+        return model.apply(params, stats, batch.images, True, key)
+
+    logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
+    task_loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)
+    guide_loss, guide_cotangent = jax.value_and_grad(soft_cross_entropy)(logits, teacher_logits, batch.valid)
+    (task,) = pull_back(task_cotangent)
+    (guide,) = pull_back(guide_cotangent)
+    return task, guide, new_stats, (task_loss, guide_loss)
+
+
 @local_rules.register("spmc")
 def spmc(
     strength: Annotated[float, NON_NEGATIVE, TRACED] = 1.0,
@@ -89,6 +113,7 @@ def spmc(
     norm: Literal["squared", "printed"] = "squared",
     floor: Annotated[float, NON_NEGATIVE, TRACED] = 1e-2,
     teacher_weights: Literal["verdict", "uniform"] = "verdict",
+    align: Literal["all", "benign"] = "all",
 ) -> LocalRule:
     """Local SGD on purified gradients; see `purify` for strength, scope, norm and floor.
 
@@ -99,6 +124,7 @@ def spmc(
         floor: relative length below which guidance counts as none; the code's value is 0.
         teacher_weights: "verdict" leaves the client out of the weighted mean that the server took (the code), "uniform"
             out of the plain mean of all uploads.
+        align: "all" clients purify, the malicious ones too (the code; the paper does not say), or only "benign" ones.
     """
 
     def init(variables: Variables, num_clients: int) -> RuleState:
@@ -107,18 +133,11 @@ def spmc(
     def gradients(
         ctx: Context, params: Params, stats: Stats, batch: Batch, client_state: State, key: PRNGKey
     ) -> tuple[Params, Stats, dict[str, Array]]:
-        teacher_logits, _ = ctx.model.apply(client_state.params, client_state.stats, batch.images, True, key)
-
-        def forward(params: Params) -> tuple[Array, Stats]:
-            return ctx.model.apply(params, stats, batch.images, True, key)
-
-        logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
-        loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)
-        guide_cotangent = jax.grad(soft_cross_entropy)(logits, teacher_logits, batch.valid)
-        (task,) = pull_back(task_cotangent)
-        (guide,) = pull_back(guide_cotangent)
+        task, guide, new_stats, losses = task_and_guidance(ctx.model, params, stats, batch, client_state, key)
         grads = purify(task, guide, strength, scope, norm, floor)
-        return grads, new_stats, {"loss": loss}
+        if align == "benign":
+            grads = trees.where(jnp.asarray(ctx.obeys), grads, task)
+        return grads, new_stats, {"loss": losses[0]}
 
     def after_round(
         rule_state: RuleState, upload: Upload, trained_params: Params, new_variables: Variables, verdict: Verdict
