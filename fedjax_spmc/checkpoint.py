@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_spmc.errors import WorkdirError
 
@@ -117,7 +118,9 @@ def _plain(state: Any) -> Any:
 
 
 def _like(leaf: Any, data: Any) -> Any:
-    return jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(leaf) else jnp.asarray(data)
+    # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
+    array = jnp.asarray(np.asarray(data))
+    return jax.random.wrap_key_data(array) if _is_key(leaf) else array
 
 
 def _first_line(reason: Any) -> str:
