@@ -70,6 +70,7 @@ FIELDS: dict[str, Option] = {
 """Every field but the free `options`, by its dotted path."""
 
 PARTS: dict[str, tuple[registry.Registry, str]] = {
+    "model": (registry.models, "model.name"),
     "data": (registry.datasets, "data.name"),
     "sampling": (registry.samplings, "sampling.name"),
     "local": (registry.local_rules, "local.rule"),
@@ -80,6 +81,9 @@ PARTS: dict[str, tuple[registry.Registry, str]] = {
 
 ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
 """Fields of `attack` that are options of those attacks that know them."""
+
+SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
+"""Such fields of all sections; they are not repeated among the section's `options`."""
 
 FREE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "sweep.experiment_batch",
@@ -190,9 +194,8 @@ def part_options(config: Config, section: str) -> dict[str, Option]:
     known: dict[str, Option] = {}
     for name in names if isinstance(names, tuple) else (names,):
         known.update(PARTS[section][0].options(name, PARTS[section][1]))
-    if section == "attack":
-        known = {name: option for name, option in known.items() if name not in ATTACK_FIELDS}
-    return known
+    own = SECTION_FIELDS.get(section, ())
+    return {name: option for name, option in known.items() if name not in own}
 
 
 def attack_options(config: Config) -> dict[str, Any]:

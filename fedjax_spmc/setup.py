@@ -47,7 +47,7 @@ class Experiment(NamedTuple):
 def make_model(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
     """The config's model for images [H, W, C] of so many classes."""
     known = registry.models.options(config.model.name)
-    options = {"norm": config.model.norm} if "norm" in known else {}
+    options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
     return models.make(config.model.name, num_classes=num_classes, image_shape=image_shape, **options)
 
 

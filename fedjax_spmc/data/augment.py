@@ -1,7 +1,7 @@
 """Random crop and horizontal flip of a batch, and normalisation: pure functions that run inside the jitted step.
 
-They restate torchvision's `RandomCrop(size, padding)`, `RandomHorizontalFlip`, `ToTensor` and `Normalize`, in that order:
-the padding is black before the normalisation, and the flip comes after the crop.
+They restate torchvision's `RandomCrop(size, padding)`, `RandomHorizontalFlip`, `ToTensor` and `Normalize`, in that
+order: the padding is black before the normalisation, and the flip comes after the crop.
 """
 
 from typing import Any, NamedTuple
@@ -45,16 +45,26 @@ def draw(keys: Array, padding: int, flip: bool) -> Augmentation:
 
 
 def crop_and_flip(images: Array, augmentation: Augmentation, padding: int) -> Array:
-    """Pads with zeros, crops back to the size and mirrors: [B, H, W, C] of any dtype -> the same, values exact."""
-    batch, height, width, channels = images.shape
-    sides = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+    """Pads with zeros, crops back to the size and mirrors: [B, H, W, C] of any real dtype -> the same, values exact.
 
-    def one(image: Array, own: Augmentation) -> Array:
-        crop = jax.lax.dynamic_slice(image, (own.rows, own.columns, 0), (height, width, channels))
-        return jnp.where(own.flips, crop[:, ::-1], crop)
+    Rows are cut out as slices. Columns are picked by one product with a 0/1 matrix per image, which does the left edge,
+    the black padding and the flip at once: on a CPU that takes a fifth of the time of indexing pixel by pixel. Every
+    sum has at most one term, so a finite value comes out as it went in.
+    """
+    height, width, channels = images.shape[1:]
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (0, 0), (0, 0)))
 
-    return jax.vmap(one)(padded, augmentation)
+    def take_rows(image: Array, first: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (first, 0, 0), (height, width, channels))
+
+    rows = jax.vmap(take_rows)(padded, augmentation.rows)
+    place = jnp.arange(width)
+    source = jnp.where(augmentation.flips[:, None], place[::-1][None, :], place[None, :])
+    source = source + augmentation.columns[:, None] - padding
+    kind = jnp.promote_types(images.dtype, jnp.float32)
+    columns = (source[:, :, None] == place[None, None, :]).astype(kind)
+    crops = jnp.einsum("bij,bhjc->bhic", columns, rows.astype(kind), precision=jax.lax.Precision.HIGHEST)
+    return crops.astype(images.dtype)
 
 
 def gather(images: Array, sample_ids: Array, augmentation: Augmentation | None, padding: int) -> Array:

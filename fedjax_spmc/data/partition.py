@@ -176,23 +176,23 @@ def _gave_up(beta: float, min_size: int, num_clients: int, num_examples: int) ->
 
 @partitions.register("dirichlet")
 def dirichlet_factory(beta: Beta = 0.5, min_size: MinSize = 10) -> Partition:
-    """See `dirichlet`."""
+    """Label skew: each class is divided in shares drawn from Dirichlet(beta), as the reference draws them."""
     return lambda labels, num_clients, rng: dirichlet(labels, num_clients, beta, rng, min_size)
 
 
 @partitions.register("iid")
 def iid_factory() -> Partition:
-    """See `iid`."""
+    """Equal shares of shuffled examples."""
     return iid
 
 
 @partitions.register("shards")
 def shards_factory(shards: Annotated[int, Range(1, 10**6)] = 2) -> Partition:
-    """See the function `shards`."""
+    """Each client gets so many shards of examples sorted by label, so that it sees few classes."""
     return lambda labels, num_clients, rng: _deal_shards(labels, num_clients, rng, shards)
 
 
 @partitions.register("quantity")
 def quantity_factory(beta: Beta = 0.5, min_size: MinSize = 10) -> Partition:
-    """See `quantity`."""
+    """Quantity skew: sizes drawn from Dirichlet(beta), classes alike."""
     return lambda labels, num_clients, rng: quantity(labels, num_clients, beta, rng, min_size)

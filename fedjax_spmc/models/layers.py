@@ -18,7 +18,7 @@ from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Torch's default for convolutions and linear layers, weights and biases alike: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Torch's default for convolutions and linear layers, weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = float(1 / np.sqrt(fan_in))
 
     def draw(key: PRNGKey, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
@@ -34,38 +34,65 @@ def batch_last(images: Array) -> Array:
 
 
 @jax.custom_vjp
+def product(weight: Array, inputs: Array) -> Array:
+    """Matrix product [M, K] @ [K, N] whose two gradients are taken in the order of factors that a CPU runs fastest.
+
+    Over the many columns of a convolution, inputs @ cotangent^T takes 0.7 ms of CPU time where cotangent @ inputs^T,
+    the order of automatic differentiation, takes 1.3 ms.
+    """
+    return weight @ inputs
+
+
+def _product_forward(weight: Array, inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+    return weight @ inputs, (weight, inputs)
+
+
+def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    weight, inputs = saved
+    by_weight = jax.lax.dot_general(inputs, cotangent, (((1,), (1,)), ((), ()))).T
+    by_inputs = jax.lax.dot_general(weight, cotangent, (((0,), (0,)), ((), ())))
+    return by_weight, by_inputs
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
 def max_of_first(values: Array) -> Array:
-    """Maximum over the leading axis, [n, ...] -> [...]; on an exact tie the first entry gets the gradient, as in torch."""
-    return _max_and_index(values)[0]
+    """Maximum over the leading axis, [4, ...] -> [...]; on an exact tie the first gets the gradient, as in torch."""
+    return _max_forward(values)[0]
 
 
-def _max_and_index(values: Array) -> tuple[Array, Array]:
+def _max_forward(values: Array) -> tuple[Array, Array]:
     largest = values[0]
     index = jnp.zeros(largest.shape, jnp.int8)
-    for i in range(1, values.shape[0]):
-        above = values[i] > largest
-        largest = jnp.where(above, values[i], largest)
-        index = jnp.where(above, jnp.int8(i), index)
+    for phase in range(1, 4):
+        above = values[phase] > largest
+        largest = jnp.where(above, values[phase], largest)
+        index = jnp.where(above, jnp.int8(phase), index)
     return largest, index
 
 
-def _max_backward(index: Array, cotangent: Array, entries: int) -> Array:
-    return jnp.stack([jnp.where(index == i, cotangent, 0) for i in range(entries)])
+def _max_backward(index: Array, cotangent: Array) -> tuple[Array]:
+    # Stated by hand: automatic differentiation pads and adds the four parts, which costs more than the product itself.
+    return (jnp.stack([jnp.where(index == phase, cotangent, 0) for phase in range(4)]),)
 
 
-max_of_first.defvjp(_max_and_index, lambda index, cotangent: (_max_backward(index, cotangent, 4),))
+max_of_first.defvjp(_max_forward, _max_backward)
 
 
-def convolution_max(images: Array, kernel: Array) -> Array:
-    """Valid convolution with stride 1, then 2x2 max-pool with stride 2, as one matrix product.
+def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
+    """Valid convolution with stride 1, ReLU and 2x2 max-pool with stride 2, as one matrix product.
 
     The four outputs under a pooling window are four channels of one convolution with stride 2, whose kernel is one row
     and one column larger: phase (p, q) is the kernel shifted by (p, q). On the 2x2 space-to-depth image that is a
-    convolution with stride 1, so few and long slices make the patches. A size that leaves the pooling a rest drops it.
+    convolution with stride 1, so the patches are few and long slices. Bias and ReLU come after the maximum, which
+    changes nothing because both are monotone and shared by the window. A size that leaves the pooling a rest drops it.
 
     Args:
         images: [C, H, W, B].
         kernel: [O, C, k, k], k odd.
+        bias: [O].
 
     Returns:
         [O, (H - k + 1) // 2, (W - k + 1) // 2, B].
@@ -76,30 +103,32 @@ def convolution_max(images: Array, kernel: Array) -> Array:
     down, right = rows + taps - 1, columns + taps - 1
     blocks = images[:, : 2 * down, : 2 * right].reshape(channels, down, 2, right, 2, batch)
     blocks = blocks.transpose(2, 4, 0, 1, 3, 5).reshape(4 * channels, down, right, batch)
-    patches = jnp.stack([blocks[:, u : u + rows, v : v + columns] for u in range(taps) for v in range(taps)])
+    # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
+    strips = jnp.stack([blocks[:, :, v : v + columns] for v in range(taps)])
+    strips = strips.reshape(4 * taps * channels, down, columns * batch)
+    inner = 4 * taps * taps * channels
+    patches = jnp.stack([strips[:, u : u + rows] for u in range(taps)]).reshape(inner, rows * columns * batch)
     phases = jnp.stack([jnp.pad(kernel, ((0, 0), (0, 0), (p, 1 - p), (q, 1 - q))) for p in (0, 1) for q in (0, 1)])
     phases = phases.reshape(4, outputs, channels, taps, 2, taps, 2).transpose(0, 1, 3, 5, 4, 6, 2)
-    inner = 4 * taps * taps * channels
-    products = phases.reshape(4 * outputs, inner) @ patches.reshape(inner, rows * columns * batch)
-    return max_of_first(products.reshape(4, outputs, rows, columns, batch))
+    products = product(phases.reshape(4 * outputs, inner), patches)
+    largest = max_of_first(products.reshape(4, outputs, rows, columns, batch))
+    return nn.relu(largest + bias[:, None, None, None])
 
 
 class ConvolutionPool(nn.Module):
-    """Convolution, ReLU, 2x2 max-pool: [C, H, W, B] -> [features, (H - size + 1) // 2, (W - size + 1) // 2, B].
-
-    Bias and ReLU come after the maximum, which changes nothing because both are monotone and shared by the window.
-    """
+    """A `convolution_pool` with its own kernel and bias: [C, H, W, B] -> [features, rows, columns, B]."""
 
     features: int
     size: int
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
+        """Convolves, cuts off at zero and pools."""
         shape = (self.features, images.shape[0], self.size, self.size)
         fan_in = images.shape[0] * self.size * self.size
         weight = self.param("weight", torch_uniform(fan_in), shape)
         bias = self.param("bias", torch_uniform(fan_in), (self.features,))
-        return nn.relu(convolution_max(images, weight) + bias[:, None, None, None])
+        return convolution_pool(images, weight, bias)
 
 
 class Linear(nn.Module):
@@ -109,9 +138,10 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
+        """Multiplies and adds."""
         weight = self.param("weight", torch_uniform(inputs.shape[0]), (self.features, inputs.shape[0]))
         bias = self.param("bias", torch_uniform(inputs.shape[0]), (self.features,))
-        return weight @ inputs + bias[:, None]
+        return product(weight, inputs) + bias[:, None]
 
 
 def ordered(tree: Any, like: Mapping[str, Any] | None = None) -> Any:
