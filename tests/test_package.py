@@ -24,7 +24,7 @@ def test_parts_import_where_config_and_data_libraries_are_absent():
         "for name in ('ml_collections', 'tensorflow_datasets', 'tensorflow', 'torch', 'orbax', 'tensorboardX'):\n"
         "    sys.modules[name] = None\n"
         "import fedjax_spmc\n"
-        "from fedjax_spmc import aggregators, attacks, data, federation, local_rules, metrics, models, training, trees\n"
+        "from fedjax_spmc import aggregators, attacks, data, federation, local_rules, metrics, models, trees\n"
         "from fedjax_spmc import experiment, setup, run\n"
         "for part in (aggregators, attacks, data, local_rules, models):\n"
         "    assert part.names()\n"
