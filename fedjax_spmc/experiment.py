@@ -89,10 +89,10 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
                 line = _line(experiment, state, report, counted, seconds)
                 counted = [int(state.rejected), int(state.failures)]
                 history.append(line)
-                progress.update(line)
                 if folder is not None and board is not None:
                     folder.append(line)
                     board.add(line)
+                progress.update(line)
                 since, start = done, time.perf_counter()
             if checkpoints is not None and folder is not None and (saved or lost):
                 checkpoints.save(done, state)

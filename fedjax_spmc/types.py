@@ -160,7 +160,7 @@ class Context(NamedTuple):
         variables: the global variables that were broadcast.
         previous: the global variables one round earlier (those of round 0 in round 0).
         hyper: traced scalars: learning_rate, momentum, weight_decay and the array options of the local rule.
-        epochs: local epochs.
+        epochs: local epochs, a number or an int32 scalar.
         round: int32 scalar, from 0.
         obeys: bool scalar, whether this client follows the defence (a malicious one need not); it is the client's own
             knowledge of itself, and only local rules with an option for disobedient clients look at it.
@@ -170,7 +170,7 @@ class Context(NamedTuple):
     variables: Variables
     previous: Variables
     hyper: Mapping[str, Any]
-    epochs: int
+    epochs: Array | int
     round: Array
     obeys: Array | bool = True
 

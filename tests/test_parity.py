@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from fedjax_spmc.parity import walk
 from fedjax_spmc.parity.__main__ import main
-from fedjax_spmc.parity.walker import exit_code
+from fedjax_spmc.parity.walker import Outcome, exit_code
 
 SMALL = ("spmc_server_toy_t0", "spmc_trigger", "spmc_metrics", "spmc_partition_d3", "spmc_backdoor_dataset")
 
@@ -40,17 +42,24 @@ def tamper(path, name, change):
 
 @pytest.mark.slow
 def test_every_golden_file_that_has_a_check_passes(golden):
-    outcomes = walk(golden)
+    command = [sys.executable, "-W", "error", "-m", "fedjax_spmc.parity", f"--golden={golden}", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    outcomes = [Outcome(**row) for row in json.loads(run.stdout)["checks"]]
     assert [one for one in outcomes if one.verdict == "failed"] == []
     passed = {(one.check, one.source.removesuffix(".npz")) for one in outcomes if one.verdict == "passed"}
     files = {path.stem for path in golden.glob("*.npz")}
     for stem in files:
         if stem.startswith(("spmc_server_toy_t", "spmc_server_cnn_")):
-            assert {(f"server {tag}", stem) for tag in ("Equal", "Weight", "SPMD")} <= passed
+            tags = ("Equal", "Weight", "SPMD", "SPMD_euc", "SPMD_was", "SPED", "MultiMetric")
+            assert {(f"server {tag}", stem) for tag in tags} <= passed
         if stem.startswith("spmc_partition_"):
             assert ("partition", stem) in passed
     for pair in (
         ("local sgd", "spmc_local_runs"),
+        ("aligned near", "spmc_local_runs"),
+        ("aligned other 2epochs", "spmc_local_runs"),
+        ("projection", "spmc_projection_p6"),
         ("forward and gradient", "spmc_local_runs"),
         ("rounds of fedavg", "spmc_rounds_fedavg_equal"),
         ("trigger", "spmc_trigger"),

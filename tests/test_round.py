@@ -12,6 +12,7 @@ from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.federation import make_round, play_round
 from fedjax_spmc.presets import make_config
 from fedjax_spmc.types import Batch, ClientData, Context, Variables
+from tests.small import AS_USUAL
 
 
 def small_config(**fields):
@@ -37,7 +38,7 @@ def experiment():
     return setup.build(config, setup.load_data(config))
 
 
-def locals_of(experiment, arrays, client_batch=1, padding=False):
+def locals_of(experiment, arrays, client_batch=1, options=None):
     """The clients' models after one round, before the server: [K, ...] params."""
     federation = experiment.federation._replace(client_batch=client_batch)
     seen = {}
@@ -52,7 +53,8 @@ def locals_of(experiment, arrays, client_batch=1, padding=False):
         new_state, _ = play_round(spied, arrays, arrays[1].sizes, state, key)
         return new_state, seen["upload"]
 
-    return jax.jit(run)(experiment.state, experiment.key, arrays)[1]
+    program = jax.jit(run, compiler_options=options)
+    return program(experiment.state, experiment.key, arrays)[1]
 
 
 def test_steps_are_epochs_times_batches(experiment):
@@ -63,14 +65,14 @@ def test_steps_are_epochs_times_batches(experiment):
     np.testing.assert_array_equal(upload.num_examples, sizes)
 
 
-@pytest.mark.parametrize("client_batch", [1, 2, 5])
+@pytest.mark.parametrize("client_batch", [1, 5])
 def test_a_client_is_bitwise_the_same_whatever_its_neighbours_data_are(experiment, client_batch):
     """The neighbours get twice the data in another order, so that paddings and step counts change too."""
     first = experiment.parts[0]
     others = [np.concatenate([part[::-1], part]) for part in experiment.parts[1:]]
     changed = (experiment.arrays[0], pad_indices([first, *others]))
-    ours = locals_of(experiment, experiment.arrays, client_batch)
-    beside = locals_of(experiment, changed, client_batch)
+    ours = locals_of(experiment, experiment.arrays, client_batch, AS_USUAL)
+    beside = locals_of(experiment, changed, client_batch, AS_USUAL)
     assert (np.asarray(beside.steps)[1:] > np.asarray(ours.steps)[1:]).all()
     for a, b in zip(jax.tree.leaves(ours.client_params), jax.tree.leaves(beside.client_params), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -80,7 +82,7 @@ def test_a_client_is_bitwise_the_same_whatever_its_neighbours_data_are(experimen
 def test_client_batch_changes_nothing_beyond_rounding(experiment):
     one = locals_of(experiment, experiment.arrays, 1)
     assert int(one.steps.max()) <= 30
-    for client_batch in (2, 3, 5):
+    for client_batch in (2, 5):
         several = locals_of(experiment, experiment.arrays, client_batch)
         chex.assert_trees_all_close(one.client_params, several.client_params, atol=1e-6)
 
@@ -91,6 +93,11 @@ def test_a_whole_round_equals_a_plain_loop(experiment):
     federation, state = experiment.federation, experiment.state
     ctx = Context(federation.model, state.variables, state.variables, federation.hyper, 1, jnp.int32(0))
     attack_state = federation.attack.begin_round(ctx, state.attack, experiment.arrays, experiment.key)
+
+    @jax.jit
+    def gradients(params, batch, teacher):
+        return federation.rule.gradients(ctx, params, {}, batch, teacher, jax.random.key(1))[0]
+
     for client in (0, 4):
         batches = federation.client_data(
             experiment.arrays, jnp.int32(client), attack_state, jnp.int32(0), experiment.key
@@ -100,7 +107,7 @@ def test_a_whole_round_equals_a_plain_loop(experiment):
         velocity = None
         for step in range(int(batches.num_batches)):
             batch = batches.gather(jnp.int32(step), jax.random.key(1))
-            grads, _, _ = federation.rule.gradients(ctx, params, {}, batch, teacher, jax.random.key(1))
+            grads = gradients(params, batch, teacher)
             grads = jax.tree.map(lambda g, w: g + 1e-5 * w, grads, params)
             velocity = grads if velocity is None else jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
             params = jax.tree.map(lambda w, v: w - 0.01 * v, params, velocity)
@@ -231,8 +238,12 @@ def test_a_batch_with_padding_counts_only_valid_samples():
         rule = local_rules.make(name)
         whole = Batch(images[:3], labels[:3], jnp.arange(3), jnp.ones(3, bool))
         padded = Batch(images, labels, jnp.arange(4), jnp.array([True, True, True, False]))
-        expected = rule.gradients(ctx, variables.params, {}, whole, teacher, jax.random.key(0))[0]
-        ours = rule.gradients(ctx, variables.params, {}, padded, teacher, jax.random.key(0))[0]
+
+        @jax.jit
+        def gradients(batch, rule=rule, teacher=teacher):
+            return rule.gradients(ctx, variables.params, {}, batch, teacher, jax.random.key(0))[0]
+
+        expected, ours = gradients(whole), gradients(padded)
         chex.assert_trees_all_close(ours, expected, atol=1e-6)
 
 

@@ -1,7 +1,6 @@
 """Local training against `spmc_local_runs`: the real training loop on the recorded batches."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,24 +33,29 @@ def hyper_of(values: np.ndarray) -> dict[str, float]:
     return {name: float(v) for name, v in zip(("learning_rate", "momentum", "weight_decay"), values, strict=True)}
 
 
-def train(
-    rule_name: str,
-    options: dict[str, Any],
-    model: Model,
-    start: Variables,
-    arrays: Arrays,
-    epochs: int,
-    teacher: Any = (),
-) -> np.ndarray:
-    """The flat model after `epochs` passes over the recorded batches."""
-    rule = local_rules.make(rule_name, **options)
-    data = fixed_batches(jnp.asarray(channels_last(arrays["images"])), jnp.asarray(arrays["labels"], jnp.int32))
+def trainer(rule_name: str, model: Model, arrays: Arrays) -> Callable[..., np.ndarray]:
+    """A function of (start, teacher, epochs, **options): the flat model after training on the recorded batches.
 
-    def run(start: Variables, client_state: Any) -> Variables:
+    Compiled once: the teacher, the number of epochs and the options are arguments of the program.
+    """
+    data = recorded(arrays)
+
+    @jax.jit
+    def run(start: Variables, teacher: Any, epochs: Array, options: dict[str, Array]) -> Variables:
+        rule = local_rules.make(rule_name, **options)
         ctx = Context(model, start, start, hyper_of(arrays["lr_momentum_wd"]), epochs, jnp.int32(0))
-        return training.train_client(rule, ctx, client_state, data, jax.random.key(0)).variables
+        return training.train_client(rule, ctx, teacher, data, jax.random.key(0)).variables
 
-    return np.asarray(models.to_torch(model, jax.jit(run)(start, teacher).params))
+    def train(start: Variables, teacher: Any = (), epochs: int = 1, **options: float) -> np.ndarray:
+        traced = {name: jnp.float32(value) for name, value in options.items()}
+        return np.asarray(models.to_torch(model, run(start, teacher, jnp.int32(epochs), traced).params))
+
+    return train
+
+
+def recorded(arrays: Arrays) -> ClientData:
+    """The batches of a golden file of local runs."""
+    return fixed_batches(jnp.asarray(channels_last(arrays["images"])), jnp.asarray(arrays["labels"], jnp.int32))
 
 
 ALIGNED: dict[str, tuple[str, float, int]] = {
@@ -63,42 +67,57 @@ ALIGNED: dict[str, tuple[str, float, int]] = {
 """Aligned run -> its teacher, lambda and epochs."""
 
 
-def _aligned(tag: str, model: Model, start: Variables, arrays: Arrays, source: str) -> Outcome:
+class AlignedSteps:
+    """SPMC's training again, step by step, for what the reference recorded of each step; compiled once."""
+
+    NAMES = ("task_loss", "guidance_loss", "dot", "task_norm", "guidance_norm")
+
+    def __init__(self, model: Model, arrays: Arrays):
+        self._update = training.optimizer(hyper_of(arrays["lr_momentum_wd"]))
+        data, key = recorded(arrays), jax.random.key(0)
+
+        @jax.jit
+        def step(params: Any, moments: Any, teacher: Variables, strength: Array, index: Array) -> tuple[Any, Any, Any]:
+            task, guide, _, losses = task_and_guidance(model, params, {}, data.gather(index, key), teacher, key)
+            updates, moments = self._update.update(purify(task, guide, strength), moments, params)
+            pairs = list(zip(jax.tree.leaves(task), jax.tree.leaves(guide), strict=True))
+            measured = (
+                *losses,
+                jnp.stack([jnp.sum(a * b) for a, b in pairs]),
+                jnp.stack([jnp.linalg.norm(a) for a, _ in pairs]),
+                jnp.stack([jnp.linalg.norm(b) for _, b in pairs]),
+            )
+            return optax.apply_updates(params, updates), moments, measured
+
+        self._step = step
+
+    def run(self, params: Any, teacher: Variables, strength: float, steps: int) -> dict[str, np.ndarray]:
+        """What each step measured, by name, [steps, ...]."""
+        moments, rows = self._update.init(params), []
+        for index in range(steps):
+            params, moments, measured = self._step(params, moments, teacher, jnp.float32(strength), jnp.int32(index))
+            rows.append([np.asarray(one) for one in measured])
+        return {name: np.stack(column) for name, column in zip(self.NAMES, zip(*rows, strict=True), strict=True)}
+
+
+def aligned_runs(model: Model, start: Variables, arrays: Arrays, source: str) -> Iterator[Outcome]:
     """SPMC's local training: the real training loop, then the same steps one by one for what they measure."""
-    teacher_name, strength, epochs = ALIGNED[tag]
-    teacher = Variables(models.from_torch(model, np.asarray(arrays[teacher_name], np.float32)), {})
-    comparison = Comparison(tag.replace("_", " "))
-    options = {"strength": strength, "floor": 0.0}
-    comparison.add("final", train("spmc", options, model, start, arrays, epochs, teacher), arrays[f"{tag}_final"])
-
-    data = fixed_batches(jnp.asarray(channels_last(arrays["images"])), jnp.asarray(arrays["labels"], jnp.int32))
-    update = training.optimizer(hyper_of(arrays["lr_momentum_wd"]))
-    key = jax.random.key(0)
-
-    @jax.jit
-    def step(params: Any, moments: Any, index: Array) -> tuple[Any, Any, Any]:
-        batch = data.gather(index, key)
-        task, guide, _, losses = task_and_guidance(model, params, {}, batch, teacher, key)
-        updates, moments = update.update(purify(task, guide, strength), moments, params)
-        pairs = list(zip(jax.tree.leaves(task), jax.tree.leaves(guide), strict=True))
-        measured = (
-            *losses,
-            jnp.stack([jnp.sum(a * b) for a, b in pairs]),
-            jnp.stack([jnp.linalg.norm(a) for a, _ in pairs]),
-            jnp.stack([jnp.linalg.norm(b) for _, b in pairs]),
-        )
-        return optax.apply_updates(params, updates), moments, measured
-
-    params, moments, steps = start.params, update.init(start.params), []
-    for index in range(epochs * len(arrays["labels"])):
-        params, moments, measured = step(params, moments, jnp.int32(index))
-        steps.append([np.asarray(one) for one in measured])
-    names = ("task_loss", "guidance_loss", "dot", "task_norm", "guidance_norm")
-    columns = dict(zip(names, (np.stack(column) for column in zip(*steps, strict=True)), strict=True))
-    for name, column in columns.items():
-        comparison.add(name, column, arrays[f"{tag}_{name}"])
-    comparison.add("conflicts", (columns["dot"] < 0).sum(), arrays[f"{tag}_conflicts"])
-    return comparison.outcome(source)
+    train, steps = trainer("spmc", model, arrays), AlignedSteps(model, arrays)
+    for tag, (teacher_name, strength, epochs) in ALIGNED.items():
+        if f"{tag}_final" not in arrays:
+            continue
+        teacher = Variables(models.from_torch(model, np.asarray(arrays[teacher_name], np.float32)), {})
+        comparison = Comparison(tag.replace("_", " "))
+        final = train(start, teacher, epochs, strength=strength, floor=0.0)
+        comparison.add("final", final, arrays[f"{tag}_final"])
+        measured = steps.run(start.params, teacher, strength, epochs * len(arrays["labels"]))
+        for name, column in measured.items():
+            comparison.add(name, column, arrays[f"{tag}_{name}"])
+        comparison.add("conflicts", (measured["dot"] < 0).sum(), arrays[f"{tag}_conflicts"])
+        yield comparison.outcome(source)
+    if "aligned_selfteacher_final" in arrays:
+        reason = "informational: its first step follows the direction of rounding noise"
+        yield skipped("aligned selfteacher", source, reason)
 
 
 @kind(r"spmc_local_runs.*")
@@ -122,14 +141,9 @@ def local_runs(arrays: Arrays, source: str) -> Iterator[Outcome]:
     yield first.outcome(source)
 
     sgd = Comparison("local sgd")
-    sgd.add("fedavg_final", train("sgd", {}, model, start, arrays, 1), arrays["fedavg_final"])
+    sgd.add("fedavg_final", trainer("sgd", model, arrays)(start), arrays["fedavg_final"])
     yield sgd.outcome(source)
-    tags = sorted(name.removesuffix("_final") for name in arrays if re.fullmatch(r"aligned_.*_final", name))
-    for tag in tags:
-        if tag == "aligned_selfteacher":
-            yield skipped(tag, source, "informational: its first step follows the direction of rounding noise")
-        elif tag in ALIGNED:
-            yield _aligned(tag, model, start, arrays, source)
+    yield from aligned_runs(model, start, arrays, source)
     others = [name for name in ("fedprox", "scaffold") if any(key.startswith(name) for key in arrays)]
     if others:
         yield skipped("local rules", source, f"not checked yet: {', '.join(others)}")

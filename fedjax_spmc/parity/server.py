@@ -87,9 +87,8 @@ def upload_of(arrays: Arrays, layout: Layout, absent_rows: bool = False) -> Uplo
 
 
 @functools.cache
-def _rule(tag: str) -> Aggregator:
-    """The rule of a tag under jit, one object for all files, so that equal shapes are compiled once."""
-    name, options = TAGS[tag]
+def _rule(name: str, **options: Any) -> Aggregator:
+    """A rule under jit, one object for all files, so that equal shapes are compiled once."""
     rule = aggregators.make(name, **options)
     return rule._replace(aggregate=jax.jit(rule.aggregate))
 
@@ -99,7 +98,8 @@ _coalitions = jax.jit(trees.leave_one_out_mean)
 
 def aggregate(tag: str, upload: Upload, arrays: Arrays, layout: Layout) -> tuple[np.ndarray, Verdict]:
     """Our new state vector and verdict for a tag of the reference."""
-    rule = _rule(tag)
+    name, options = TAGS[tag]
+    rule = _rule(name, **options)
     state = rule.init(upload.global_params, len(arrays["client_state"]))
     params, verdict, _ = rule.aggregate(upload, state, jax.random.key(0))
     _, old_stats = split(arrays["global_state"], layout)
