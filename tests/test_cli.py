@@ -239,7 +239,12 @@ def test_a_live_line_that_never_wraps():
 def test_the_command_in_a_process_of_its_own(finished_run, tmp_path):
     """Standard error holds the progress and nothing else; Ctrl-C ends with 130 and the run goes on."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "fedjax_spmc.run", *small.arguments(tmp_path / "run", rounds=10_000)]
+    # A shell that starts the suite in the background has it ignore Ctrl-C, and children inherit that.
+    start = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('fedjax_spmc.run', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", start, *small.arguments(tmp_path / "run", rounds=10_000)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
