@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python -m fedjax_spmc.compare $(DEMO)/fedavg $(DEMO)/spmc --png=$(DEMO)/curves.png
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff format --check .
