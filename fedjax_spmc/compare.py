@@ -11,8 +11,6 @@ from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.run import guarded
 
-NAMES = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
@@ -37,10 +35,10 @@ def _main(arguments: list[str]) -> int:
     results = {folder: experiment.load(folder) for folder in folders}
     print("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
-    print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in NAMES], "rounds  run folder"]))
+    print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in metrics.PRINTED], "rounds  run folder"]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
-        cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in NAMES]
+        cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
         print("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
     if "--png" in flags:
         titles = [method_title(result.config) for result in results.values()]

@@ -153,9 +153,7 @@ def _resume(
     folder.accept(over=done == rounds or diverged)
     folder.write_model(experiment.federation.model, state.variables)  # it may have been killed before it did
     folder.rewrite_history(kept)  # half a line may stand at its end
-    if diverged:
-        return state, kept, checkpoints
-    if done < rounds:
+    if done < rounds and not diverged:
         progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
     return state, kept, checkpoints
 

@@ -12,6 +12,10 @@ from fedjax_spmc.data.pipeline import Images
 from fedjax_spmc.types import Array, Attack, AttackState, Model, Variables
 
 TEST_BATCH = 500
+SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss")
+"""The single numbers of an evaluated round; the summary, TensorBoard and the run folder's checks go by this list."""
+PRINTED = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
+"""The columns of printed tables."""
 LAST_ROUNDS = 5
 """A run is summed up by the mean of its last five evaluated rounds, as the papers do."""
 
@@ -113,7 +117,7 @@ def detection(flagged: np.ndarray, participating: np.ndarray, malicious: np.ndar
 def summarise(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean of the last five evaluated rounds of each percentage (`A`, ...) and the last round's (`A_last`, ...)."""
     summary: dict[str, Any] = {}
-    for name in ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss"):
+    for name in SCALARS:
         values = [line[name] for line in history[-LAST_ROUNDS:]]
         known = [value for value in values if value is not None]
         summary[name] = float(np.mean(known)) if known else None

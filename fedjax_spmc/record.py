@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import models
+from fedjax_spmc import metrics, models
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.options import shown
@@ -25,8 +25,7 @@ from fedjax_spmc.types import Model, Variables
 
 OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
 REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz")
-PERCENTAGES = {"A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr"}
-LINE_KEYS = PERCENTAGES | {"round", "train_loss", "weights", "scores", "flagged", "non_finite", "aggregation_failed"}
+LINE_KEYS = {*metrics.SCALARS, "round", "weights", "scores", "flagged", "non_finite", "aggregation_failed"}
 """What is read back of a line of `metrics.jsonl`."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 
@@ -38,8 +37,6 @@ class Board:
         folder: the run folder.
     """
 
-    SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "train_loss", "tpr", "fpr")
-
     def __init__(self, folder: Path):
         from tensorboardX import SummaryWriter  # imported here: it takes over a second
 
@@ -47,7 +44,7 @@ class Board:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
-        for name in self.SCALARS:
+        for name in metrics.SCALARS:
             if line[name] is not None:
                 self._writer.add_scalar(name, line[name], line["round"])
         self._writer.flush()
@@ -150,10 +147,6 @@ class RunFolder:
                 os.fsync(stream.fileno())
         except OSError as error:
             raise self._unwritable(error) from None
-
-    def summary(self) -> dict[str, Any] | None:
-        """`summary.json`, or None while the run is not over."""
-        return self._read_json("summary.json")
 
     def environment(self) -> dict[str, Any] | None:
         """`environment.json`, or None.

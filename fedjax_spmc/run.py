@@ -181,7 +181,8 @@ def use_compilation_cache(config: Any) -> None:
 def summary_text(workdir: Path) -> str:
     """What is printed at the end: the summary as a small table, and where everything is."""
     summary = json.loads((workdir / "summary.json").read_text())
-    names = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
+    from fedjax_spmc.metrics import PRINTED as names
+
     lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in names]])]
     for title, suffix in (("mean of last five", ""), ("last round", "_last")):
         values = [summary[name + suffix] for name in names]
