@@ -324,6 +324,13 @@ def _check_together(config: Config) -> None:
             f"federation.clients_per_round = {federation.clients_per_round} is not allowed with aggregator.name = "
             f"{config.aggregator.name!r}{_attackers(config)}: it must be at least {aggregator.min_clients}."
         )
+    for extra in aggregator.needs:
+        if extra not in rule.sends:
+            sending = [name for name in registry.local_rules.names() if extra in registry.local_rules.make(name).sends]
+            raise ConfigError(
+                f"local.rule = {config.local.rule!r} is not allowed with aggregator.name = {config.aggregator.name!r}, "
+                f"which needs the clients to send {extra}: it must be one of {', '.join(sending)}."
+            )
     if rule.needs_linear and not aggregator.traits.linear:
         raise ConfigError(
             "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "

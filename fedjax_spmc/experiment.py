@@ -91,6 +91,7 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
                 history.append(line)
                 if folder is not None and board is not None:
                     folder.append(line)
+                    folder.write_details(report.details)
                     board.add(line)
                 progress.update(line)
                 since, start = done, time.perf_counter()
@@ -175,15 +176,17 @@ def _line(
     counts = experiment.evaluate(evaluated_model(experiment.federation, state), experiment.test, state.attack)
     percentages = metrics.percentages(counts, backdoor=experiment.federation.attack.backdoor is not None)
     client_ids, flagged = np.asarray(report.client_ids), np.asarray(report.verdict.flagged)
-    detected = metrics.detection(flagged, np.asarray(report.participating), experiment.malicious[client_ids])
+    participating, scores = np.asarray(report.participating), np.asarray(report.verdict.scores)
+    detected = metrics.detection(flagged, scores, participating, experiment.malicious[client_ids])
     line = {
         "round": int(state.round) - 1,
         **percentages,
         "train_loss": float(report.metrics["loss"]),
         "weights": report.verdict.weights,
-        "scores": report.verdict.scores,
+        "scores": scores,
         "flagged": flagged,
         "client_ids": client_ids,
+        "participating": participating,
         **detected,
         "non_finite": int(state.rejected) - counted[0],
         "aggregation_failed": int(state.failures) - counted[1],
@@ -204,9 +207,15 @@ def _finish(
         "oracle": experiment.federation.oracle,
         "data_note": experiment.dataset.info.note,
         **metrics.summarise(history),
+        "detection": metrics.detection_over_run(history, experiment.malicious),
     }
     folder.write_json("summary.json", summary)
     plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+    plots.verdicts(history, experiment.malicious, folder.path / "verdicts.png")
+    details = folder.details()
+    if "importance_shares" in details:
+        malicious = experiment.malicious[np.array(history[-1]["client_ids"], int)]
+        plots.importances(details, malicious, folder.path / "importance.png")
 
 
 def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:

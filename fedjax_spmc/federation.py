@@ -58,13 +58,21 @@ class FederationState(NamedTuple):
 
 
 class RoundReport(NamedTuple):
-    """What a round says of itself: the verdict, who took part ([K]), local steps [K], mean of the training metrics."""
+    """What a round says of itself.
+
+    Attributes:
+        verdict: of the aggregator.
+        client_ids, participating, steps: [K], who was drawn, who took part, local steps.
+        metrics: means of the training metrics.
+        details: small arrays that the aggregator's own pictures show.
+    """
 
     verdict: Verdict
     client_ids: Array
     participating: Array
     steps: Array
     metrics: dict[str, Array]
+    details: dict[str, Array]
 
 
 class Federation(NamedTuple):
@@ -223,7 +231,8 @@ def play_round(
     )
     total_steps = jnp.maximum(trained.steps.sum(), 1)
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
-    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics)
+    details = aggregator.details(upload._replace(participating=usable))
+    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics, details)
 
 
 def average_stats(upload: Upload, usable: Array, verdict: Verdict, old: Any) -> Any:

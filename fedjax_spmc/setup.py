@@ -167,10 +167,11 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
     mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
     attack_context = AttackContext(who, info.image_shape, info.num_classes, mean, std)
 
+    rule = local_rules.make(config.local.rule, **dict(config.local.options))
     augment = config.data.augment
     pipeline = Pipeline(
         batch_size=config.local.batch_size,
-        epochs=config.local.epochs,
+        passes=config.local.epochs + bool(rule.sends),
         mean=mean,
         std=std,
         padding=info.crop_padding if augment else 0,
@@ -187,7 +188,7 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
     num_clients, per_round = federation_config.num_clients, federation_config.clients_per_round
     federation = Federation(
         model=model,
-        rule=local_rules.make(config.local.rule, **dict(config.local.options)),
+        rule=rule,
         aggregator=aggregator_on(server),
         attack=attack,
         sample=sampling.make(config.sampling.name, **dict(config.sampling.options))(num_clients, per_round),
