@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from fedjax_spmc import order, trees
 from fedjax_spmc.aggregators import _krum
-from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_distance, refuse_options
+from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_distance
 from fedjax_spmc.aggregators.trimmed_mean import nearest_to_median
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -54,7 +54,7 @@ def bulyan(
         ConfigError: too many attackers for the uploads, or `attackers` with the reference.
     """
     if variant == "reference":
-        refuse_options("Bulyan", {"attackers": attackers})
+        refuse_unused(bulyan, "variant = 'reference'", {"attackers": attackers})
         return _reference()
     bound = Bound("bulyan", 4, 3, attackers)
 

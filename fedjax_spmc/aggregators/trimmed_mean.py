@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import order, trees
-from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_coordinate, by_distance, refuse_options
+from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_coordinate, by_distance
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import TRACED, Range
+from fedjax_spmc.options import TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -51,7 +51,7 @@ def trimmed_mean(
         ConfigError: both `attackers` and `beta`, or one of them with the reference; too many attackers for the uploads.
     """
     if variant == "reference":
-        refuse_options("TrimmedMean", {"attackers": attackers, "beta": beta})
+        refuse_unused(trimmed_mean, "variant = 'reference'", {"attackers": attackers, "beta": beta})
         return _reference()
     if attackers is not None and beta is not None:
         raise ConfigError(

@@ -20,6 +20,7 @@ import optax
 
 from fedjax_spmc import trees
 from fedjax_spmc.local_rules.sgd import sgd
+from fedjax_spmc.options import refuse_unused
 from fedjax_spmc.registry import local_rules
 from fedjax_spmc.training import Hooks, optimizer
 from fedjax_spmc.training import sgd as sgd_steps
@@ -56,10 +57,15 @@ def scaffold(
         The server's variate stays 0.
 
     Args:
-        variant: "paper" or "reference", which has no use for `control`.
+        variant: "paper" or "reference", which has no use for `control` and refuses it.
         control: how c_k is renewed: "difference" takes the mean gradient of the local steps from the way that the model
             went (option II), "gradient" the gradient of all the client's batches at the broadcast model (option I).
+
+    Raises:
+        ConfigError: `control` with the reference.
     """
+    if variant == "reference":
+        refuse_unused(scaffold, "variant = 'reference'", {"control": control}, section="local")
     plain = sgd()
 
     def init(variables: Variables, num_clients: int) -> RuleState:
