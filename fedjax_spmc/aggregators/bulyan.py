@@ -132,10 +132,6 @@ def mean_of_selected(upload: Upload, stacked: Params, places: Array, count: Arra
 
 
 def _reference() -> Aggregator:
-    def init(global_params: Params, num_clients: int) -> State:
-        del num_clients
-        return jax.tree.map(jnp.zeros_like, global_params)
-
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         present = upload.participating
@@ -152,7 +148,7 @@ def _reference() -> Aggregator:
         return model, by_distance(upload, model, weights, present & (places >= theta)), velocity
 
     return Aggregator(
-        init=init,
+        init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=False, stateless=False),
         # Of two or four uploads the reference keeps fewer than one value.

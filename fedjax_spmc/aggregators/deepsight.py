@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
 from fedjax_spmc.aggregators._server_training import common_stats, model_stats
-from fedjax_spmc.aggregators.flame import median_clipped_mean
-from fedjax_spmc.aggregators.norm_clip import median_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.hdbscan import euclidean_distances, hdbscan
 from fedjax_spmc.options import FRACTION, TRACED, Range, refuse_unused

@@ -83,10 +83,6 @@ def trimmed_mean(
 
 
 def _reference() -> Aggregator:
-    def init(global_params: Params, num_clients: int) -> State:
-        del num_clients
-        return jax.tree.map(jnp.zeros_like, global_params)
-
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         kept = jnp.maximum(upload.participating.sum() // 2, 1)
@@ -97,7 +93,7 @@ def _reference() -> Aggregator:
         return model, by_distance(upload, model, weights), velocity
 
     return Aggregator(
-        init=init,
+        init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=True, stateless=False),
         min_clients=2,
