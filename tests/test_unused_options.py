@@ -31,7 +31,13 @@ UNUSED = [
     ("aggregator", "mean", ("optimizer", "momentum", "sgd"), "beta1", 0.5),
     ("aggregator", "mean", ("optimizer", "adam", "adagrad"), "beta2", 0.5),
     ("aggregator", "mean", ("optimizer", "yogi", "momentum"), "tau", 0.5),
+    ("aggregator", "fdcr", ("cluster", "dbscan", "finch"), "dbscan_eps", 2.0),
+    ("aggregator", "fdcr", ("cluster", "dbscan", "kmeans"), "dbscan_min_samples", 2),
+    ("aggregator", "fdcr", ("discrepancy", True, False), "cluster", "kmeans"),
+    ("aggregator", "fdcr", ("rescale", "raw", "off"), "no_partition", "rescale"),
+    ("aggregator", "fdcr", ("importance", True, False), "minmax_eps", 1e-12),
     ("local", "scaffold", REFERENCE, "control", "gradient"),
+    ("local", "fdcr", ("fisher_kind", "per_sample", "batch"), "fisher_chunk", 8),
 ]
 KINDS = {"aggregator": aggregators, "local": local_rules}
 
@@ -40,8 +46,9 @@ def resolved(section, name, **options):
     """The options as the config resolves them, with enough clients for every rule."""
     fields = {"local__rule" if section == "local" else "aggregator__name": name}
     fields |= {f"{section}__options__{option}": value for option, value in options.items()}
+    presets = "fdcr" if (section, name) == ("aggregator", "fdcr") else "fedavg"
     config = small.config(
-        presets="fedavg", federation__num_clients=7, federation__clients_per_round=7, data__val_fraction=0.1, **fields
+        presets=presets, federation__num_clients=7, federation__clients_per_round=7, data__val_fraction=0.1, **fields
     )
     return configs.resolve(config)[section].options
 

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import clustering, trees
-from fedjax_spmc.aggregators.crfl import standard_noise
+from fedjax_spmc.aggregators._clipping import standard_noise
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range
+from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -93,6 +93,15 @@ def fdcr(
             "aggregator.options.oracle_fisher_noise = True is not allowed with importance = False, which looks at no "
             "Fisher: it must be False."
         )
+    if not discrepancy:
+        refuse_unused(fdcr, "discrepancy = False", {"cluster": cluster, "no_partition": no_partition})
+    if rescale == "off":
+        refuse_unused(fdcr, "rescale = 'off'", {"no_partition": no_partition})
+    if not importance:
+        refuse_unused(fdcr, "importance = False", {"minmax_eps": minmax_eps})
+    if cluster != "dbscan":
+        unused = {"dbscan_eps": dbscan_eps, "dbscan_min_samples": dbscan_min_samples}
+        refuse_unused(fdcr, f"cluster = {cluster!r}", unused)
     needed = importance or rescale == "raw"
 
     def init(global_params: Params, num_clients: int) -> State:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fedjax_spmc import fisher
 from fedjax_spmc.local_rules.sgd import sgd
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import local_rules
 from fedjax_spmc.types import ClientData, Context, LocalRule, PRNGKey, State, Variables
 
@@ -30,6 +30,8 @@ def fdcr(
             optimiser); see `fisher.estimate`.
         fisher_chunk: samples whose gradients "per_sample" holds at once; see there.
     """
+    if fisher_kind != "per_sample":
+        refuse_unused(fdcr, f"fisher_kind = {fisher_kind!r}", {"fisher_chunk": fisher_chunk}, "local")
 
     def finish(
         ctx: Context, variables: Variables, client_state: State, data: ClientData, key: PRNGKey
