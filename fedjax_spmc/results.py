@@ -17,7 +17,7 @@ def line(
     backdoor: bool,
     non_finite: int,
     aggregation_failed: int,
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`.
 
@@ -29,7 +29,7 @@ def line(
         backdoor: whether the attack has triggered test images.
         non_finite: uploads that were not finite, since the line before.
         aggregation_failed: rounds that kept the global model, since the line before.
-        seconds: keys ending in `_seconds`.
+        seconds: keys ending in `_seconds`; None where they were not measured apart.
     """
     client_ids, flagged = np.asarray(report.client_ids), np.asarray(report.verdict.flagged)
     content = {
