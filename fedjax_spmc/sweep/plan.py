@@ -98,10 +98,9 @@ def as_sweep(content: Any) -> Sweep:
     if not isinstance(content.seeds, (list, tuple, range)) or not len(content.seeds):
         raise ConfigError(f"seeds = {shown(content.seeds)} is not allowed: it must be a list of whole numbers.")
     for rule in content.leave_out:
-        unknown = [] if callable(rule) else sorted(set(rule) - set(grid))
-        if unknown:
+        if not callable(rule) and not (hasattr(rule, "keys") and set(rule) <= set(grid)):
             raise ConfigError(
-                f"leave_out = {shown(dict(rule))} is not allowed: it must name swept fields ({', '.join(grid)})."
+                f"leave_out = {shown(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
             )
     return content
 

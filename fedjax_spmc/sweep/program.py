@@ -74,13 +74,11 @@ class Outcome(NamedTuple):
 
 def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
     """How to spread a group of so many cells before anything is known of its memory."""
-    devices = tuple(devices)
     if num_cells == 1 and len(devices) > 1:
-        return Layout(devices[: config.federation.clients_per_round], CLIENTS, 1)
-    used = devices[:num_cells]
-    on_cpu = used[0].platform == "cpu"
-    wanted = config.sweep.experiment_batch or (1 if on_cpu else MOST)
-    return Layout(used, EXPERIMENTS, min(wanted, -(-num_cells // len(used))))
+        return Layout(tuple(devices[: config.federation.clients_per_round]), CLIENTS, 1)
+    used = min(len(devices), num_cells)
+    wanted = config.sweep.experiment_batch or (1 if devices[0].platform == "cpu" else MOST)
+    return Layout(tuple(devices[:used]), EXPERIMENTS, min(wanted, -(-num_cells // used)))
 
 
 def map_clients_over(mesh: Mesh, train_one: Callable[..., Any], stacked: Any, client_batch: int) -> Any:
