@@ -150,9 +150,12 @@ class Player:
         """The compiled program of a layout: (states, lanes, shared, evaluate) -> Outcome."""
         if layout not in self._programs:
             program = programs.make_program(self._config, self._dataset.info, layout)
-            stacked = _shapes(self.start(like), layout, stacked=True)
-            shared, flag = _shapes((self._host, jnp.asarray(True)), layout, stacked=False)
-            self._programs[layout] = jax.jit(program).lower(*stacked, shared, flag).compile()
+            states, lanes = _shapes(self.start(like), layout.lanes)
+            shared, flag = _shapes((self._host, jnp.asarray(True)))
+            # The shardings are told here and not by the shapes, so that the clients' training may close over arrays.
+            spread, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
+            jitted = jax.jit(program, in_shardings=(spread, spread, whole, whole), out_shardings=spread)
+            self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
             self.compiled += 1
         return self._programs[layout]
 
@@ -208,8 +211,6 @@ def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _shapes(tree: Any, layout: Layout, stacked: bool) -> Any:
-    """What a program is told of its arguments before there are any: one experiment's arrays, or whole ones."""
-    lead = (layout.lanes,) if stacked else ()
-    sharding = programs.sharding(layout, stacked)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype, sharding=sharding), tree)
+def _shapes(tree: Any, *lead: int) -> Any:
+    """What a program is told of its arguments before there are any, with leading axes if wanted."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
