@@ -41,9 +41,9 @@ def run(
     table = Table(workdir)
     spread = None
     if engine == "ray":
-        from fedjax_spmc.sweep import engine_ray
+        from fedjax_spmc.sweep.engine_ray import make_spread
 
-        spread = engine_ray.make_spread(table.path)
+        spread = make_spread(table.path)
     local.play(checked, cells, table, stream, spread)
     return [table.rows[cell.id] for cell in cells if cell.id in table.rows]
 

@@ -28,7 +28,8 @@ class Data:
 
     def __init__(self) -> None:
         self._key = ""
-        self._held: tuple[data.Dataset, dict[str, Any]] | None = None
+        self._held: data.Dataset | None = None
+        self._environments: dict[str, dict[str, Any]] = {}
 
     def of(self, config: Any) -> tuple[data.Dataset, dict[str, Any]]:
         """A config's data set, and the environment with it.
@@ -39,9 +40,14 @@ class Data:
         key = data_key(config)
         if self._held is None or key != self._key:
             self._held = None
-            dataset = setup.load_data(config)
-            self._key, self._held = key, (dataset, record.environment(dataset.info, dataset.fingerprint))
-        return self._held
+            self._key, self._held = key, setup.load_data(config)
+            self._environments[key] = record.environment(self._held.info, self._held.fingerprint)
+        return self._held, self._environments[key]
+
+    def environment(self, config: Any) -> dict[str, Any]:
+        """The environment with a config's data, which are read if they never were."""
+        key = data_key(config)
+        return self._environments[key] if key in self._environments else self.of(config)[1]
 
 
 def play(sweep: Sweep, cells: Sequence[Cell], table: Table, stream: TextIO | None, spread: Any = None) -> None:
@@ -52,7 +58,7 @@ def play(sweep: Sweep, cells: Sequence[Cell], table: Table, stream: TextIO | Non
         cells: from `plan.expand`.
         table: not begun yet.
         stream: where progress is printed; None prints nothing.
-        spread: another engine in place of this machine: (groups, pending, sink, note) -> None.
+        spread: another engine in place of this machine: (groups, pending, loader, sink, note) -> None.
 
     Raises:
         UserError: the data or the folder cannot be used; one sentence says why.
@@ -77,7 +83,7 @@ def play(sweep: Sweep, cells: Sequence[Cell], table: Table, stream: TextIO | Non
             note(f"goes on: {len(cells) - len(pending)} of {len(cells)} cells have their row in {table.path}")
         left = [group for group in groups_of(cells) if any(cell.id in pending for cell in group.cells)]
         if spread is not None:
-            spread(left, pending, sink, note)
+            spread(left, pending, loader, sink, note)
         else:
             for number, group in enumerate(left, 1):
                 dataset, environment = loader.of(group.cells[0].config)
