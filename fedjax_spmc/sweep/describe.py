@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.data.pipeline import ClientIndices
+from fedjax_spmc.progress import clock
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.engine import Data
 from fedjax_spmc.sweep.plan import Cell, Group, Sweep, common_fields, groups_of, words
@@ -38,10 +39,10 @@ def plan(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> Iterato
             total += seconds
             text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
             memory = "memory unknown" if needed is None else f"{needed / 2**20:,.0f} MiB a device"
-            text += f"  {memory}  about {_clock(seconds)}"
+            text += f"  {memory}  about {clock(seconds)}"
         yield f"{text}  {words(common_fields(group))}"
     if estimate:
-        yield f"about {_clock(total)} in all, without the time to compile"
+        yield f"about {clock(total)} in all, without the time to compile"
 
 
 def _lanes(layout: Layout, exact: bool) -> str:
@@ -89,9 +90,3 @@ def _measure(player: Player, group: Group, layout: Layout) -> tuple[float, int |
     loads = math.ceil(len(cells) / layout.lanes)
     seconds = loads * (rounds * a_round + evaluations * max(0.0, evaluated - short))
     return seconds, player.memory(layout, cells[0]), layout
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,6 +1,7 @@
 """Plays a sweep on this machine: group after group, load after load, a row for every cell."""
 
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,6 +11,7 @@ import jax
 from fedjax_spmc import data, record, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
+from fedjax_spmc.progress import clock
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group, Sweep, data_key, groups_of
 from fedjax_spmc.sweep.player import Player
@@ -21,6 +23,8 @@ Sink = Callable[[Ended], None]
 """Takes what is left of a cell, as soon as it has ended."""
 Note = Callable[[str], None]
 """Takes a line for the user."""
+SAID_EVERY = 20.0
+"""Seconds between two lines about a program in progress."""
 
 
 class Data:
@@ -183,7 +187,7 @@ def _play_group(
             )
             scratch = Scratch(work, load)
             try:
-                ended = player.play(cells, layout, scratch)
+                ended = player.play(cells, layout, scratch, _progress(note, cells))
                 for one in ended:
                     if one.cell.id in pending:
                         sink(one)
@@ -213,10 +217,27 @@ def _interrupted(
     devices = jax.local_devices()
     for load in loads_in(work) if work is not None else ():
         mine = load.group == group.key and load.fingerprint == fingerprint and set(load.ids) <= by_id.keys()
+        mine = mine and load.batch <= (group.cells[0].config.sweep.experiment_batch or load.batch)
         if mine and load.devices <= len(devices) and any(cell.id in load.ids for cell in left):
             layout = Layout(tuple(devices[: load.devices]), load.axis, load.batch)
             return layout, [by_id[one] for one in load.ids]
     return None, []
+
+
+def _progress(note: Note, cells: Sequence[Cell]) -> Callable[[int], None]:
+    """Takes the number of rounds played and says, now and then, how far a program is."""
+    rounds, start, told, first = cells[0].config.federation.rounds, time.monotonic(), time.monotonic(), 0
+
+    def report(done: int) -> None:
+        nonlocal told, first
+        now = time.monotonic()
+        first = first or done  # a load that was interrupted does not begin with round 1
+        if now - told >= SAID_EVERY and done < rounds:
+            left = (now - start) / (done - first + 1) * (rounds - done)
+            note(f"round {done} of {rounds}  {len(cells)} experiments  {clock(left)} left in this program")
+            told = now
+
+    return report
 
 
 def _outcome(row: Mapping[str, Any]) -> str:

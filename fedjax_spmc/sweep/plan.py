@@ -177,13 +177,17 @@ def _hash(flat: Mapping[str, Any]) -> str:
 
 def cell_id(config: Any) -> str:
     """Names an experiment; unlike the name of a run folder it tells numbers of rounds apart."""
+    return _hash(_telling(config))
+
+
+def _telling(config: Any) -> dict[str, Any]:
+    """The fields that touch the numbers, those of a whole run: with the rounds."""
     free = set(configs.FREE_FIELDS) - {"federation.rounds"}
-    return _hash({path: value for path, value in configs.flatten(config).items() if path not in free})
+    return {path: value for path, value in configs.flatten(config).items() if path not in free}
 
 
 def program_key(config: Any) -> str:
     """Equal for configs that one compiled program can play."""
-    flat = configs.flatten(config)
     known = configs.attack_options(config)
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
     arrays = {f"local.{name}" for name in configs.HYPER}
@@ -191,7 +195,7 @@ def program_key(config: Any) -> str:
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
             arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
-    shape = {path: value for path, value in flat.items() if path not in {*HOST_FIELDS, *inert}}
+    shape = {path: value for path, value in _telling(config).items() if path not in {*HOST_FIELDS, *inert}}
     # An option that is None is left to the rule, which is another program than any number.
     shape |= {path: "an array" for path in arrays if shape.get(path) is not None}
     return _hash(shape | {"oracle": setup.is_oracle(config)})
