@@ -53,18 +53,18 @@ def row(folder: Path, cell: str, seed: int) -> dict[str, Any]:
     config, environment, summary, lines = read(folder)
     truth = malicious(config)
     scores = by_client(lines, "scores")
+    over_run = metrics.detection_over_run(lines, truth)
     columns = {
-        "TPR": summary["detection"]["tpr"],
-        "FPR": summary["detection"]["fpr"],
-        "AUC": summary["detection"]["auc"],
-        "perfect_rounds": summary["detection"]["perfect_rounds"],
+        "TPR": over_run["tpr"],
+        "FPR": over_run["fpr"],
+        "AUC": over_run["auc"],
+        "perfect_rounds": over_run["perfect_rounds"],
         "score_benign": float(scores[:, ~truth].mean()),
         "score_malicious": float(scores[:, truth].mean()),
     }
     for name, part in zip(THIRDS, np.array_split(np.arange(len(lines)), 3), strict=True):
         found = metrics.detection_over_run([lines[i] for i in part], truth)
         columns |= {f"TPR_{name}": found["tpr"], f"FPR_{name}": found["fpr"], f"AUC_{name}": found["auc"]}
-    summary = {name: value for name, value in summary.items() if name != "detection"}
     kept = {"data": config["data"]["name"], "cell": cell, "seed": seed, "commit": environment["commit"]}
     return {**kept, **summary, **columns}
 

@@ -87,6 +87,9 @@ ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
 SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
 """Such fields of all sections; they are not repeated among the section's `options`."""
 
+HYPER = ("learning_rate", "momentum", "weight_decay")
+"""Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
+
 FREE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "sweep.experiment_batch",
 )  # fmt: skip
@@ -208,6 +211,16 @@ def attack_options(config: Config) -> dict[str, Any]:
         known |= set(registry.attacks.options(name))
     fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
     return {**fields, **dict(config.attack.options)}
+
+
+def array_options(config: Config, section: str) -> set[str]:
+    """Names of the array options of the part chosen in `section`; several attacks must all take an array."""
+    names = resolved_name(config, section)
+    taken: dict[str, bool] = {}
+    for name in names if isinstance(names, tuple) else (names,):
+        for option in PARTS[section][0].options(name).values():
+            taken[option.name] = taken.get(option.name, True) and option.traced
+    return {name for name, traced in taken.items() if traced}
 
 
 def parse_override(config: Config, path: str, text: str) -> Any:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, plots, record, setup
+from fedjax_spmc import plots, record, results, setup
 from fedjax_spmc.checkpoint import Checkpoints
 from fedjax_spmc.errors import ConfigError, DivergedError, WorkdirError
 from fedjax_spmc.federation import FederationState, RoundReport, evaluated_model, make_round
@@ -107,7 +107,7 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
     if folder is not None:
         _finish(config, experiment, folder, history, int(state.diverged))
     if int(state.diverged) >= 0:
-        raise _diverged(int(state.diverged))
+        raise DivergedError(results.diverged_message(int(state.diverged)), int(state.diverged))
     variables = evaluated_model(experiment.federation, state)
     return Result(variables, history, [_verdict(line) for line in history], config)
 
@@ -174,41 +174,31 @@ def _line(
     """
     start = time.perf_counter()
     counts = experiment.evaluate(evaluated_model(experiment.federation, state), experiment.test, state.attack)
-    percentages = metrics.percentages(counts, backdoor=experiment.federation.attack.backdoor is not None)
-    client_ids, flagged = np.asarray(report.client_ids), np.asarray(report.verdict.flagged)
-    participating, scores = np.asarray(report.participating), np.asarray(report.verdict.scores)
-    detected = metrics.detection(flagged, scores, participating, experiment.malicious[client_ids])
-    line = {
-        "round": int(state.round) - 1,
-        **percentages,
-        "train_loss": float(report.metrics["loss"]),
-        "weights": report.verdict.weights,
-        "scores": scores,
-        "flagged": flagged,
-        "client_ids": client_ids,
-        **detected,
-        "participating": participating,
-        "non_finite": int(state.rejected) - counted[0],
-        "aggregation_failed": int(state.failures) - counted[1],
-        "round_seconds": round_seconds,
-        "eval_seconds": time.perf_counter() - start,
-    }
-    return {name: record.finite(value) for name, value in line.items()}
+    counts = jax.device_get(counts)
+    return results.line(
+        round_index=int(state.round) - 1,
+        counts=counts,
+        report=report,
+        malicious=experiment.malicious,
+        backdoor=experiment.federation.attack.backdoor is not None,
+        non_finite=int(state.rejected) - counted[0],
+        aggregation_failed=int(state.failures) - counted[1],
+        seconds={"round_seconds": round_seconds, "eval_seconds": time.perf_counter() - start},
+    )
 
 
 def _finish(
     config: Any, experiment: setup.Experiment, folder: RunFolder, history: list[dict[str, Any]], diverged: int
 ) -> None:
     """Writes the summary and the curves."""
-    summary = {
-        "status": "finished" if diverged < 0 else "diverged",
-        "rounds": config.federation.rounds,
-        "diverged_round": None if diverged < 0 else diverged,
-        "oracle": experiment.federation.oracle,
-        "data_note": experiment.dataset.info.note,
-        **metrics.summarise(history),
-        "detection": metrics.detection_over_run(history, experiment.malicious),
-    }
+    summary = results.summary(
+        config.federation.rounds,
+        history,
+        experiment.federation.oracle,
+        experiment.dataset.info.note,
+        experiment.malicious,
+        diverged,
+    )
     folder.write_json("summary.json", summary)
     plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
     plots.verdicts(history, experiment.malicious, folder.path / "verdicts.png")
@@ -222,14 +212,6 @@ def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:
     labels, classes = experiment.dataset.train_labels, experiment.dataset.info.num_classes
     counts = np.stack([np.bincount(labels[part], minlength=classes) for part in experiment.parts])
     plots.partition(counts, experiment.malicious, folder.path / "partition.png")
-
-
-def _diverged(round_index: int) -> DivergedError:
-    return DivergedError(
-        f"training stopped being finite in round {round_index} (counted from 0): no client's model is finite there; "
-        "the global model of the round before is kept.",
-        round_index,
-    )
 
 
 def _verdict(line: Mapping[str, Any]) -> Verdict:

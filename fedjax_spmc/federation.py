@@ -89,6 +89,7 @@ class Federation(NamedTuple):
         server: clean images and labels that the aggregator holds on the server, or None.
         aggregator_on: server -> the aggregator on that data, made anew inside the compiled round, so that the images
             are arguments of it and no constants; None where the aggregator needs no data.
+        map_clients: (train_one, stacked rows, client_batch) -> stacked results; several devices may share the rows.
     """
 
     model: Model
@@ -103,6 +104,7 @@ class Federation(NamedTuple):
     oracle: bool = False
     server: Any = None
     aggregator_on: Callable[[Any], Aggregator] | None = None
+    map_clients: Callable[[Callable[..., Any], Any, int], Any] = map_clients
 
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
@@ -185,7 +187,7 @@ def play_round(
         return train_client(rule, own, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
 
     rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
-    trained = map_clients(train_one, rows, federation.client_batch)
+    trained = federation.map_clients(train_one, rows, federation.client_batch)
 
     upload = Upload(
         global_params=state.variables.params,

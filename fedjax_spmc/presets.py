@@ -66,13 +66,11 @@ def names() -> dict[str, str]:
     return listed
 
 
-def make_config(arg: str = "", **fields: Any) -> Config:
-    """The default config with the presets in `arg` and then `fields` applied.
+def changes_of(arg: str = "") -> dict[str, Any]:
+    """The fields that presets set.
 
     Args:
         arg: preset names joined by commas: at most one method (default "spmc"), and "reference".
-        **fields: fields of this config file by dotted path with `__` for the dot, such as data__name="digits"; they are
-            set before the presets.
 
     Raises:
         ConfigError: an unknown preset (the known ones are listed), or two methods.
@@ -85,13 +83,28 @@ def make_config(arg: str = "", **fields: Any) -> Config:
     chosen = [word for word in words if word in known]
     if len(chosen) > 1:
         raise ConfigError(f"presets {', '.join(chosen)} exclude each other: give one of {', '.join(known)}.")
-    config = default_config()
-    for name, value in fields.items():
-        set_field(config, name.replace("__", "."), value)
     changes = dict(known[chosen[0] if chosen else "spmc"])
     if "reference" in words:
         changes |= REFERENCE | REFERENCE_RULES.get(changes["local.rule"], {})
         changes |= reference_aggregator(changes["aggregator.name"])
+    return changes
+
+
+def make_config(arg: str = "", **fields: Any) -> Config:
+    """The default config with `fields` and then the presets in `arg` applied.
+
+    Args:
+        arg: see `changes_of`.
+        **fields: fields of this config file by dotted path with `__` for the dot, such as data__name="digits"; they are
+            set before the presets.
+
+    Raises:
+        ConfigError: an unknown preset (the known ones are listed), or two methods.
+    """
+    changes = changes_of(arg)
+    config = default_config()
+    for name, value in fields.items():
+        set_field(config, name.replace("__", "."), value)
     for path, value in changes.items():
         set_field(config, path, value)
     return config

@@ -34,7 +34,7 @@ class Progress:
         shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
         text = (
             f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  {shown}  "
-            f"{line['round_seconds']:6.2f} s/round  {_clock(left)} left"
+            f"{line['round_seconds']:6.2f} s/round  {clock(left)} left"
         )
         if self._live:  # a line that wraps could not be overwritten
             text = text[: (_columns(self._stream) or len(text) + 1) - 1]
@@ -59,7 +59,8 @@ def _percent(value: float | None) -> str:
     return "    -" if value is None else f"{value:5.2f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A span of time in words: 3:07, 1:03:07."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -128,6 +128,21 @@ def read_config(text: str) -> tuple[Any, str]:
     Raises:
         ConfigError: no such file, or it is no config file.
     """
+    config, label, path = call_config(text)
+    if not hasattr(config, "items"):
+        raise ConfigError(
+            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
+            "ConfigDict."
+        )
+    return configs.loosened(config), label
+
+
+def call_config(text: str) -> tuple[Any, str, Path]:
+    """What the `get_config(presets)` of `FILE[:PRESETS]` returns, a label for the folder, and the file.
+
+    Raises:
+        ConfigError: no such file, or it fails.
+    """
     file, colon, presets = text.partition(".py:")
     path = Path(file + ".py" if colon else text)
     if not os.path.isfile(path):  # Path.is_file raises where the name is too long
@@ -146,13 +161,8 @@ def read_config(text: str) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise ConfigError(f"--config = {str(path)!r} fails with {reason}.") from None
-    if not hasattr(config, "items"):
-        raise ConfigError(
-            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
-            "ConfigDict."
-        )
     words = [word.strip() for word in presets.split(",") if word.strip()]
-    return configs.loosened(config), "-".join([path.stem, *words])
+    return config, "-".join([path.stem, *words]), path
 
 
 def short_hash(config: configs.Config) -> str:

@@ -15,7 +15,21 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import Federation, FederationState, initial_state
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.metrics import make_evaluate
-from fedjax_spmc.types import Aggregator, Array, AttackContext, Model, PRNGKey, Roster, ServerData
+from fedjax_spmc.types import Aggregator, Array, Attack, AttackContext, Model, PRNGKey, Roster, ServerData
+
+
+class Numbers(NamedTuple):
+    """The settings that are arrays in an experiment's program: experiments that differ in no more can share one.
+
+    Attributes:
+        hyper: learning_rate, momentum, weight_decay.
+        local, aggregator, attack: the array options of these parts, but for those that are None.
+    """
+
+    hyper: dict[str, Any]
+    local: dict[str, Any]
+    aggregator: dict[str, Any]
+    attack: dict[str, Any]
 
 
 class Experiment(NamedTuple):
@@ -105,29 +119,33 @@ def roster(config: Any, key: PRNGKey) -> Roster:
     )
 
 
-def server_side(
-    config: Any, dataset: data.Dataset, model: Model
-) -> tuple[Images | None, Callable[[Images | None], Aggregator]]:
-    """What the server holds, and the aggregator on it.
-
-    Returns:
-        The validation split, uint8, or None where the aggregator takes no data; and images -> aggregator.
+def server_images(config: Any, dataset: data.Dataset) -> Images | None:
+    """What the server holds: the validation split, uint8, or None where the aggregator takes no data.
 
     Raises:
         ConfigError: the split is smaller than one batch.
     """
-    name, options = config.aggregator.name, dict(config.aggregator.options)
-    known = {"network": model, "rounds": config.federation.rounds}
-    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
+    name = config.aggregator.name
     if not registry.aggregators.needs(name, "server"):
-        return None, lambda images: aggregators.make(name, **options)
+        return None
     if len(dataset.val_labels) < config.local.batch_size:
         raise ConfigError(
             f"data.val_fraction = {config.data.val_fraction} is not allowed with aggregator.name = {name!r}: it must "
             f"leave the server at least one batch of {config.local.batch_size} validation images, not "
             f"{len(dataset.val_labels)}."
         )
-    local, info = config.local, dataset.info
+    return Images(jnp.asarray(dataset.val_images), jnp.asarray(dataset.val_labels, jnp.int32))
+
+
+def server_side(
+    config: Any, info: data.DatasetInfo, model: Model, numbers: Numbers
+) -> Callable[[Images | None], Aggregator]:
+    """The aggregator on what the server holds: images -> aggregator."""
+    name, options = config.aggregator.name, dict(config.aggregator.options) | numbers.aggregator
+    known = {"network": model, "rounds": config.federation.rounds}
+    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
+    if not registry.aggregators.needs(name, "server"):
+        return lambda images: aggregators.make(name, **options)
 
     def aggregator_on(held: Images | None) -> Aggregator:
         assert held is not None
@@ -135,45 +153,59 @@ def server_side(
             model=model,
             images=held.images,
             labels=held.labels,
-            batch_size=local.batch_size,
+            batch_size=config.local.batch_size,
             mean=jnp.array(info.mean, jnp.float32),
             std=jnp.array(info.std, jnp.float32),
-            epochs=local.epochs,
-            momentum=local.momentum,
-            weight_decay=local.weight_decay,
+            epochs=config.local.epochs,
+            momentum=numbers.hyper["momentum"],
+            weight_decay=numbers.hyper["weight_decay"],
         )
         return aggregators.make(name, **options, server=server)
 
-    return Images(jnp.asarray(dataset.val_images), jnp.asarray(dataset.val_labels, jnp.int32)), aggregator_on
+    return aggregator_on
 
 
-def build(config: Any, dataset: data.Dataset) -> Experiment:
-    """The experiment that a resolved config describes.
-
-    Raises:
-        ConfigError: the config does not fit the data set.
-    """
-    info = dataset.info
-    if config.attack.target_label >= info.num_classes:
-        raise ConfigError(
-            f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
-            f"0 to {info.num_classes - 1}."
+def numbers_of(config: Any) -> Numbers:
+    """The config's own numbers, as Python has them."""
+    parts = {
+        section: {
+            name: value
+            for name, value in given.items()
+            if value is not None and name in configs.array_options(config, section)
+        }
+        for section, given in (
+            ("local", config.local.options),
+            ("aggregator", config.aggregator.options),
+            ("attack", configs.attack_options(config)),
         )
-    parts = divide(config, dataset)
-    key = jax.random.key(config.seed)
-    model = make_model(config, info.num_classes, info.image_shape)
-    attack = attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config))
-    who = roster(config, key)
-    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
-    attack_context = AttackContext(who, info.image_shape, info.num_classes, mean, std)
+    }
+    return Numbers(hyper={name: config.local[name] for name in configs.HYPER}, **parts)
 
-    rule = local_rules.make(config.local.rule, **dict(config.local.options))
+
+def attack_of(config: Any, numbers: Numbers) -> Attack:
+    """The config's attack."""
+    return attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config) | numbers.attack)
+
+
+def assemble(config: Any, info: data.DatasetInfo, server: Images | None, numbers: Numbers | None = None) -> Federation:
+    """The parts of the round that a resolved config describes.
+
+    Args:
+        config: resolved.
+        info: the data set's.
+        server: from `server_images`.
+        numbers: in place of the config's own; they may be traced, so that one program serves many experiments.
+    """
+    numbers = numbers_of(config) if numbers is None else numbers
+    model = make_model(config, info.num_classes, info.image_shape)
+    attack = attack_of(config, numbers)
+    rule = local_rules.make(config.local.rule, **dict(config.local.options) | numbers.local)
     augment = config.data.augment
     pipeline = Pipeline(
         batch_size=config.local.batch_size,
         passes=config.local.epochs + bool(rule.sends),
-        mean=mean,
-        std=std,
+        mean=jnp.array(info.mean, jnp.float32),
+        std=jnp.array(info.std, jnp.float32),
         padding=info.crop_padding if augment else 0,
         flip=info.flip and augment,
     )
@@ -183,30 +215,71 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
         rows, size = indices.rows[client_id], indices.sizes[client_id]
         return client_data(pipeline, train, rows, size, client_id, attack, state, round_index, key)
 
-    server, aggregator_on = server_side(config, dataset, model)
-    federation_config = config.federation
-    num_clients, per_round = federation_config.num_clients, federation_config.clients_per_round
-    federation = Federation(
+    aggregator_on = server_side(config, info, model, numbers)
+    num_clients, per_round = config.federation.num_clients, config.federation.clients_per_round
+    return Federation(
         model=model,
         rule=rule,
         aggregator=aggregator_on(server),
         attack=attack,
         sample=sampling.make(config.sampling.name, **dict(config.sampling.options))(num_clients, per_round),
         client_data=data_of,
-        hyper={name: config.local[name] for name in ("learning_rate", "momentum", "weight_decay")},
+        hyper=numbers.hyper,
         epochs=config.local.epochs,
-        client_batch=federation_config.client_batch or training.auto_client_batch(per_round),
+        client_batch=config.federation.client_batch or training.auto_client_batch(per_round),
         oracle=is_oracle(config),
         server=server,
         aggregator_on=None if server is None else aggregator_on,
     )
 
-    @jax.jit  # one program in place of a hundred small ones
-    def begin(key: PRNGKey) -> FederationState:
-        variables = model.init(purpose_key(key, "init"))
-        attack_state = attack.init(attack_context, purpose_key(key, "attack"))
-        return initial_state(federation, variables, num_clients, attack_state)
 
+def make_begin(
+    config: Any, info: data.DatasetInfo, server: Images | None
+) -> Callable[[PRNGKey, Roster, Numbers], FederationState]:
+    """The jitted start: (key, roster, numbers) -> the state before round 0.
+
+    A run and a sweep call this one program, so that both start from the same bits.
+    """
+
+    @jax.jit  # one program in place of a hundred small ones
+    def begin(key: PRNGKey, who: Roster, numbers: Numbers) -> FederationState:
+        federation = assemble(config, info, server, numbers)
+        mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
+        context = AttackContext(who, info.image_shape, info.num_classes, mean, std)
+        variables = federation.model.init(purpose_key(key, "init"))
+        attack_state = federation.attack.init(context, purpose_key(key, "attack"))
+        return initial_state(federation, variables, config.federation.num_clients, attack_state)
+
+    return begin
+
+
+def check_fits(config: Any, info: data.DatasetInfo) -> None:
+    """Refuses a config that does not fit the data set.
+
+    Raises:
+        ConfigError: the attacker's target is no class of it.
+    """
+    if config.attack.target_label >= info.num_classes:
+        raise ConfigError(
+            f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
+            f"0 to {info.num_classes - 1}."
+        )
+
+
+def build(config: Any, dataset: data.Dataset) -> Experiment:
+    """The experiment that a resolved config describes.
+
+    Raises:
+        ConfigError: the config does not fit the data set.
+    """
+    info = dataset.info
+    check_fits(config, info)
+    parts = divide(config, dataset)
+    key = jax.random.key(config.seed)
+    who = roster(config, key)
+    server = server_images(config, dataset)
+    federation = assemble(config, info, server)
+    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
     return Experiment(
         federation=federation,
         arrays=(
@@ -214,12 +287,12 @@ def build(config: Any, dataset: data.Dataset) -> Experiment:
             pad_indices(parts),
         ),
         test=Images(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels, jnp.int32)),
-        state=begin(key),
+        state=make_begin(config, info, server)(key, who, numbers_of(config)),
         key=key,
         malicious=np.asarray(who.malicious),
         parts=parts,
         dataset=dataset,
-        evaluate=make_evaluate(model, attack, mean, std),
+        evaluate=make_evaluate(federation.model, federation.attack, mean, std),
     )
 
 

@@ -49,10 +49,10 @@ class Pipeline(NamedTuple):
     flip: bool
 
 
-def pad_indices(parts: Sequence[np.ndarray]) -> ClientIndices:
-    """Index lists of all clients as one padded matrix."""
+def pad_indices(parts: Sequence[np.ndarray], width: int = 1) -> ClientIndices:
+    """Index lists of all clients as one padded matrix, at least `width` wide."""
     sizes = np.array([len(part) for part in parts], np.int32)
-    rows = np.zeros((len(parts), max(1, int(sizes.max(initial=0)))), np.int32)
+    rows = np.zeros((len(parts), max(width, int(sizes.max(initial=0)))), np.int32)
     for row, part in zip(rows, parts, strict=True):
         row[: len(part)] = part
     return ClientIndices(jnp.asarray(rows), jnp.asarray(sizes))

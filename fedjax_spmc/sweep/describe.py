@@ -1,0 +1,92 @@
+"""What a sweep would do, before it does it: cells, groups, experiments per program; and what that takes."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc.data.pipeline import ClientIndices
+from fedjax_spmc.progress import clock
+from fedjax_spmc.sweep import program as programs
+from fedjax_spmc.sweep.engine import Data
+from fedjax_spmc.sweep.plan import Cell, Group, Sweep, common_fields, groups_of, words
+from fedjax_spmc.sweep.player import Player
+from fedjax_spmc.sweep.program import CLIENTS, Layout
+
+TIMED_STEPS = 600
+"""About so many steps of clients are played to time a round; the whole round is told from them and a quarter."""
+
+
+def plan(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> Iterator[str]:
+    """The plan, line by line. Without `estimate` no data is read and nothing is compiled."""
+    groups, devices = groups_of(cells), jax.local_devices()
+    settings = len({words(cell.fields) for cell in cells})
+    yield (
+        f"{len(cells)} cells ({settings} settings x {len(sweep.seeds)} seeds) in {len(groups)} groups, one program "
+        f"each; {len(devices)} x {devices[0].device_kind}"
+    )
+    loader, total = Data(), 0.0
+    for number, group in enumerate(groups, 1):
+        layout = programs.layout_of(group.cells[0].config, len(group.cells), devices)
+        text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
+        if estimate:
+            dataset, environment = loader.of(group.cells[0].config)
+            with jax.default_matmul_precision(group.cells[0].config.precision):
+                seconds, needed, layout = _measure(Player(group, dataset, environment), group, layout)
+            total += seconds
+            text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
+            memory = "memory unknown" if needed is None else f"{needed / 2**20:,.0f} MiB a device"
+            text += f"  {memory}  about {clock(seconds)}"
+        yield f"{text}  {words(common_fields(group))}"
+    if estimate:
+        yield f"about {clock(total)} in all, without the time to compile"
+
+
+def _lanes(layout: Layout, exact: bool) -> str:
+    if layout.axis == CLIENTS:
+        return f"1 experiment per program, its clients over {len(layout.devices)} devices"
+    open_ended = layout.devices[0].platform != "cpu" and not exact
+    return f"{'up to ' if open_ended else ''}{layout.lanes} experiment{'s' * (layout.lanes > 1)} per program"
+
+
+def _measure(player: Player, group: Group, layout: Layout) -> tuple[float, int | None, Layout]:
+    """Seconds of all rounds of all cells, bytes on each device, and the layout that fits.
+
+    The compiled program plays a round in which every client has a small share of its data, once more with a larger
+    one, and a round is taken to be linear in the local steps.
+    """
+    cells = [cell for cell in group.cells if cell.id not in player.refused]
+    if not cells:
+        return 0.0, None, layout
+    layout = player.fit(layout, cells[0])
+    run, some = player.program(layout, cells[0]), cells[: layout.lanes]
+    states, lanes = player.stacked(some, layout)
+    states = programs.place(layout, states, stacked=True)
+    shared = player.shared(layout)
+    batch = group.cells[0].config.local.batch_size
+    sizes = np.asarray(lanes.indices.sizes)
+    steps = group.cells[0].config.local.epochs * float((sizes // batch).sum())
+    share = min(1.0, TIMED_STEPS * layout.lanes / max(1.0, steps))
+
+    def timed(share: float, evaluate: bool) -> tuple[float, float]:
+        few = np.where(sizes >= batch, np.maximum(np.ceil(sizes * share), batch), sizes).astype(np.int32)
+        placed = programs.place(layout, jnp.asarray(few), stacked=True)
+        short = lanes._replace(indices=ClientIndices(lanes.indices.rows, placed))
+        flag = programs.place(layout, jnp.asarray(evaluate), stacked=False)
+        jax.block_until_ready(run(states, short, shared, flag))  # once before: the first call is slow
+        start = time.perf_counter()
+        jax.block_until_ready(run(states, short, shared, flag))
+        return float((few // batch).sum()), time.perf_counter() - start
+
+    (few, short), (many, long) = timed(share / 4, False), timed(share, False)
+    _, evaluated = timed(share / 4, True)
+    each = max(0.0, (long - short) / (many - few)) if many > few else 0.0
+    a_round = max(short + each * (float((sizes // batch).sum()) - few), short)
+    config = group.cells[0].config
+    rounds, evaluations = config.federation.rounds, math.ceil(config.federation.rounds / config.federation.eval_every)
+    loads = math.ceil(len(cells) / layout.lanes)
+    seconds = loads * (rounds * a_round + evaluations * max(0.0, evaluated - short))
+    return seconds, player.memory(layout, cells[0]), layout

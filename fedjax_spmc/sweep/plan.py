@@ -1,0 +1,221 @@
+"""What a sweep is made of: a base config and a grid become cells, and cells that can share a program become groups."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import presets, setup
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import shown
+
+METHOD = "method"
+"""A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
+
+HOST_FIELDS = (
+    "seed", "partition.name", "partition.beta", "partition.min_size", "partition.shards", "attack.malicious_fraction",
+    "attack.placement", "attack.schedule.first", "attack.schedule.last",
+)  # fmt: skip
+"""Fields that no program sees: index lists, the roster and the key are made of them, and those are data."""
+
+Rule = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
+"""Which cells to leave out: those whose swept fields have the given value (or one of a list), or answer True."""
+
+
+class Sweep(NamedTuple):
+    """Many experiments around one config.
+
+    Attributes:
+        base: the config that all cells start from.
+        grid: dotted path of a field, or "method" for presets -> the values that it takes; every combination is a cell.
+        seeds: every cell is played once with each.
+        leave_out: cells that match any of these rules are left out.
+        keep_models: whether each cell's final model is kept.
+    """
+
+    base: Any
+    grid: Mapping[str, Sequence[Any]] = {}
+    seeds: Sequence[int] = (0,)
+    leave_out: Sequence[Rule] = ()
+    keep_models: bool = True
+
+
+class Cell(NamedTuple):
+    """One experiment of a sweep: one row of its table.
+
+    Attributes:
+        fields: the swept fields and their values.
+        config: resolved; the seed is in it.
+        id: sixteen hex digits over all fields that touch the numbers.
+    """
+
+    fields: dict[str, Any]
+    config: Any
+    id: str
+
+    def title(self) -> str:
+        """The swept fields and the seed in words."""
+        return words(self.fields | {"seed": self.config.seed})
+
+
+class Group(NamedTuple):
+    """Cells that one compiled program can play, because they differ only in arrays."""
+
+    key: str
+    cells: tuple[Cell, ...]
+
+
+def words(fields: Mapping[str, Any]) -> str:
+    """Fields for a reader: `data.name=cifar10 method=spmc`."""
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def as_sweep(content: Any) -> Sweep:
+    """A `Sweep` from what a config file returned: a `Sweep`, or a mapping of its fields.
+
+    Raises:
+        ConfigError: it is neither, or a field is missing, unknown or of the wrong type.
+    """
+    if hasattr(content, "items") and not isinstance(content, Sweep):
+        fields = dict(content.items())
+        unknown = sorted(map(str, fields.keys() - set(Sweep._fields)))
+        if unknown or "base" not in fields:
+            what = f"{unknown[0]} is no field" if unknown else "base is missing"
+            raise ConfigError(f"a sweep's config knows {', '.join(Sweep._fields)}: {what}.")
+        content = Sweep(**fields)
+    if not isinstance(content, Sweep):
+        raise ConfigError(f"a sweep's get_config returns {shown(content)} and must return a Sweep.")
+    grid = content.grid
+    if not hasattr(grid, "items"):
+        raise ConfigError(f"grid = {shown(grid)} is not allowed: it must map fields to lists of values.")
+    for name, values in grid.items():
+        if name == "seed":
+            raise ConfigError("grid.seed is not allowed: the seeds of a sweep are its field seeds.")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ConfigError(f"grid.{name} = {shown(values)} is not allowed: it must be a list of one value or more.")
+    if not isinstance(content.seeds, (list, tuple, range)) or not len(content.seeds):
+        raise ConfigError(f"seeds = {shown(content.seeds)} is not allowed: it must be a list of whole numbers.")
+    for rule in content.leave_out:
+        if not callable(rule) and not (hasattr(rule, "keys") and set(rule) <= set(grid)):
+            raise ConfigError(
+                f"leave_out = {shown(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
+            )
+    return content
+
+
+def expand(sweep: Sweep) -> list[Cell]:
+    """All cells, each with its config checked, in the order of the grid; the seed varies fastest.
+
+    Raises:
+        ConfigError: a cell's config is refused, or two cells are the same; the cell's fields are named.
+    """
+    names = list(sweep.grid)
+    cells: list[Cell] = []
+    refused: list[str] = []
+    for values in itertools.product(*sweep.grid.values()):
+        fields = dict(zip(names, map(_plain, values), strict=True))
+        if any(_matches(rule, fields) for rule in sweep.leave_out):
+            continue
+        for seed in sweep.seeds:
+            try:
+                config = _cell_config(sweep.base, fields, seed)
+            except ConfigError as error:
+                refused.append(f"cell {words(fields | {'seed': seed})} is refused: {error}")
+            else:
+                cells.append(Cell(fields, config, cell_id(config)))
+    if refused:
+        more = f" ({len(refused)} cells of the grid are refused, this is the first.)" if len(refused) > 1 else ""
+        raise ConfigError(refused[0] + more)
+    if not cells:
+        raise ConfigError("leave_out is not allowed like this: it must leave at least one cell of the grid.")
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.id in seen:
+            raise ConfigError(f"cells {seen[cell.id].title()} and {cell.title()} are the same experiment.")
+        seen[cell.id] = cell
+    return cells
+
+
+def _plain(value: Any) -> Any:
+    """A value as a row of the table has it: tuples become lists."""
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _matches(rule: Rule, fields: Mapping[str, Any]) -> bool:
+    if callable(rule):
+        return bool(rule(fields))
+    wanted = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in rule.items()}
+    return all(fields[name] in values or fields[name] == values for name, values in wanted.items())
+
+
+def _cell_config(base: Any, fields: Mapping[str, Any], seed: int) -> Any:
+    config = configs.loosened(base)
+    if METHOD in fields:
+        if not isinstance(fields[METHOD], str):
+            raise ConfigError(f"{METHOD} = {shown(fields[METHOD])} is not allowed: it must be presets, as text.")
+        _assign(config, presets.changes_of(fields[METHOD]))
+    _assign(config, {name: value for name, value in fields.items() if name != METHOD} | {"seed": seed})
+    return configs.resolve(config)
+
+
+def _assign(config: Any, changes: Mapping[str, Any]) -> None:
+    """Sets fields, first those that name parts: the options of a part that is replaced are dropped."""
+    from ml_collections import ConfigDict
+
+    naming = {field: section for section, (_, field) in configs.PARTS.items()}
+    for path in sorted(changes, key=lambda path: path not in naming):
+        if path in naming and changes[path] != configs.resolved_name(config, naming[path]):
+            config[naming[path]].options = ConfigDict(type_safe=False)
+        configs.set_field(config, path, changes[path])
+
+
+def _hash(flat: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cell_id(config: Any) -> str:
+    """Names an experiment; unlike the name of a run folder it tells numbers of rounds apart."""
+    return _hash(_telling(config))
+
+
+def _telling(config: Any) -> dict[str, Any]:
+    """The fields that touch the numbers, those of a whole run: with the rounds."""
+    free = set(configs.FREE_FIELDS) - {"federation.rounds"}
+    return {path: value for path, value in configs.flatten(config).items() if path not in free}
+
+
+def program_key(config: Any) -> str:
+    """Equal for configs that one compiled program can play."""
+    known = configs.attack_options(config)
+    inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
+    arrays = {f"local.{name}" for name in configs.HYPER}
+    for section in ("local", "aggregator", "attack"):
+        for name in configs.array_options(config, section):
+            own = section == "attack" and name in configs.ATTACK_FIELDS
+            arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
+    shape = {path: value for path, value in _telling(config).items() if path not in {*HOST_FIELDS, *inert}}
+    # An option that is None is left to the rule, which is another program than any number.
+    shape |= {path: "an array" for path in arrays if shape.get(path) is not None}
+    return _hash(shape | {"oracle": setup.is_oracle(config)})
+
+
+def data_key(config: Any) -> str:
+    """Equal for configs that read the same data."""
+    return _hash({path: value for path, value in configs.flatten(config).items() if path.startswith("data.")})
+
+
+def groups_of(cells: Iterable[Cell]) -> list[Group]:
+    """The groups, in order of their first cells, but those of one data set one after another."""
+    by_data: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        of_data = by_data.setdefault(data_key(cell.config), {})
+        of_data.setdefault(program_key(cell.config), []).append(cell)
+    return [Group(key, tuple(members)) for groups in by_data.values() for key, members in groups.items()]
+
+
+def common_fields(group: Group) -> dict[str, Any]:
+    """The swept fields that all cells of a group share."""
+    first = group.cells[0].fields
+    return {name: value for name, value in first.items() if all(cell.fields[name] == value for cell in group.cells)}

@@ -1,0 +1,222 @@
+"""Plays the cells of one group on this machine: data on the devices once, one compiled program, many lanes."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc import data, metrics, results, setup
+from fedjax_spmc.data.pipeline import ClientIndices, Images, pad_indices
+from fedjax_spmc.errors import UserError
+from fedjax_spmc.federation import FederationState, evaluated_model
+from fedjax_spmc.sweep import program as programs
+from fedjax_spmc.sweep.plan import Cell, Group
+from fedjax_spmc.sweep.program import Lane, Layout, Outcome, Shared
+from fedjax_spmc.sweep.scratch import Scratch
+from fedjax_spmc.sweep.table import Ended
+
+
+class Player:
+    """The cells of a group, ready to be played.
+
+    Args:
+        group: with all of its cells, those that are finished too: index lists are padded to the largest client of all,
+            so that a restarted sweep compiles the same program.
+        dataset: the group's data.
+        environment: as `environment.json`.
+
+    Attributes:
+        refused: cells that do not fit the data: id -> why.
+        compiled: how many programs were compiled.
+    """
+
+    def __init__(self, group: Group, dataset: data.Dataset, environment: Mapping[str, Any]):
+        self._config = group.cells[0].config
+        self._dataset = dataset
+        self._environment = environment
+        self.refused: dict[str, str] = {}
+        self.compiled = 0
+        self._parts: dict[str, list[np.ndarray]] = {}
+        for cell in group.cells:
+            try:
+                setup.check_fits(cell.config, dataset.info)
+                self._parts[cell.id] = setup.divide(cell.config, dataset)
+            except UserError as error:
+                self.refused[cell.id] = str(error)
+        self._width = max((len(part) for parts in self._parts.values() for part in parts), default=1)
+        self._programs: dict[Layout, Any] = {}
+        self._host = Shared(
+            train=Images(np.asarray(dataset.train_images), np.asarray(dataset.train_labels, np.int32)),  # pyright: ignore
+            test=Images(np.asarray(dataset.test_images), np.asarray(dataset.test_labels, np.int32)),  # pyright: ignore
+            server=setup.server_images(self._config, dataset),
+        )
+        self._shared: tuple[Layout, Shared] | None = None
+        self._begin = setup.make_begin(self._config, dataset.info, self._host.server)
+
+    def parts(self, cell: Cell) -> list[np.ndarray]:
+        """The index lists of a cell's clients."""
+        return self._parts[cell.id]
+
+    def start(self, cell: Cell) -> tuple[FederationState, Lane]:
+        """A cell's state before round 0 and what its program reads: bit for bit those of a single run."""
+        key = jax.random.key(cell.config.seed)
+        numbers = setup.numbers_of(cell.config)
+        state = self._begin(key, setup.roster(cell.config, key), numbers)
+        indices = pad_indices(self._parts[cell.id], self._width)
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), numbers)
+        return state, Lane(key, ClientIndices(*indices), arrays)
+
+    def fit(self, layout: Layout, like: Cell) -> Layout:
+        """The layout with as many experiments as memory allows, its program compiled.
+
+        Args:
+            layout: the largest that is wanted.
+            like: any cell, for the shapes.
+        """
+        needed = programs.bytes_needed(self.program(layout, like))
+        usable = programs.bytes_usable(layout.devices[0])
+        if needed is not None and usable is not None and needed > usable and layout.batch > 1:
+            shared = sum(x.nbytes for x in jax.tree.leaves(self._host))
+            batch = programs.largest_batch(needed, layout.batch, shared, usable)
+            layout = layout._replace(batch=min(batch, layout.batch - 1))
+            self.program(layout, like)
+        return layout
+
+    def memory(self, layout: Layout, like: Cell) -> int | None:
+        """Bytes that the layout's program takes on each device."""
+        return programs.bytes_needed(self.program(layout, like))
+
+    def play(
+        self, cells: Sequence[Cell], layout: Layout, scratch: Scratch, report: Callable[[int], None] | None = None
+    ) -> list[Ended]:
+        """Plays cells to their end, going on from what `scratch` holds.
+
+        Args:
+            cells: at most `layout.lanes`; lanes that are left over repeat the first cell and are thrown away.
+            layout: from `fit`.
+            scratch: where chunks are kept.
+            report: told the number of rounds played.
+        """
+        rounds, every = self._config.federation.rounds, self._config.federation.eval_every
+        chunk = self._config.checkpoint.every
+        run = self.program(layout, cells[0])
+        states, lanes = self.stacked(cells, layout)
+        done, states, entries = scratch.resume(states)
+        states = programs.place(layout, states, stacked=True)
+        shared = self.shared(layout)
+        histories = [[line for entry in entries if (line := entry["lines"][i])] for i in range(len(cells))]
+        malicious = np.asarray(states.attack.roster.malicious)
+        lost = np.asarray(states.diverged)[: len(cells)]
+        since = done
+        start = began = time.perf_counter()
+        while done < rounds and (lost < 0).any():
+            wanted = (done + 1) % every == 0 or done + 1 == rounds
+            outcome: Outcome = run(states, lanes, shared, programs.place(layout, jnp.asarray(wanted), stacked=False))
+            states, before = outcome.states, lost
+            lost = np.asarray(states.diverged)[: len(cells)]  # waits for the devices
+            done += 1
+            due = [i for i in range(len(cells)) if (wanted and before[i] < 0) or lost[i] != before[i]]
+            if due:
+                seconds = (time.perf_counter() - start) / (done - since) / len(cells)
+                lines = self._lines(outcome, due, histories, malicious, done - 1, seconds)
+                scratch.add({"round": done - 1, "lines": [lines.get(i) for i in range(len(cells))]})
+                for i, line in lines.items():
+                    histories[i].append(line)
+                since, start = done, time.perf_counter()
+            if done < rounds and (done % chunk == 0 or (lost != before).any()):
+                scratch.save(done, states)
+            if report is not None:
+                report(done)
+        seconds = (time.perf_counter() - began) / max(1, len(cells))
+        return self._results(cells, states, histories, malicious, lost, seconds)
+
+    def stacked(self, cells: Sequence[Cell], layout: Layout) -> tuple[FederationState, Lane]:
+        """States before round 0 and lanes [lanes, ...], on the host's side of the program."""
+        starts = [self.start(cell) for cell in cells]
+        starts += [starts[0]] * (layout.lanes - len(starts))
+        states, lanes = _stack(starts)
+        return states, programs.place(layout, lanes, stacked=True)
+
+    def shared(self, layout: Layout) -> Shared:
+        """The images on the layout's devices; they stay there for the next load."""
+        if self._shared is None or self._shared[0]._replace(batch=0) != layout._replace(batch=0):
+            self._shared = layout, programs.place(layout, self._host, stacked=False)
+        return self._shared[1]
+
+    def program(self, layout: Layout, like: Cell) -> Any:
+        """The compiled program of a layout: (states, lanes, shared, evaluate) -> Outcome."""
+        if layout not in self._programs:
+            program = programs.make_program(self._config, self._dataset.info, layout)
+            states, lanes = _shapes(self.start(like), layout.lanes)
+            shared, flag = _shapes((self._host, jnp.asarray(True)))
+            # The shardings are told here and not by the shapes, so that the clients' training may close over arrays.
+            spread, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
+            jitted = jax.jit(program, in_shardings=(spread, spread, whole, whole), out_shardings=spread)
+            self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
+            self.compiled += 1
+        return self._programs[layout]
+
+    def _lines(
+        self, outcome: Outcome, due: Sequence[int], histories: Any, malicious: np.ndarray, index: int, seconds: float
+    ) -> dict[int, dict[str, Any]]:
+        """Lane -> line of the round `index`; counters run since the line before."""
+        backdoor = setup.attack_of(self._config, setup.numbers_of(self._config)).backdoor is not None
+        counts, reports, rejected, failures = jax.device_get(
+            (outcome.counts, outcome.reports, outcome.states.rejected, outcome.states.failures)
+        )
+        lines = {}
+        for i in due:
+            counted = [sum(line[name] for line in histories[i]) for name in ("non_finite", "aggregation_failed")]
+            lines[i] = results.line(
+                round_index=index,
+                counts=metrics.Counts(*(field[i] for field in counts)),
+                report=jax.tree.map(lambda x, i=i: x[i], reports),
+                malicious=malicious[i],
+                backdoor=backdoor,
+                non_finite=int(rejected[i]) - counted[0],
+                aggregation_failed=int(failures[i]) - counted[1],
+                seconds={"round_seconds": seconds, "eval_seconds": None},  # the round's program evaluates
+            )
+        return lines
+
+    def _results(
+        self,
+        cells: Sequence[Cell],
+        states: FederationState,
+        histories: Any,
+        malicious: np.ndarray,
+        lost: np.ndarray,
+        seconds: float,
+    ) -> list[Ended]:
+        ended = []
+        for i, cell in enumerate(cells):
+            federation = setup.assemble(cell.config, self._dataset.info, self._host.server)
+            state = jax.tree.map(lambda x, i=i: x[i], states._replace(attack=()))
+            note, diverged = self._dataset.info.note, int(lost[i])
+            ended.append(
+                Ended(
+                    cell=cell,
+                    summary=results.summary(
+                        cell.config.federation.rounds, histories[i], federation.oracle, note, malicious[i], diverged
+                    ),
+                    environment=self._environment,
+                    history=histories[i],
+                    variables=jax.device_get(evaluated_model(federation, state)),
+                    seconds=seconds,
+                    error=None if diverged < 0 else results.diverged_message(diverged),
+                )
+            )
+        return ended
+
+
+@jax.jit
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _shapes(tree: Any, *lead: int) -> Any:
+    """What a program is told of its arguments before there are any, with leading axes if wanted."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)

@@ -1,0 +1,146 @@
+"""What a program in progress leaves on the disk, so that a killed sweep goes on from its last chunk.
+
+A folder for each program's load of cells: `cells.json` says whose, `lines.jsonl` has the lines of the evaluated rounds,
+`checkpoint/` the state of all lanes. It is removed once its cells have their rows.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_spmc.checkpoint import Checkpoints
+from fedjax_spmc.errors import WorkdirError
+
+
+class Load(NamedTuple):
+    """The cells that a program plays at once.
+
+    Attributes:
+        group: key of their group.
+        ids: of the cells, by lane.
+        axis, devices, batch: of the layout: what the devices share, how many there are, experiments on each.
+        fingerprint: of the data.
+    """
+
+    group: str
+    ids: tuple[str, ...]
+    axis: str
+    devices: int
+    batch: int
+    fingerprint: str
+
+
+Entry = dict[str, Any]
+"""An evaluated round: {"round": r, "lines": [a line of `metrics.jsonl`, or None, by lane]}."""
+
+
+class Scratch:
+    """The folder of one load; None as folder keeps nothing.
+
+    Args:
+        folder: where loads in progress are kept, `WORKDIR/work`.
+        load: whose it is.
+    """
+
+    def __init__(self, folder: Path | None, load: Load):
+        name = hashlib.sha256(json.dumps(load.ids).encode()).hexdigest()[:16]
+        self._path = None if folder is None else folder / name
+        self._load = load
+        self._checkpoints: Checkpoints | None = None
+
+    def resume(self, like: Any) -> tuple[int, Any, list[Entry]]:
+        """Rounds played, the state of all lanes, and the entries; (0, like, []) where nothing usable is there."""
+        if self._path is None:
+            return 0, like, []
+        try:
+            if _read(self._path) == self._load:
+                self._checkpoints = Checkpoints(self._path / "checkpoint")
+                done = self._checkpoints.latest()
+                if done is not None:
+                    states = self._checkpoints.restore(done, like)
+                    entries = [entry for entry in self._entries() if entry["round"] < done]
+                    self._rewrite(entries)
+                    return done, states, entries
+        except WorkdirError:  # damaged: it costs no more than the rounds that it stood for
+            self.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+        try:
+            self._path.mkdir(parents=True)
+            fresh = self._path / ".cells.json"
+            fresh.write_text(json.dumps(self._load._asdict()))
+            os.replace(fresh, self._path / "cells.json")
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
+        self._checkpoints = Checkpoints(self._path / "checkpoint")
+        return 0, like, []
+
+    def add(self, entry: Entry) -> None:
+        """Appends an evaluated round and sees it on the disk."""
+        if self._path is None:
+            return
+        try:
+            with (self._path / "lines.jsonl").open("a") as stream:
+                stream.write(json.dumps(entry, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
+
+    def save(self, rounds: int, states: Any) -> None:
+        """Writes the state after so many rounds."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(rounds, states)
+
+    def close(self) -> None:
+        """Ends the background work of the checkpoints."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+            self._checkpoints = None
+
+    def remove(self) -> None:
+        """Removes the folder: its cells have their rows."""
+        self.close()
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+
+    def _entries(self) -> list[Entry]:
+        assert self._path is not None
+        path = self._path / "lines.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        except (OSError, ValueError):
+            raise WorkdirError(f"{path} is damaged.") from None
+
+    def _rewrite(self, entries: Sequence[Entry]) -> None:
+        assert self._path is not None
+        fresh = self._path / ".lines.jsonl"
+        fresh.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
+        os.replace(fresh, self._path / "lines.jsonl")
+
+
+def loads_in(folder: Path) -> Iterator[Load]:
+    """The loads in progress that a folder holds; what cannot be read is passed over."""
+    for path in sorted(folder.glob("*/cells.json")):
+        load = _read(path.parent)
+        if load is not None:
+            yield load
+
+
+def _read(path: Path) -> Load | None:
+    try:
+        content = json.loads((path / "cells.json").read_text())
+        return Load(**content | {"ids": tuple(content["ids"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _unwritable(path: Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"{path} cannot be written ({error.strerror or error}): it must be a folder that you may write."
+    )

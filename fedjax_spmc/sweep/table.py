@@ -1,0 +1,212 @@
+"""A sweep's folder: `results.jsonl` with a row per cell, `cells/` with the curves and the model of each.
+
+A cell's folder has the files of a run folder, so that `experiment.load`, `evaluate` and `compare` read it. It is
+written before its row: a row stands only for what is there.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fedjax_spmc import results
+from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.options import shown
+from fedjax_spmc.record import RunFolder
+from fedjax_spmc.setup import is_oracle, make_model
+from fedjax_spmc.sweep.plan import Cell
+from fedjax_spmc.types import Variables
+
+NAME = "results.jsonl"
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+
+
+class Ended(NamedTuple):
+    """What is left of a cell that was played to its end, or failed.
+
+    Attributes:
+        cell: which.
+        summary: as `summary.json`; "failed" as status, and nothing else, where there is no result.
+        environment: as `environment.json`.
+        history: the lines of its `metrics.jsonl`.
+        variables: the final model on the host; None where there is no result.
+        seconds: its share of the time that its program ran.
+        error: why it failed or diverged; None for a finished cell.
+    """
+
+    cell: Cell
+    summary: dict[str, Any]
+    environment: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]] = ()
+    variables: Variables | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def failed(cell: Cell, environment: Mapping[str, Any], error: str) -> Ended:
+    """A cell without a result: its row has the keys of the others, with nothing in them."""
+    rounds, note = cell.config.federation.rounds, environment["data"]["note"]
+    summary = results.summary(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
+    return Ended(cell, summary | {"status": FAILED}, environment, error=error)
+
+
+class Table:
+    """The table in a sweep's folder. Creating the object only reads; `begin` takes the lock.
+
+    Args:
+        path: the folder; it may not exist yet.
+
+    Raises:
+        WorkdirError: it holds something else, or the table is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+        if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / NAME):
+            raise WorkdirError(f"workdir = {str(self.path)!r} holds a single run: give another --workdir.")
+        self.rows = self._read()
+
+    def begin(self) -> None:
+        """Takes the lock, reads again, and drops half a line that an interruption left.
+
+        Raises:
+            WorkdirError: another process has the folder, or it cannot be written.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise WorkdirError(
+                f"workdir = {str(self.path)!r} is in use by another process: wait for it or give another --workdir."
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._lock = lock
+        self.rows = self._read()
+        for left_over in self.path.glob(f".{NAME}-*"):  # of a process that was killed while it wrote
+            left_over.unlink(missing_ok=True)
+        self._rewrite()
+
+    def close(self) -> None:
+        """Releases the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Drops rows, of cells that are played again."""
+        dropped = set(ids) & self.rows.keys()
+        if dropped:
+            self.rows = {name: row for name, row in self.rows.items() if name not in dropped}
+            self._rewrite()
+
+    def record(self, ended: Ended, keep_model: bool = True) -> dict[str, Any]:
+        """Writes what a cell left: its folder (config, environment, curves, summary, model), then its row.
+
+        A cell that has a row keeps it, and its folder.
+        """
+        cell, row = ended.cell, make_row(ended)
+        if cell.id in self.rows:
+            return self.rows[cell.id]
+        if ended.variables is not None:
+            path = self.path / folder_of(cell)
+            shutil.rmtree(path, ignore_errors=True)  # of a process that was killed between it and its row
+            folder = RunFolder(path, cell.config)
+            folder.begin(ended.environment)
+            try:
+                folder.rewrite_history(ended.history)
+                if keep_model:
+                    facts = ended.environment["data"]
+                    model = make_model(cell.config, facts["num_classes"], tuple(facts["image_shape"]))
+                    folder.write_model(model, ended.variables)
+                folder.write_json("summary.json", ended.summary)
+            finally:
+                folder.close()
+        self._append(row)
+        return row
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        """Appends a row and sees it on the disk."""
+        try:
+            with (self.path / NAME).open("a") as stream:
+                stream.write(json.dumps(row, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self.rows[row["config_hash"]] = dict(row)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        path = self.path / NAME
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorkdirError(f"{path} cannot be read ({error}): give another --workdir.") from None
+        rows: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(text.split("\n")[:-1], 1):  # behind the last line end: half a row
+            try:
+                row = json.loads(line)
+                rows[row["config_hash"]] = row
+                known = isinstance(row["config_hash"], str) and isinstance(row["status"], str)
+            except (ValueError, KeyError, TypeError):
+                known = False
+            if not known:
+                raise WorkdirError(f"{path} is damaged or no sweep's (line {number}): give another --workdir.")
+        return rows
+
+    def _rewrite(self) -> None:
+        content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows.values())
+        if os.path.exists(self.path / NAME) and (self.path / NAME).read_text() == content:
+            return
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{NAME}-")
+            with os.fdopen(handle, "w") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path / NAME)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> WorkdirError:
+        return WorkdirError(
+            f"workdir = {shown(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
+            "that you may write."
+        )
+
+
+def folder_of(cell: Cell) -> str:
+    """Where a cell's files are, below the sweep's folder."""
+    return f"cells/{cell.id}"
+
+
+def make_row(ended: Ended) -> dict[str, Any]:
+    """One row: the swept fields, seed, status, the summary of a run, and what the numbers were made with."""
+    cell, summary, environment = ended.cell, ended.summary, ended.environment
+    device, facts = environment["device"], environment["data"]
+    return {
+        **cell.fields,
+        "seed": cell.config.seed,
+        "status": summary["status"],
+        "error": ended.error,
+        **{name: value for name, value in summary.items() if name != "status"},
+        "config_hash": cell.id,
+        "folder": None if ended.variables is None else folder_of(cell),
+        "seconds": round(ended.seconds, 3),
+        "commit": environment["commit"],
+        "platform": device["platform"],
+        "device": device["kind"],
+        "versions": environment["versions"],
+        "data": facts["name"],
+        "fingerprint": facts["fingerprint"],
+    }
