@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import models, trees
-from fedjax_spmc.models import convolution, winograd
+from fedjax_spmc.models import convolution, resnet, winograd
 from fedjax_spmc.models.convolution import convolution_1x1, convolution_3x3
 from fedjax_spmc.types import Variables
 from tests.conftest import ROOT
@@ -161,6 +161,27 @@ def test_batch_statistics_by_hand(narrow):
     chex.assert_trees_all_equal_structs(stats, variables.stats)
 
 
+def test_gradient_of_batch_normalisation():
+    """The gradient written out is the derived one, also far from mean 0."""
+    rng = np.random.default_rng(7)
+    images, cotangent = jnp.asarray(rng.normal(5.0, 2.0, size=(2, 3, 4, 5, 6)), jnp.float32)
+    scale, shift = jnp.asarray(rng.normal(size=(2, 6)), jnp.float32)
+
+    def derived(images, scale, shift):
+        mean, variance = images.mean(axis=(0, 1, 2), keepdims=True), images.var(axis=(0, 1, 2), keepdims=True)
+        return (images - mean) / jnp.sqrt(variance + resnet.EPS) * scale[None, None, None] + shift[None, None, None]
+
+    def ours(images, scale, shift):
+        variables = {"params": {"weight": scale, "bias": shift}}
+        return resnet.Normalisation("batch").apply(variables, images, True, mutable=["batch_stats"])[0]
+
+    outputs, pull_back = jax.vjp(ours, images, scale, shift)
+    expected, pull_back_derived = jax.vjp(derived, images, scale, shift)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    for one, other in zip(pull_back(cotangent), pull_back_derived(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_other_norms_treat_every_image_alone(norm):
     model = models.make("resnet10", width=2, norm=norm)
@@ -177,12 +198,10 @@ def test_other_norms_treat_every_image_alone(norm):
 
 def test_group_norm_against_torch():
     torch = pytest.importorskip("torch")
-    from fedjax_spmc.models.resnet import Normalisation
-
     rng = np.random.default_rng(6)
     images = rng.normal(2.0, 3.0, size=(2, 4, 4, 48)).astype(np.float32)  # gcd(32, 48) = 16 groups of 3
     scale, shift = rng.normal(size=(2, 48)).astype(np.float32)
-    ours = Normalisation("group").apply({"params": {"weight": scale, "bias": shift}}, jnp.asarray(images), True)
+    ours = resnet.Normalisation("group").apply({"params": {"weight": scale, "bias": shift}}, jnp.asarray(images), True)
     theirs = torch.nn.functional.group_norm(
         torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), 16, torch.from_numpy(scale), torch.from_numpy(shift)
     )

@@ -127,18 +127,20 @@ def by_kernel(images: Array, cotangent: Array) -> Array:
     """Gradient by the kernel, [O, C, 3, 3], from [B, H, W, C] and [B, H, W, O]."""
     batch, height, width, channels = images.shape
 
-    def block(pair: tuple[Array, Array]) -> list[Array]:
+    def block(images: Array, cotangent: Array) -> list[Array]:
         return [
             lax.dot_general(spread, tile, (((0,), (0,)), ((), ())), precision=HIGHEST)
-            for spread, tile in zip(_spread(pair[1]), _tiles(pair[0]), strict=True)
+            for spread, tile in zip(_spread(cotangent), _tiles(images), strict=True)
         ]
 
     size = block_size(batch, VALUES // (height * width * channels))
     if size == batch:
-        products = block((images, cotangent))
+        products = block(images, cotangent)
     else:
-        blocks = tuple(x.reshape(batch // size, size, *x.shape[1:]) for x in (images, cotangent))
+        blocks = [x.reshape(batch // size, size, *x.shape[1:]) for x in (images, cotangent)]
         empty = [jnp.zeros((cotangent.shape[3], channels), cotangent.dtype)] * 16
-        products, _ = lax.scan(lambda total, pair: (jax.tree.map(jnp.add, total, block(pair)), None), empty, blocks)
+        products, _ = lax.scan(
+            lambda total, pair: (jax.tree.map(jnp.add, total, block(*pair)), None), empty, tuple(blocks)
+        )
     taps = _twice(_filter_transposed, [products[4 * i : 4 * i + 4] for i in range(4)])
     return jnp.stack(taps).reshape(3, 3, *products[0].shape).transpose(2, 3, 0, 1)
