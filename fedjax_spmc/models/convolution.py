@@ -1,8 +1,9 @@
 """3x3 convolutions for the residual networks, fast on a CPU also in their gradients.
 
-Activations are [B, H, W, C] and kernels are in torch's layout, (out, in, 3, 3). The forward pass and the gradient by
-the images are convolutions of the library, whose path for this layout reaches the speed of a matrix product. Its
-gradient by the kernel and its strided gradient by the images do not, so they are stated as matrix products here.
+Activations are [B, H, W, C] and kernels are in torch's layout, (out, in, 3, 3). On a CPU a wide convolution with stride
+1 and both its gradients are taken in Winograd's form, see `winograd`. The others' forward passes, and gradients by the
+images with stride 1, are convolutions of the library, whose path for this layout reaches the speed of a matrix product.
+Its gradient by the kernel and its strided gradient by the images do not, so they are stated as matrix products here.
 
 Under `vmap` over clients every client has its own kernel, and the library's convolution over such kernels takes a path
 twenty times as slow on a CPU. There the clients are taken in turn.
@@ -21,10 +22,13 @@ from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
 BLOCK = 4096
-"""Pixels of a block of images in the kernel's gradient: its patches then stay in a CPU's cache."""
+"""Pixels of a block of images in these products: its patches then stay in a CPU's cache."""
 
 WIDE = 64
 """Channels from which on Winograd's form is the faster one."""
+
+NARROW = 16
+"""Channels below which the patches of all nine taps stand side by side: three products would be mere slivers."""
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,17 +110,20 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
         down, right = stride * rows, stride * columns
         strips = jnp.concatenate([padded[:, :, v : v + right : stride] for v in range(3)], axis=3)
         taps = [strips[:, u : u + down : stride].reshape(-1, 3 * channels) for u in range(3)]
+        if channels < NARROW:
+            taps = [jnp.concatenate(taps, axis=1)]
         # The order of the factors matters: cotangent first packs the smaller matrix.
-        return jnp.stack([lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps])
+        parts = [lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps]
+        return jnp.concatenate(parts, axis=1)
 
     size = block_size(batch, BLOCK // (rows * columns))
     if size == batch:
         total = block(images, cotangent)
     else:
         blocks = [x.reshape(batch // size, size, *x.shape[1:]) for x in (images, cotangent)]
-        empty = jnp.zeros((3, outputs, 3 * channels), cotangent.dtype)
+        empty = jnp.zeros((outputs, 9 * channels), cotangent.dtype)
         total, _ = lax.scan(lambda so_far, pair: (so_far + block(*pair), None), empty, tuple(blocks))
-    return total.reshape(3, outputs, 3, channels).transpose(1, 3, 0, 2)
+    return total.reshape(outputs, 3, 3, channels).transpose(0, 3, 1, 2)
 
 
 def _convolution(stride: int) -> Callable[[Array, Array], Array]:

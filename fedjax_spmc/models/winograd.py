@@ -17,7 +17,7 @@ from jax import lax
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
-VALUES = 2**19
+VALUES = 2**18
 """Numbers in a block of images: the 16 transformed arrays of a block, four times as many, then stay in the caches."""
 
 Parts = Sequence[Array]
@@ -26,6 +26,11 @@ Parts = Sequence[Array]
 def block_size(batch: int, limit: int) -> int:
     """Images in a block: the largest divisor of `batch` that is at most `limit`, and at least 1."""
     return next(size for size in range(max(1, min(batch, limit)), 0, -1) if batch % size == 0)
+
+
+def _block_size(batch: int, image: int, factor: int) -> int:
+    """Images in a block, from the numbers in an image and in one of the 16 matrices, which every block reads anew."""
+    return block_size(batch, max(VALUES, 2 * factor) // image)
 
 
 def _twice(transform: Callable[[Parts], Parts], rows: Sequence[Parts]) -> list[Array]:
@@ -84,7 +89,7 @@ def _spread(cotangent: Array) -> list[Array]:
 
 def _convolve(images: Array, filters: Parts, contracted: int) -> Array:
     """[B, H, W, C] by the 16 entries of G k G^T, matrices whose dimension `contracted` is C -> [B, H, W, other]."""
-    batch, height, width, channels = images.shape
+    batch, height, width, _ = images.shape
     outputs = filters[0].shape[1 - contracted]
 
     def block(images: Array) -> Array:
@@ -97,7 +102,7 @@ def _convolve(images: Array, filters: Parts, contracted: int) -> Array:
         rows = [jnp.stack(parts[2 * i : 2 * i + 2], axis=3) for i in range(2)]
         return jnp.stack(rows, axis=2).reshape(-1, height, width, outputs)
 
-    size = block_size(batch, VALUES // (height * width * channels))
+    size = _block_size(batch, images.size // batch, filters[0].size)
     if size == batch:
         return block(images)
     blocks = lax.map(block, images.reshape(batch // size, size, *images.shape[1:]))
@@ -125,7 +130,7 @@ def by_images(cotangent: Array, kernel: Array) -> Array:
 
 def by_kernel(images: Array, cotangent: Array) -> Array:
     """Gradient by the kernel, [O, C, 3, 3], from [B, H, W, C] and [B, H, W, O]."""
-    batch, height, width, channels = images.shape
+    batch, channels = images.shape[0], images.shape[3]
 
     def block(images: Array, cotangent: Array) -> list[Array]:
         return [
@@ -133,7 +138,7 @@ def by_kernel(images: Array, cotangent: Array) -> Array:
             for spread, tile in zip(_spread(cotangent), _tiles(images), strict=True)
         ]
 
-    size = block_size(batch, VALUES // (height * width * channels))
+    size = _block_size(batch, images.size // batch, cotangent.shape[3] * channels)
     if size == batch:
         products = block(images, cotangent)
     else:
