@@ -67,7 +67,9 @@ def _main(arguments: list[str]) -> int:
     workdir = Path(flags.workdir or f"runs/{label}-{short_hash(config)}")
     use_compilation_cache(config)
 
-    from fedjax_spmc import experiment
+    from fedjax_spmc import devices, experiment
+
+    devices.use_cores(config.federation.devices)
 
     experiment.run(config, workdir, stream=sys.stderr)
     print(summary_text(workdir))

@@ -109,11 +109,13 @@ def train_client(
     return Trained(variables, client_state, steps, metrics, extras)
 
 
-def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int) -> Any:
+def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int, work: Array | None = None) -> Any:
     """Applies `train_one` to every row of `stacked`, `client_batch` rows at a time under `vmap`.
 
-    All rows at once suit a GPU; on a CPU one at a time is fastest, and clients of unequal size waste nothing.
+    All rows at once suit a GPU; on a CPU one at a time is fastest, and clients of unequal size waste nothing. How much
+    `work` each row is does not matter here; `devices.map_clients_over` shares the rows out by it.
     """
+    del work
     num_clients = jax.tree.leaves(stacked)[0].shape[0]
     if client_batch >= num_clients:
         return jax.vmap(train_one)(stacked)
