@@ -113,6 +113,8 @@ def make_round(
     train_all = _training(federation, arrays, sizes, devices)
 
     def play(state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
+        # The first state is nowhere in particular, later ones are here: said for both, they share a program.
+        state, key = jax.device_put((state, key), devices[0])
         return server_part(state, key, train_all(state, key), sizes, federation.server)
 
     return play
