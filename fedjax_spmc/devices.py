@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedjax_spmc import trees
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
-from fedjax_spmc.training import map_clients
+from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import Array, PRNGKey
 
 CLIENTS = "clients"
@@ -64,30 +65,44 @@ def shared_out(num_rows: int, num_devices: int) -> np.ndarray:
     return np.minimum(dealt.T.ravel(), num_rows - 1)
 
 
+def dealt_order(work: Array, num_devices: int) -> tuple[Array, Array]:
+    """Rows as `shared_out` deals them, and where each row's result then stands.
+
+    Args:
+        work: [K], how long each row takes.
+        num_devices: among so many.
+
+    Returns:
+        [num_devices * rows each] rows; [K] positions in it, of a row that was given out twice the first.
+    """
+    order = jnp.argsort(-work, stable=True)
+    places = shared_out(len(work), num_devices)
+    first = np.array([np.flatnonzero(places == rank)[0] for rank in range(len(work))], np.int32)
+    return order[places], jnp.zeros(len(work), jnp.int32).at[order].set(jnp.asarray(first))
+
+
 def map_clients_over(
-    mesh: Mesh, train_one: Callable[..., Any], stacked: Any, client_batch: int, work: Array | None = None
+    mesh: Mesh, gathered: bool, train_one: Callable[..., Any], stacked: Any, client_batch: int, work: Array
 ) -> Any:
-    """`training.map_clients` with the rows shared among the devices of a mesh; everyone gets all results.
+    """`training.map_clients` with the rows shared among the devices of a mesh.
 
     Args:
         mesh: with the one axis `CLIENTS`.
+        gathered: every device gets all results, in order. If not, each keeps its own, as they were dealt out: then no
+            device ever waits for another.
         train_one, stacked, client_batch: as there.
-        work: [K], how long each row takes; None = alike.
+        work: [K], how long each row takes.
     """
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    order = jnp.arange(count) if work is None else jnp.argsort(-work, stable=True)
-    places = shared_out(count, mesh.size)
-    rows = order[places]
-    # Of a row that was given out twice the first result counts: they are the same.
-    first = np.array([np.flatnonzero(places == rank)[0] for rank in range(count)])
-    back = jnp.zeros(count, jnp.int32).at[order].set(jnp.asarray(first, jnp.int32))
+    rows, back = dealt_order(work, mesh.size)
 
     def own_rows(mine: Any) -> Any:
-        trained = map_clients(train_one, mine, min(client_batch, len(places) // mesh.size))
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, CLIENTS, tiled=True), trained)
+        trained = map_clients(train_one, mine, min(client_batch, len(rows) // mesh.size))
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, CLIENTS, tiled=True), trained) if gathered else trained
 
-    shared = jax.shard_map(own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=P(), check_vma=False)
-    return jax.tree.map(lambda x: x[back], shared(jax.tree.map(lambda x: x[rows], stacked)))
+    specs = P() if gathered else P(CLIENTS)
+    shared = jax.shard_map(own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=specs, check_vma=False)
+    results = shared(trees.take_rows(stacked, rows))
+    return trees.take_rows(results, back) if gathered else results
 
 
 def make_round(
@@ -128,18 +143,27 @@ def _training(
         jitted = jax.jit(functools.partial(train, federation))
         return lambda state, key: jitted(arrays, sizes, state, key)
     mesh = Mesh(np.array(devices), (CLIENTS,))
-    everywhere = NamedSharding(mesh, P())
-    sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh))
-    jitted = jax.jit(functools.partial(train, sharing), in_shardings=everywhere, out_shardings=everywhere)
+    everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
+    sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
+    jitted = jax.jit(
+        functools.partial(train, sharing),
+        in_shardings=everywhere,
+        out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
+    )
     held = jax.device_put((arrays, sizes), everywhere)
     compiled: list[Any] = []
+
+    @jax.jit
+    def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
+        return trees.take_rows(trained, dealt_order(sizes[client_ids], len(devices))[1])
 
     def train_all(state: FederationState, key: PRNGKey) -> Trainings:
         if not compiled:
             # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*held, state, key))
             compiled.append(jitted.lower(*shapes).compile())
-        trainings = compiled[0](*held, *jax.device_put((state, key), everywhere))
-        return jax.tree.map(lambda x: x.addressable_data(0), trainings)
+        client_ids, attack, trained = compiled[0](*held, *jax.device_put((state, key), everywhere))
+        client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
+        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, sizes))
 
     return train_all

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_spmc import lanes
 from fedjax_spmc.types import Array, ClientData, Context, LocalRule, Params, PRNGKey, State, Variables
 
 
@@ -93,7 +94,7 @@ def steps_of_sgd(
     steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
     last = jax.tree.map(jnp.zeros_like, variables.params) if keep_last else ()
     start = (variables.params, variables.stats, update.init(variables.params), sums, last)
-    params, stats, _, sums, last = jax.lax.fori_loop(0, steps, body, start)
+    params, stats, _, sums, last = lanes.loop(steps, body, start)
     return Variables(params, stats), steps, sums, last
 
 

@@ -96,7 +96,7 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
     def parts(lane: Lane, shared: Shared) -> Federation:
         federation = setup.assemble(config, info, shared.server, lane.numbers)
         if mesh is not None and layout.axis == CLIENTS:
-            return federation._replace(map_clients=functools.partial(map_clients_over, mesh))
+            return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True))
         return federation
 
     def play(state: FederationState, lane: Lane, shared: Shared) -> tuple[FederationState, RoundReport]:
