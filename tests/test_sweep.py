@@ -481,6 +481,24 @@ def test_the_batch_is_sized_by_what_a_program_needs():
     assert not program.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
 
 
+def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
+    cells = sweep.expand(small_sweep(rounds=1, seeds=range(8), fields={"sweep__experiment_batch": 4}))
+    (group,) = sweep.groups_of(cells)
+    built = player.Player(group, setup.load_data(cells[0].config), {})
+    wanted = program.layout_of(cells[0].config, 8, jax.local_devices()[:1])
+    needed = built.memory(wanted, cells[0])
+    assert needed is not None
+    monkeypatch.setattr(program, "bytes_usable", lambda device: needed - 1)
+    fitted = built.fit(wanted, cells[0])
+    assert fitted == wanted._replace(batch=3)
+    assert built.compiled == 2
+    smaller = built.memory(fitted, cells[0])
+    assert smaller is not None
+    assert smaller < needed
+    monkeypatch.setattr(program, "bytes_usable", lambda device: 1)
+    assert built.fit(wanted, cells[0]).batch == 1
+
+
 KILLER = """
 import os, signal, sys
 from fedjax_spmc import checkpoint

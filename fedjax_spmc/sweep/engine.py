@@ -138,19 +138,7 @@ def play_group(
     Raises:
         WorkdirError: what must be kept cannot be written.
     """
-    with jax.default_matmul_precision(group.cells[0].config.precision):
-        return _play_group(group, pending, dataset, environment, work, sink, note)
 
-
-def _play_group(
-    group: Group,
-    pending: Collection[str],
-    dataset: data.Dataset,
-    environment: Mapping[str, Any],
-    work: Path | None,
-    sink: Sink,
-    note: Note,
-) -> int:
     def fail(cells: Sequence[Cell], error: Exception) -> None:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         for cell in cells:
