@@ -452,6 +452,21 @@ def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
     assert curve(tmp_path, lost) == small.lines(tmp_path / "alone")
 
 
+def test_a_group_whose_program_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
+    compiling, original = [], player.Player.program
+
+    def compiled(self, layout, like):
+        compiling.append(layout)
+        return original(self, layout, like)
+
+    monkeypatch.setattr(player.Player, "program", compiled)
+    made = small_sweep(rounds=1, seeds=range(5), fields={"sweep__experiment_batch": 1, "aggregator__name": "broken"})
+    with registry.aggregators.temporary("broken", broken):
+        rows = sweep.run(made, tmp_path)
+    assert [row["status"] for row in rows] == ["failed"] * 5
+    assert len(compiling) == 1
+
+
 def test_a_partition_that_cannot_be_made_fails_alone(tmp_path):
     bad, good = sweep.run(small_sweep(rounds=1, partition__min_size=[39, 8]), tmp_path)
     assert (bad["status"], good["status"]) == ("failed", "finished")

@@ -161,10 +161,10 @@ def play_group(
         layout = programs.layout_of(group.cells[0].config, len(left), jax.local_devices())
     fitted = False
     while left:
-        cells = first or left[: layout.lanes]
+        cells = left  # a program that cannot be compiled fails them all
         try:
-            layout, fitted = layout if fitted else player.fit(layout, cells[0]), True
-            cells = cells[: layout.lanes]
+            layout, fitted = layout if fitted else player.fit(layout, left[0]), True
+            cells = (first or left)[: layout.lanes]
             load = Load(
                 group=group.key,
                 ids=tuple(cell.id for cell in cells),
