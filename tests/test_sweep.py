@@ -510,8 +510,6 @@ def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
     smaller = built.memory(fitted, cells[0])
     assert smaller is not None
     assert smaller < needed
-    monkeypatch.setattr(program, "bytes_usable", lambda device: 1)
-    assert built.fit(wanted, cells[0]).batch == 1
 
 
 KILLER = """
