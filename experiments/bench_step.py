@@ -3,10 +3,10 @@
     python experiments/bench_step.py [--model=simple_cnn|resnet10] [--repeats=7] [--threads=2] [--json]
 
 Same model (SimpleCNN, 92,626 parameters, 10 clients of 640 images, 2 epochs; or resnet10, 4,903,242 parameters, 2
-clients of 128 images, 1 epoch), batch 64, SGD with momentum 0.9 and weight decay 1e-5, no augmentation. Both draw
+clients of 640 images, 1 epoch), batch 64, SGD with momentum 0.9 and weight decay 1e-5, no augmentation. Both draw
 shuffled batches from images in memory; ours are uint8 and are normalised inside the step, torch's are float32 and
-ready. Ours is the whole round, server included; torch's is local training alone. The two run in turn in one process
-(torch on --threads); the medians are compared.
+ready. Ours is the whole round, server included, on one CPU device per core; torch's is local training alone. The two
+run in turn in one process (torch on --threads); the medians are compared.
 """
 
 import argparse
@@ -29,8 +29,7 @@ from torch_reference.local import make_optimizer, train_sgd, train_spmc
 from torch_reference.model import ResNet, SimpleCNN
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import setup
-from fedjax_spmc.federation import make_round
+from fedjax_spmc import devices, setup
 from fedjax_spmc.presets import make_config
 
 BATCH = 64
@@ -46,7 +45,7 @@ class Workload(NamedTuple):
     torch_model: Callable[[], torch.nn.Module]
 
 
-WORKLOADS = {"simple_cnn": Workload(10, 640, 2, SimpleCNN), "resnet10": Workload(2, 128, 1, ResNet)}
+WORKLOADS = {"simple_cnn": Workload(10, 640, 2, SimpleCNN), "resnet10": Workload(2, 640, 1, ResNet)}
 
 
 def ours(model: str, method: str) -> Callable[[], int]:
@@ -68,7 +67,8 @@ def ours(model: str, method: str) -> Callable[[], int]:
         configs.set_field(config, path, value)
     config = configs.resolve(config)
     experiment = setup.build(config, setup.load_data(config))
-    play = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    used = devices.chosen(work.clients, None)
+    play = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
     state = experiment.state
 
     def run() -> int:
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    devices.use_cores()
     results: dict[str, float] = {}
     for method in METHODS:
         mine, peer = measure(arguments.model, method, arguments.repeats)

@@ -11,14 +11,11 @@ a CIFAR-10 cell of 12 rounds takes 5 to 10 minutes.
 
 import argparse
 import json
-import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from cells import by_client, interval, keep, malicious, play, read
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,43 +37,21 @@ LABELS = {
     "both_benign": "both, `align=benign`",
     "both_reference": "both, `:reference`",
 }
-KEPT = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
 COLUMNS = ("A", "ASR", "R_all", "V_all", "alpha_benign", "alpha_malicious")
-
-
-def play(data: str, method: str, seed: int, rounds: int, workdir: Path) -> None:
-    """Runs one cell to its end; a finished one is left as it is."""
-    from fedjax_spmc import config as configs
-    from fedjax_spmc import experiment
-    from fedjax_spmc.presets import make_config
-
-    summary = workdir / "summary.json"
-    if summary.is_file() and json.loads(summary.read_text())["status"] == "finished":
-        return
-    preset, fields = METHODS[method]
-    config = make_config(preset, data__name=data)
-    for path, value in {"federation.rounds": rounds, "seed": seed, **fields}.items():
-        configs.set_field(config, path, value)
-    experiment.run(config, workdir)
 
 
 def row(folder: Path, method: str, seed: int) -> dict[str, Any]:
     """A cell as one row: what was varied, the summary, and the mean weights of benign and of malicious clients."""
-    config, environment, summary = (json.loads((folder / name).read_text()) for name in (KEPT[0], KEPT[1], KEPT[3]))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    num_clients = config["federation"]["num_clients"]
-    # The last int(N * fraction) clients are malicious; all of them take part in every round.
-    benign = num_clients - int(num_clients * config["attack"]["malicious_fraction"])
-    order = [np.argsort(line["client_ids"]) for line in lines]
-    weights = np.array([np.array(line["weights"])[by_id] for line, by_id in zip(lines, order, strict=True)])
+    config, environment, summary, lines = read(folder)
+    truth, weights = malicious(config), by_client(lines, "weights")
     return {
         "data": config["data"]["name"],
         "method": method,
         "seed": seed,
         "commit": environment["commit"],
         **summary,
-        "alpha_benign": float(weights[:, :benign].mean()),
-        "alpha_malicious": float(weights[:, benign:].mean()),
+        "alpha_benign": float(weights[:, ~truth].mean()),
+        "alpha_malicious": float(weights[:, truth].mean()),
         "alpha_smallest": float(weights.min()),
         "alpha_largest": float(weights.max()),
     }
@@ -90,16 +65,6 @@ def collect(results: Path) -> list[dict[str, Any]]:
     ]
     (results / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return rows
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half the width of its 95 % t-interval; the mean alone for one seed."""
-    mean = statistics.fmean(values)
-    digits = 4 if mean < 1 else 2
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def table(rows: Sequence[dict[str, Any]], data: str, rounds: int) -> str:
@@ -132,10 +97,9 @@ def main() -> None:
             kept, folder = arguments.results / cell, arguments.workdir / cell
             if kept.is_dir():
                 continue
-            play(arguments.data, method, seed, arguments.rounds, folder)
-            kept.mkdir(parents=True)
-            for name in KEPT:
-                shutil.copy(folder / name, kept / name)
+            preset, fields = METHODS[method]
+            play(preset, {"federation.rounds": arguments.rounds, "seed": seed, **fields}, arguments.data, folder)
+            keep(folder, kept)
     print(table(collect(arguments.results), arguments.data, arguments.rounds))
 
 

@@ -48,6 +48,7 @@ FIELDS: dict[str, Option] = {
         Option("federation.num_clients", int, 10, range=Range(1, 10**6)),
         Option("federation.clients_per_round", int, 10, range=Range(1, 10**6)),
         Option("federation.client_batch", int, None, optional=True, range=Range(1, 10**6), note="None = by backend"),
+        Option("federation.devices", int, None, optional=True, range=COUNT, note="None = all that there are"),
         Option("federation.eval_every", int, 1, range=COUNT),
         Option("sampling.name", str, "uniform", choices=registry.samplings.names),
         Option("local.rule", str, "spmc", choices=registry.local_rules.names),
@@ -91,7 +92,8 @@ HYPER = ("learning_rate", "momentum", "weight_decay")
 """Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
 
 FREE_FIELDS = (
-    "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "sweep.experiment_batch",
+    "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
+    "sweep.experiment_batch",
 )  # fmt: skip
 """Fields that do not touch the numbers of the rounds played: a run may go on with others (rounds: with more)."""
 
@@ -337,6 +339,13 @@ def _check_together(config: Config) -> None:
             f"federation.clients_per_round = {federation.clients_per_round} is not allowed with aggregator.name = "
             f"{config.aggregator.name!r}{_attackers(config)}: it must be at least {aggregator.min_clients}."
         )
+    for extra in aggregator.needs:
+        if extra not in rule.sends:
+            sending = [name for name in registry.local_rules.names() if extra in registry.local_rules.make(name).sends]
+            raise ConfigError(
+                f"local.rule = {config.local.rule!r} is not allowed with aggregator.name = {config.aggregator.name!r}, "
+                f"which needs the clients to send {extra}: it must be one of {', '.join(sending)}."
+            )
     if rule.needs_linear and not aggregator.traits.linear:
         raise ConfigError(
             "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "

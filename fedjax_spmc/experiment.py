@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import plots, record, results, setup
+from fedjax_spmc import devices, plots, record, results, setup
 from fedjax_spmc.checkpoint import Checkpoints
 from fedjax_spmc.errors import ConfigError, DivergedError, WorkdirError
-from fedjax_spmc.federation import FederationState, RoundReport, evaluated_model, make_round
+from fedjax_spmc.federation import FederationState, RoundReport, evaluated_model
 from fedjax_spmc.progress import Progress
 from fedjax_spmc.record import RunFolder
 from fedjax_spmc.types import Variables, Verdict
@@ -71,7 +71,8 @@ def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, s
 def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, progress: Progress) -> Result:
     rounds, every = config.federation.rounds, config.federation.eval_every
     state, history, checkpoints = _resume(config, experiment, folder, progress)
-    play_round = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    used = devices.chosen(config.federation.clients_per_round, config.federation.devices)
+    play_round = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
     done = int(state.round)
     over = done >= rounds or int(state.diverged) >= 0
     board = None if folder is None or over else record.Board(folder.path)
@@ -91,6 +92,7 @@ def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, p
                 history.append(line)
                 if folder is not None and board is not None:
                     folder.append(line)
+                    folder.write_details(report.details)
                     board.add(line)
                 progress.update(line)
                 since, start = done, time.perf_counter()
@@ -191,10 +193,20 @@ def _finish(
 ) -> None:
     """Writes the summary and the curves."""
     summary = results.summary(
-        config.federation.rounds, history, experiment.federation.oracle, experiment.dataset.info.note, diverged
+        config.federation.rounds,
+        history,
+        experiment.federation.oracle,
+        experiment.dataset.info.note,
+        experiment.malicious,
+        diverged,
     )
     folder.write_json("summary.json", summary)
     plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+    plots.verdicts(history, experiment.malicious, folder.path / "verdicts.png")
+    details = folder.details()
+    if "importance_shares" in details:
+        malicious = experiment.malicious[np.array(history[-1]["client_ids"], int)]
+        plots.importances(details, malicious, folder.path / "importance.png")
 
 
 def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.training import Hooks, map_clients, train_client
+from fedjax_spmc.training import Hooks, Trained, map_clients, train_client
 from fedjax_spmc.types import (
     Aggregator,
     Array,
@@ -58,13 +58,29 @@ class FederationState(NamedTuple):
 
 
 class RoundReport(NamedTuple):
-    """What a round says of itself: the verdict, who took part ([K]), local steps [K], mean of the training metrics."""
+    """What a round says of itself.
+
+    Attributes:
+        verdict: of the aggregator.
+        client_ids, participating, steps: [K], who was drawn, who took part, local steps.
+        metrics: means of the training metrics.
+        details: small arrays that the aggregator's own pictures show.
+    """
 
     verdict: Verdict
     client_ids: Array
     participating: Array
     steps: Array
     metrics: dict[str, Array]
+    details: dict[str, Array]
+
+
+class Trainings(NamedTuple):
+    """What the clients leave of a round: [K] client ids, the attack's state in this round, stacked `Trained`."""
+
+    client_ids: Array
+    attack: AttackState
+    trained: Trained
 
 
 class Federation(NamedTuple):
@@ -81,7 +97,8 @@ class Federation(NamedTuple):
         server: clean images and labels that the aggregator holds on the server, or None.
         aggregator_on: server -> the aggregator on that data, made anew inside the compiled round, so that the images
             are arguments of it and no constants; None where the aggregator needs no data.
-        map_clients: (train_one, stacked rows, client_batch) -> stacked results; several devices may share the rows.
+        map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
+            rows.
     """
 
     model: Model
@@ -96,7 +113,7 @@ class Federation(NamedTuple):
     oracle: bool = False
     server: Any = None
     aggregator_on: Callable[[Any], Aggregator] | None = None
-    map_clients: Callable[[Callable[..., Any], Any, int], Any] = map_clients
+    map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
 
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
@@ -153,11 +170,14 @@ def play_round(
     federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey
 ) -> tuple[FederationState, RoundReport]:
     """One round, pure: jit it, or vmap it over experiments. `key` is the experiment's, the same in every round."""
-    model, rule, attack, aggregator = federation.model, federation.rule, federation.attack, federation.aggregator
-    if federation.aggregator_on is not None:
-        aggregator = federation.aggregator_on(federation.server)
+    return aggregate(federation, sizes, state, key, train(federation, arrays, sizes, state, key))
+
+
+def train(federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey) -> Trainings:
+    """The clients' part of a round: who takes part, and what each of them has trained."""
+    rule, attack = federation.rule, federation.attack
     ctx = Context(
-        model=model,
+        model=federation.model,
         variables=state.variables,
         previous=state.previous,
         hyper=federation.hyper,
@@ -179,8 +199,18 @@ def play_round(
         return train_client(rule, own, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
 
     rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
-    trained = federation.map_clients(train_one, rows, federation.client_batch)
+    trained = federation.map_clients(train_one, rows, federation.client_batch, sizes[client_ids])
+    return Trainings(client_ids, attack_state, trained)
 
+
+def aggregate(
+    federation: Federation, sizes: Array, state: FederationState, key: PRNGKey, trainings: Trainings
+) -> tuple[FederationState, RoundReport]:
+    """The rest of a round: malicious uploads are crafted, the server aggregates, all states are brought up to date."""
+    client_ids, attack_state, trained = trainings
+    rule, attack, aggregator = federation.rule, federation.attack, federation.aggregator
+    if federation.aggregator_on is not None:
+        aggregator = federation.aggregator_on(federation.server)
     upload = Upload(
         global_params=state.variables.params,
         client_params=trained.variables.params,
@@ -225,7 +255,8 @@ def play_round(
     )
     total_steps = jnp.maximum(trained.steps.sum(), 1)
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
-    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics)
+    details = aggregator.details(upload._replace(participating=usable))
+    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics, details)
 
 
 def average_stats(upload: Upload, usable: Array, verdict: Verdict, old: Any) -> Any:

@@ -12,7 +12,9 @@ from fedjax_spmc.data.pipeline import Images
 from fedjax_spmc.types import Array, Attack, AttackState, Model, Variables
 
 TEST_BATCH = 500
-SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss")
+DETECTION = ("tpr", "fpr", "precision", "f1", "auc")
+"""How well a round's verdict tells malicious from benign clients; see `detection`."""
+SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", *DETECTION, "train_loss")
 """The single numbers of an evaluated round; the summary, TensorBoard and the run folder's checks go by this list."""
 PRINTED = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
 """The columns of printed tables."""
@@ -101,17 +103,68 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
     }
 
 
-def detection(flagged: np.ndarray, participating: np.ndarray, malicious: np.ndarray) -> dict[str, float | None]:
-    """tpr and fpr of the verdict's flags among the participants of one round, in percent; undefined = None.
+def detection(
+    flagged: np.ndarray, scores: np.ndarray, participating: np.ndarray, malicious: np.ndarray
+) -> dict[str, float | None]:
+    """How the verdict of one round, or of several joined, agrees with the truth; undefined = None.
 
     Args:
         flagged, participating, malicious: [K] bool, by row.
+        scores: [K] float, larger = more suspicious.
+
+    Returns:
+        tpr, fpr, precision, f1 of the flags in percent, among the participants; auc of the scores in [0, 1], the
+        probability that a malicious client's is above a benign one's (ties one half), None where all scores are equal.
     """
+    bad, good = participating & malicious, participating & ~malicious
+    hits, false_alarms = int((flagged & bad).sum()), int((flagged & good).sum())
 
-    def share(of: np.ndarray) -> float | None:
-        return 100.0 * float((flagged & of).sum()) / float(of.sum()) if of.any() else None
+    def percent(part: float, whole: Any) -> float | None:
+        return 100.0 * part / float(whole) if whole > 0 else None
 
-    return {"tpr": share(participating & malicious), "fpr": share(participating & ~malicious)}
+    auc = None
+    if bad.any() and good.any() and np.ptp(scores[participating]) > 0:
+        gaps = scores[bad][:, None] - scores[good][None, :]
+        auc = float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+    return {
+        "tpr": percent(hits, bad.sum()),
+        "fpr": percent(false_alarms, good.sum()),
+        "precision": percent(hits, hits + false_alarms),
+        "f1": percent(2 * hits, hits + false_alarms + bad.sum()) if bad.any() else None,
+        "auc": auc,
+    }
+
+
+def detection_over_run(history: Sequence[dict[str, Any]], malicious: np.ndarray) -> dict[str, float | None]:
+    """Detection over all evaluated rounds: flags are pooled, auc is the mean of the rounds that have one.
+
+    Args:
+        history: lines of `metrics.jsonl`.
+        malicious: [N] bool.
+
+    Returns:
+        tpr, fpr, precision, f1, auc as in `detection`, and perfect_rounds, the percentage of rounds in which exactly
+        the malicious participants were flagged.
+    """
+    if not history:
+        return dict.fromkeys((*DETECTION, "perfect_rounds"))
+    columns = [
+        np.concatenate([np.array(line[name], bool) for line in history]) for name in ("flagged", "participating")
+    ]
+    truth = np.concatenate([malicious[np.array(line["client_ids"], int)] for line in history])
+    pooled = detection(columns[0], np.zeros(len(truth)), columns[1], truth)
+    areas = [line["auc"] for line in history if line["auc"] is not None]
+    perfect = [
+        np.array_equal(
+            line["flagged"], np.array(line["participating"], bool) & malicious[np.array(line["client_ids"], int)]
+        )
+        for line in history
+    ]
+    return {
+        **pooled,
+        "auc": float(np.mean(areas)) if areas else None,
+        "perfect_rounds": 100.0 * float(np.mean(perfect)),
+    }
 
 
 def summarise(history: Sequence[dict[str, Any]]) -> dict[str, Any]:

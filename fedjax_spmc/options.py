@@ -238,3 +238,27 @@ def check_options(
                 f"{prefix}{name} is no option of {owner}; it knows {', '.join(sorted(known)) or 'no options'}."
             )
     return {name: known[name].check(value, f"{prefix}{name}") for name, value in options.items()}
+
+
+def refuse_unused(
+    factory: Callable[..., Any], setting: str, given: Mapping[str, Any], section: str = "aggregator"
+) -> None:
+    """Refuses options that a setting leaves without effect, so that nobody believes to have changed something.
+
+    Args:
+        factory: whose options they are; its signature holds their defaults, which are allowed.
+        setting: another option and its value, in words: "variant = 'reference'".
+        given: option -> value, for the options that have no effect with the setting.
+        section: of the config.
+
+    Raises:
+        ConfigError: one of them is not at its default. Of an array that cannot be known, unless the default is None.
+    """
+    for name, value in given.items():
+        default = inspect.signature(factory).parameters[name].default
+        changed = default is None if isinstance(value, jax.Array) else value != default
+        if changed:
+            raise ConfigError(
+                f"{section}.options.{name} = {shown(value)} is not allowed with {setting}, where it has no effect: it "
+                f"must be {shown(default)}."
+            )

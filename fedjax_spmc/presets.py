@@ -11,6 +11,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "spmc": {"local.rule": "spmc", "aggregator.name": "spmc"},
     "fedprox": {"local.rule": "fedprox", "aggregator.name": "mean"},
     "scaffold": {"local.rule": "scaffold", "aggregator.name": "mean", "aggregator.options.weights": "uniform"},
+    "fdcr": {"local.rule": "fdcr", "aggregator.name": "fdcr"},
 }
 """Methods by name: a pair of a local rule and an aggregator, as a paper uses it. Every other aggregator is a method
 too, with plain local SGD, under its own name."""
@@ -28,8 +29,14 @@ REFERENCE_RULES: dict[str, dict[str, Any]] = {
     "spmc": {"local.options.floor": 0.0},
     "fedprox": {"local.options.variant": "reference"},
     "scaffold": {"local.options.variant": "reference"},
+    "fdcr": {
+        "local.options.fisher_kind": "authors",
+        "attack.poison_fraction": 0.5,
+        "attack.trigger": "fdcr_code",
+        "sampling.options.order": "sorted",
+    },
 }
-"""What the authors' code does with a local rule."""
+"""What the authors' code does with a local rule; FDCR's authors have a code of their own."""
 
 
 def methods() -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +25,11 @@ from fedjax_spmc.options import shown
 from fedjax_spmc.types import Model, Variables
 
 OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
-REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz")
-LINE_KEYS = {*metrics.SCALARS, "round", "weights", "scores", "flagged", "non_finite", "aggregation_failed"}
+REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz")
+LINE_KEYS = {
+    *metrics.SCALARS,
+    *("round", "weights", "scores", "flagged", "client_ids", "participating", "non_finite", "aggregation_failed"),
+}
 """What is read back of a line of `metrics.jsonl`."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 
@@ -176,6 +180,21 @@ class RunFolder:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **models.to_torch_dict(model, variables))
         self._replace("model.npz", buffer.getvalue())
+
+    def write_details(self, details: Mapping[str, Any]) -> None:
+        """Writes the aggregator's arrays of the last evaluated round as `details.npz`, atomically; nothing for none."""
+        if details:
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in details.items()})
+            self._replace("details.npz", buffer.getvalue())
+
+    def details(self) -> dict[str, np.ndarray]:
+        """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""
+        try:
+            with (self.path / "details.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return {}
 
     def read_model(self, model: Model) -> Variables:
         """Reads `model.npz`.

@@ -31,16 +31,18 @@ def line(
         aggregation_failed: rounds that kept the global model, since the line before.
         seconds: keys ending in `_seconds`; None where they were not measured apart.
     """
-    client_ids, flagged = np.asarray(report.client_ids), np.asarray(report.verdict.flagged)
+    client_ids, participating = np.asarray(report.client_ids), np.asarray(report.participating)
+    flagged, scores = np.asarray(report.verdict.flagged), np.asarray(report.verdict.scores)
     content = {
         "round": round_index,
         **metrics.percentages(counts, backdoor=backdoor),
         "train_loss": float(report.metrics["loss"]),
         "weights": report.verdict.weights,
-        "scores": report.verdict.scores,
+        "scores": scores,
         "flagged": flagged,
         "client_ids": client_ids,
-        **metrics.detection(flagged, np.asarray(report.participating), malicious[client_ids]),
+        **metrics.detection(flagged, scores, participating, malicious[client_ids]),
+        "participating": participating,
         "non_finite": non_finite,
         "aggregation_failed": aggregation_failed,
         **seconds,
@@ -49,7 +51,12 @@ def line(
 
 
 def summary(
-    rounds: int, history: Sequence[dict[str, Any]], oracle: bool, data_note: str | None, diverged: int
+    rounds: int,
+    history: Sequence[dict[str, Any]],
+    oracle: bool,
+    data_note: str | None,
+    malicious: np.ndarray,
+    diverged: int,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -58,6 +65,7 @@ def summary(
         history: the lines of `metrics.jsonl`.
         oracle: whether the aggregator was told who is malicious.
         data_note: what the data set's reader has to say of it.
+        malicious: [N] bool.
         diverged: the round in which training stopped being finite; -1 = none.
     """
     return {
@@ -67,6 +75,7 @@ def summary(
         "oracle": oracle,
         "data_note": data_note,
         **metrics.summarise(history),
+        **{f"{name}_run": value for name, value in metrics.detection_over_run(history, malicious).items()},
     }
 
 

@@ -67,7 +67,9 @@ def _main(arguments: list[str]) -> int:
     workdir = Path(flags.workdir or f"runs/{label}-{short_hash(config)}")
     use_compilation_cache(config)
 
-    from fedjax_spmc import experiment
+    from fedjax_spmc import devices, experiment
+
+    devices.use_cores(config.federation.devices)
 
     experiment.run(config, workdir, stream=sys.stderr)
     print(summary_text(workdir))
@@ -190,12 +192,12 @@ def use_compilation_cache(config: Any) -> None:
 
 def summary_text(workdir: Path) -> str:
     """What is printed at the end: the summary as a small table, and where everything is."""
-    summary = json.loads((workdir / "summary.json").read_text())
-    from fedjax_spmc.metrics import PRINTED as names
+    from fedjax_spmc.metrics import PRINTED
 
-    lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in names]])]
+    summary = json.loads((workdir / "summary.json").read_text())
+    lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in PRINTED]])]
     for title, suffix in (("mean of last five", ""), ("last round", "_last")):
-        values = [summary[name + suffix] for name in names]
+        values = [summary[name + suffix] for name in PRINTED]
         cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
         lines.append("  ".join([f"{title:<19}", *cells]))
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""

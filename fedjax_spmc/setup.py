@@ -199,10 +199,11 @@ def assemble(config: Any, info: data.DatasetInfo, server: Images | None, numbers
     numbers = numbers_of(config) if numbers is None else numbers
     model = make_model(config, info.num_classes, info.image_shape)
     attack = attack_of(config, numbers)
+    rule = local_rules.make(config.local.rule, **dict(config.local.options) | numbers.local)
     augment = config.data.augment
     pipeline = Pipeline(
         batch_size=config.local.batch_size,
-        epochs=config.local.epochs,
+        passes=config.local.epochs + bool(rule.sends),
         mean=jnp.array(info.mean, jnp.float32),
         std=jnp.array(info.std, jnp.float32),
         padding=info.crop_padding if augment else 0,
@@ -218,7 +219,7 @@ def assemble(config: Any, info: data.DatasetInfo, server: Images | None, numbers
     num_clients, per_round = config.federation.num_clients, config.federation.clients_per_round
     return Federation(
         model=model,
-        rule=local_rules.make(config.local.rule, **dict(config.local.options) | numbers.local),
+        rule=rule,
         aggregator=aggregator_on(server),
         attack=attack,
         sample=sampling.make(config.sampling.name, **dict(config.sampling.options))(num_clients, per_round),

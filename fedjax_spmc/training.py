@@ -54,6 +54,26 @@ def sgd(
     Returns:
         variables, client_state, steps taken (int32), and the sums over steps of the rule's metrics.
     """
+    variables, steps, sums, _ = steps_of_sgd(rule, ctx, variables, client_state, data, key, hooks)
+    return variables, client_state, steps, sums
+
+
+def steps_of_sgd(
+    rule: LocalRule,
+    ctx: Context,
+    variables: Variables,
+    client_state: State,
+    data: ClientData,
+    key: PRNGKey,
+    hooks: Hooks,
+    keep_last: bool = False,
+) -> tuple[Variables, Array, dict[str, Array], Params]:
+    """The loop of `sgd`.
+
+    Returns:
+        variables, steps taken (int32), the sums over steps of the rule's metrics, and, with `keep_last`, the gradient
+        of the last step as the optimiser got it (zeros without a step); else ().
+    """
     update = optimizer(ctx.hyper)
 
     def gradients(params: Params, stats: Any, step: Array) -> tuple[Params, Any, dict[str, Array]]:
@@ -61,18 +81,20 @@ def sgd(
         return rule.gradients(ctx, params, stats, data.gather(step, step_key), client_state, step_key)
 
     def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, stats, moments, sums = carry
+        params, stats, moments, sums, _ = carry
         grads, stats, metrics = gradients(params, stats, step)
-        updates, moments = update.update(hooks.mask_gradients(grads), moments, params)
+        grads = hooks.mask_gradients(grads)
+        updates, moments = update.update(grads, moments, params)
         params = hooks.after_step(optax.apply_updates(params, updates))
-        return params, stats, moments, jax.tree.map(jnp.add, sums, metrics)
+        return params, stats, moments, jax.tree.map(jnp.add, sums, metrics), grads if keep_last else ()
 
     shapes = jax.eval_shape(gradients, variables.params, variables.stats, jnp.int32(0))[2]
     sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
-    start = (variables.params, variables.stats, update.init(variables.params), sums)
-    params, stats, _, sums = jax.lax.fori_loop(0, steps, body, start)
-    return Variables(params, stats), client_state, steps, sums
+    last = jax.tree.map(jnp.zeros_like, variables.params) if keep_last else ()
+    start = (variables.params, variables.stats, update.init(variables.params), sums, last)
+    params, stats, _, sums, last = jax.lax.fori_loop(0, steps, body, start)
+    return Variables(params, stats), steps, sums, last
 
 
 def train_client(
@@ -87,11 +109,13 @@ def train_client(
     return Trained(variables, client_state, steps, metrics, extras)
 
 
-def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int) -> Any:
+def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int, work: Array | None = None) -> Any:
     """Applies `train_one` to every row of `stacked`, `client_batch` rows at a time under `vmap`.
 
-    All rows at once suit a GPU; on a CPU one at a time is fastest, and clients of unequal size waste nothing.
+    All rows at once suit a GPU; on a CPU one at a time is fastest, and clients of unequal size waste nothing. How much
+    `work` each row is does not matter here; `devices.map_clients_over` shares the rows out by it.
     """
+    del work
     num_clients = jax.tree.leaves(stacked)[0].shape[0]
     if client_batch >= num_clients:
         return jax.vmap(train_one)(stacked)

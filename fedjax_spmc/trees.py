@@ -157,3 +157,9 @@ def put_rows(stacked: Tree, ids: Array, rows: Tree) -> Tree:
 def subtract(stacked: Tree, tree: Tree) -> Tree:
     """Row k minus `tree`, for every client: updates from models."""
     return jax.tree.map(lambda x, y: x - y[None], stacked, tree)
+
+
+def leaf_names(tree: Tree) -> list[str]:
+    """The path of every leaf joined by dots, in order: "conv1.weight"; positions of tuples as numbers."""
+    keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in keys]

@@ -121,6 +121,8 @@ class Aggregator(NamedTuple):
             with the config.
         evaluated: (params, state) -> the params that are evaluated and saved as the global model, where they are not
             those that are broadcast.
+        needs: the `Upload.extras` that the rule reads; the local rule must send them.
+        details: Upload -> small arrays, what the rule's own pictures show; recorded of the last evaluated round.
     """
 
     init: Callable[[Params, int], State]
@@ -129,6 +131,8 @@ class Aggregator(NamedTuple):
     min_clients: int = 1
     chosen: Callable[[int], dict[str, Any]] = lambda num_clients: {}
     evaluated: Callable[[Params, State], Params] = lambda params, state: params
+    needs: tuple[str, ...] = ()
+    details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
 
 
 class Batch(NamedTuple):
@@ -213,6 +217,7 @@ class LocalRule(NamedTuple):
         after_round: (rule_state, upload, trained_params, new_variables, verdict) -> rule_state; `trained_params` are
             the clients' models before any attack crafted them.
         needs_linear: whether the rule reads the verdict's weights as the coefficients of a weighted mean.
+        sends: the names of the extras that `finish` returns; it may read one more epoch of batches.
     """
 
     gradients: Callable[..., tuple[Params, Stats, dict[str, Array]]]
@@ -224,6 +229,7 @@ class LocalRule(NamedTuple):
         rule_state
     )
     needs_linear: bool = False
+    sends: tuple[str, ...] = ()
 
 
 class Roster(NamedTuple):

@@ -171,6 +171,7 @@ def another_pytree(upload):
         client_params=tuple(jax.tree.leaves(upload.client_params)),
         client_ids=None,
         steps=None,
+        extras={name: tuple(jax.tree.leaves(tree)) for name, tree in upload.extras.items()},
     )
 
 
@@ -301,6 +302,15 @@ def test_rules_that_hold_something_on_the_server_say_so(name):
     upload = model_upload(9)
     with pytest.raises(ConfigError, match=r"server=ServerData|network=model"):
         jax.eval_shape(aggregators.make(name).aggregate, upload, (), KEY)
+
+
+@pytest.mark.parametrize("name", [name for name in aggregators.names() if make(name).needs])
+def test_rules_that_read_extras_say_which(name):
+    upload = random_upload(9)
+    for extra in make(name).needs:
+        without = {key: tree for key, tree in upload.extras.items() if key != extra}
+        with pytest.raises(ConfigError, match=extra):
+            jax.eval_shape(make(name).aggregate, upload._replace(extras=without), (), KEY)
 
 
 def crafted(seed):

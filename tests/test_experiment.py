@@ -28,11 +28,12 @@ FILES = {
     "model.npz",
     "partition.png",
     "summary.json",
+    "verdicts.png",
     "tensorboard",
 }
 KEYS = (
-    "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr non_finite "
-    "aggregation_failed round_seconds eval_seconds"
+    "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr precision "
+    "f1 auc participating non_finite aggregation_failed round_seconds eval_seconds"
 )
 
 
@@ -55,7 +56,7 @@ def no_constant(name):
 
 def test_the_files_of_a_run(finished_run):
     assert {path.name for path in finished_run.iterdir()} - {".lock"} == FILES
-    for name in ("curves.png", "partition.png"):
+    for name in ("curves.png", "partition.png", "verdicts.png"):
         assert (finished_run / name).read_bytes().startswith(b"\x89PNG")
     for name in ("config.json", "environment.json", "summary.json"):
         assert isinstance(json.loads((finished_run / name).read_text(), parse_constant=no_constant), dict)

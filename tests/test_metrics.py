@@ -31,19 +31,21 @@ def test_undefined_is_none():
     assert values["A"] == 50.0
     assert values["per_class"] == [50.0, None]
     assert all(values[name] is None for name in ("ASR", "ASR_all", "R", "V", "R_all", "V_all"))
-    assert metrics.detection(np.zeros(2, bool), np.ones(2, bool), np.zeros(2, bool)) == {"tpr": None, "fpr": 0.0}
+    nobody = metrics.detection(np.zeros(2, bool), np.arange(2.0), np.ones(2, bool), np.zeros(2, bool))
+    assert nobody == {"tpr": None, "fpr": 0.0, "precision": None, "f1": None, "auc": None}
 
 
 def test_detection_counts_participants_only():
     flagged = np.array([True, True, False, True])
     present = np.array([True, True, True, False])
     malicious = np.array([True, False, True, True])
-    assert metrics.detection(flagged, present, malicious) == {"tpr": 50.0, "fpr": 100.0}
+    found = metrics.detection(flagged, np.array([3.0, 2.0, 2.0, 9.0]), present, malicious)
+    assert found == {"tpr": 50.0, "fpr": 100.0, "precision": 50.0, "f1": 50.0, "auc": 0.75}
+    assert metrics.detection(flagged, np.zeros(4), present, malicious)["auc"] is None
 
 
 def test_the_summary_is_the_mean_of_the_last_five():
-    names = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "tpr", "fpr", "train_loss")
-    history = [dict.fromkeys(names, float(i)) for i in range(7)]
+    history = [dict.fromkeys(metrics.SCALARS, float(i)) for i in range(7)]
     history[-1]["tpr"] = None
     summary = metrics.summarise(history)
     assert summary["A"] == 4.0

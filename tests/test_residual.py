@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import models, trees
+from fedjax_spmc.models import convolution, resnet, winograd
 from fedjax_spmc.models.convolution import convolution_1x1, convolution_3x3
 from fedjax_spmc.types import Variables
 from tests.conftest import ROOT
@@ -29,19 +30,43 @@ def with_gradients(function):
     return run
 
 
-# The first shape is cut into blocks of images in the kernel's gradient; the last two have odd sides.
-@pytest.mark.parametrize("shape", [(8, 32, 32, 3), (3, 7, 5, 4), (2, 9, 4, 2)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_and_both_gradients(shape, stride):
+def assert_as_the_library(shape, outputs, stride):
+    """Outputs and both gradients of `convolution_3x3`."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(5, shape[3], 3, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(outputs, shape[3], 3, 3)), jnp.float32)
     sides = [-(-side // stride) for side in shape[1:3]]
-    cotangent = jnp.asarray(rng.normal(size=(shape[0], *sides, 5)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(shape[0], *sides, outputs)), jnp.float32)
     ours = with_gradients(lambda x, w: convolution_3x3(x, w, stride))(images, kernel, cotangent)
     theirs = with_gradients(lambda x, w: plain(x, w, stride, 1))(images, kernel, cotangent)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(other).max()) + 1e-5)
+
+
+# The first shape is cut into blocks of images in the gradients; the last two have odd sides.
+@pytest.mark.parametrize("shape", [(8, 32, 32, 3), (3, 7, 5, 4), (2, 9, 4, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_and_both_gradients(shape, stride):
+    assert_as_the_library(shape, 5, stride)
+
+
+@pytest.mark.parametrize("values", [winograd.VALUES, 2**10])
+def test_wide_convolution_and_both_gradients(values, monkeypatch):
+    """Winograd's form, as one block and image by image; here it is taken for few channels too."""
+    monkeypatch.setattr(convolution, "WIDE", 4)
+    monkeypatch.setattr(winograd, "VALUES", values)
+    assert_as_the_library((3, 8, 6, 16), 12, 1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the library's convolution is taken")
+def test_who_takes_winograds_form():
+    def operations(height, channels, outputs, stride):
+        images, kernel = jnp.zeros((2, height, 4, channels)), jnp.zeros((outputs, channels, 3, 3))
+        return str(jax.make_jaxpr(lambda x, w: convolution_3x3(x, w, stride))(images, kernel))
+
+    assert "conv_general_dilated" not in operations(4, 64, 128, 1)
+    for other in ((5, 64, 128, 1), (4, 64, 128, 2), (4, 32, 128, 1), (4, 64, 32, 1)):
+        assert "conv_general_dilated" in operations(*other)
 
 
 def test_pointwise_convolution():
@@ -136,6 +161,27 @@ def test_batch_statistics_by_hand(narrow):
     chex.assert_trees_all_equal_structs(stats, variables.stats)
 
 
+def test_gradient_of_batch_normalisation():
+    """The gradient written out is the derived one, also far from mean 0."""
+    rng = np.random.default_rng(7)
+    images, cotangent = jnp.asarray(rng.normal(5.0, 2.0, size=(2, 3, 4, 5, 6)), jnp.float32)
+    scale, shift = jnp.asarray(rng.normal(size=(2, 6)), jnp.float32)
+
+    def derived(images, scale, shift):
+        mean, variance = images.mean(axis=(0, 1, 2), keepdims=True), images.var(axis=(0, 1, 2), keepdims=True)
+        return (images - mean) / jnp.sqrt(variance + resnet.EPS) * scale[None, None, None] + shift[None, None, None]
+
+    def ours(images, scale, shift):
+        variables = {"params": {"weight": scale, "bias": shift}}
+        return resnet.Normalisation("batch").apply(variables, images, True, mutable=["batch_stats"])[0]
+
+    outputs, pull_back = jax.vjp(ours, images, scale, shift)
+    expected, pull_back_derived = jax.vjp(derived, images, scale, shift)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    for one, other in zip(pull_back(cotangent), pull_back_derived(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_other_norms_treat_every_image_alone(norm):
     model = models.make("resnet10", width=2, norm=norm)
@@ -152,12 +198,10 @@ def test_other_norms_treat_every_image_alone(norm):
 
 def test_group_norm_against_torch():
     torch = pytest.importorskip("torch")
-    from fedjax_spmc.models.resnet import Normalisation
-
     rng = np.random.default_rng(6)
     images = rng.normal(2.0, 3.0, size=(2, 4, 4, 48)).astype(np.float32)  # gcd(32, 48) = 16 groups of 3
     scale, shift = rng.normal(size=(2, 48)).astype(np.float32)
-    ours = Normalisation("group").apply({"params": {"weight": scale, "bias": shift}}, jnp.asarray(images), True)
+    ours = resnet.Normalisation("group").apply({"params": {"weight": scale, "bias": shift}}, jnp.asarray(images), True)
     theirs = torch.nn.functional.group_norm(
         torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), 16, torch.from_numpy(scale), torch.from_numpy(shift)
     )

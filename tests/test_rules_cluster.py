@@ -10,7 +10,7 @@ import pytest
 from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
 
 from fedjax_spmc import aggregators
-from fedjax_spmc.aggregators.crfl import standard_noise
+from fedjax_spmc.aggregators._clipping import standard_noise
 from fedjax_spmc.aggregators.deepsight import normalised_energies, random_images, threshold_exceedings
 from fedjax_spmc.aggregators.flame import cosine_distances
 from fedjax_spmc.aggregators.signguard import draw_coordinates, sign_statistics

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import aggregators
+from fedjax_spmc.aggregators.mean import TAKES
 from fedjax_spmc.types import Upload
 from tests.uploads import flat, random_upload
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad", "yogi")
+
+
+def taken(optimizer, **options):
+    """Those of the options that the optimizer has a use for; it refuses the others."""
+    return {name: value for name, value in options.items() if name in TAKES[optimizer]}
 
 
 def algorithm_2(models, shares, optimizer, rate, beta1, beta2, tau):
@@ -39,7 +45,7 @@ def algorithm_2(models, shares, optimizer, rate, beta1, beta2, tau):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_three_rounds_are_algorithm_2(optimizer):
-    options = {"server_learning_rate": 0.3, "beta1": 0.8, "beta2": 0.9, "tau": 0.05}
+    options = taken(optimizer, server_learning_rate=0.3, beta1=0.8, beta2=0.9, tau=0.05)
     rule = aggregators.make("mean", optimizer=optimizer, **options)
     aggregate = jax.jit(rule.aggregate)
     for seed in range(3):
@@ -89,7 +95,8 @@ def test_one_step_by_hand(optimizer, expected):
 
     The first step of momentum is that of SGD.
     """
-    rule = aggregators.make("mean", optimizer=optimizer, server_learning_rate=0.5, beta1=0.5, beta2=0.5, tau=1.0)
+    options = taken(optimizer, server_learning_rate=0.5, beta1=0.5, beta2=0.5, tau=1.0)
+    rule = aggregators.make("mean", optimizer=optimizer, **options)
     upload = one_number(3.0, 5.0)
     model, _, _ = rule.aggregate(upload, rule.init(upload.global_params, 2), jax.random.key(0))
     assert float(model["x"]) == pytest.approx(expected, rel=1e-6)

@@ -44,6 +44,7 @@ def _upload(rng: np.random.Generator, global_params, common, noise, absent) -> U
         participating=jnp.asarray(participating),
         client_ids=jnp.arange(num_clients, dtype=jnp.int32),
         steps=jnp.full(num_clients, 7, jnp.int32),
+        extras={"fisher": jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) ** 4, jnp.float32), noise)},
     )
 
 
@@ -104,6 +105,7 @@ def permute(upload: Upload, order) -> Upload:
         participating=upload.participating[order],
         client_ids=upload.client_ids[order],
         steps=upload.steps[order],
+        extras=jax.tree.map(lambda leaf: leaf[order], upload.extras),
     )
 
 

@@ -55,20 +55,6 @@ class Bound(NamedTuple):
         return {"attackers": max((num_clients - self.offset) // self.slope, 0)}
 
 
-def refuse_options(rule: str, given: dict[str, Any]) -> None:
-    """Refuses options of the paper's rule for the reference, whose numbers are fixed.
-
-    Raises:
-        ConfigError: one of the options `given` is not None.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(
-                f"aggregator.options.{name} = {value} is not allowed with variant = 'reference': the code behind "
-                f"{rule} fixes it, so it must be None."
-            )
-
-
 def by_coordinate(
     function: Callable[[Array], tuple[Array, Array]], upload: Upload, stacked: Params
 ) -> tuple[Params, Array]:

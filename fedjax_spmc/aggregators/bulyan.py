@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from fedjax_spmc import order, trees
 from fedjax_spmc.aggregators import _krum
-from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_distance, refuse_options
+from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_distance
 from fedjax_spmc.aggregators.trimmed_mean import nearest_to_median
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -54,7 +54,7 @@ def bulyan(
         ConfigError: too many attackers for the uploads, or `attackers` with the reference.
     """
     if variant == "reference":
-        refuse_options("Bulyan", {"attackers": attackers})
+        refuse_unused(bulyan, "variant = 'reference'", {"attackers": attackers})
         return _reference()
     bound = Bound("bulyan", 4, 3, attackers)
 
@@ -132,10 +132,6 @@ def mean_of_selected(upload: Upload, stacked: Params, places: Array, count: Arra
 
 
 def _reference() -> Aggregator:
-    def init(global_params: Params, num_clients: int) -> State:
-        del num_clients
-        return jax.tree.map(jnp.zeros_like, global_params)
-
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         present = upload.participating
@@ -152,7 +148,7 @@ def _reference() -> Aggregator:
         return model, by_distance(upload, model, weights, present & (places >= theta)), velocity
 
     return Aggregator(
-        init=init,
+        init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=False, stateless=False),
         # Of two or four uploads the reference keeps fewer than one value.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.aggregators.norm_clip import clip_factors, median_of
+from fedjax_spmc.aggregators._clipping import clip_factors, median_of
 from fedjax_spmc.options import POSITIVE, TRACED, Range
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict

@@ -16,19 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.aggregators._clipping import standard_noise
 from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
 Draw = Callable[[PRNGKey, Params], Params]
 """(key, params) -> noise of standard deviation 1, shaped like the params."""
-
-
-def standard_noise(key: PRNGKey, params: Params) -> Params:
-    """Standard normal numbers shaped like `params`."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
 @aggregators.register("crfl")

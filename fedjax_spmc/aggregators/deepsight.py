@@ -22,12 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
 from fedjax_spmc.aggregators._server_training import common_stats, model_stats
-from fedjax_spmc.aggregators.flame import median_clipped_mean
-from fedjax_spmc.aggregators.norm_clip import median_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.hdbscan import euclidean_distances, hdbscan
-from fedjax_spmc.options import FRACTION, TRACED, Range
+from fedjax_spmc.options import FRACTION, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Model, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -63,7 +62,12 @@ def deepsight(
         min_cluster_size: fewest uploads of a cluster in HDBSCAN.
         min_samples: how many uploads, itself included, must lie near one for it to join others, in HDBSCAN.
         network: the clients' network, which the simulator fills in; needed for `ddifs`.
+
+    Raises:
+        ConfigError: `seeds` or `samples` without `ddifs`, or `ddifs` without a network.
     """
+    if not ddifs:
+        refuse_unused(deepsight, "ddifs = False", {"seeds": seeds, "samples": samples})
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -63,9 +63,15 @@ def fedcpa(
     Args:
         variant: "paper", or "reference" for what the SPMC code does.
         fraction: k as a share of the entries; None = 0.01 in the paper, 0.5 in the reference.
-        install: in the reference, whether the result becomes the global model; the paper variant always does so.
+        install: in the reference, whether the result becomes the global model; the paper variant always does so and
+            takes no such option.
+
+    Raises:
+        ConfigError: `install` with the paper's rule.
     """
     paper = variant == "paper"
+    if paper:
+        refuse_unused(fedcpa, "variant = 'paper'", {"install": install})
     share = (0.01 if paper else 0.5) if fraction is None else fraction
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:

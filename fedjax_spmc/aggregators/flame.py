@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.aggregators.crfl import standard_noise
-from fedjax_spmc.aggregators.norm_clip import clip_factors, median_of
+from fedjax_spmc.aggregators._clipping import is_noisy, median_clipped_mean, standard_noise
 from fedjax_spmc.hdbscan import hdbscan
 from fedjax_spmc.options import NON_NEGATIVE, TRACED
 from fedjax_spmc.registry import aggregators
@@ -48,8 +47,7 @@ def flame(
         space: what the cosines are taken of, the models (Algorithm 1) or their updates from the broadcast model.
         noise_factor: lambda; 0 adds no noise.
     """
-    # A traced strength may be anything; only a plain 0 is known to be none.
-    noisy = not isinstance(noise_factor, (int, float)) or noise_factor > 0
+    noisy = is_noisy(noise_factor)
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating
@@ -91,23 +89,3 @@ def cosine_distances(points: Array, present: Array) -> Array:
     distances = jnp.where(zero[:, None] ^ zero[None, :], 1.0, squares / 2)
     known = present[:, None] & present[None, :] & (distances > UNRESOLVED)
     return jnp.where(known, distances, 0.0)
-
-
-def median_clipped_mean(upload: Upload, updates: Params, admitted: Array) -> tuple[Params, Array, Array]:
-    """The mean of the admitted updates, each cut to the median length of all usable ones, added to the global model.
-
-    Args:
-        upload: whose rows `participating` are measured.
-        updates: stacked; the uploads minus the global model.
-        admitted: [K] bool, which rows enter the mean.
-
-    Returns:
-        The model; [K] shares of sum 1 in the clipped mean, all 0 if nobody is admitted; the median length.
-    """
-    norms = trees.client_norm(updates)
-    bound = median_of(norms, upload.participating)
-    factors = jnp.where(admitted, clip_factors(norms, bound), 0.0)
-    step = trees.weighted_mean(updates, factors / jnp.maximum(admitted.sum(), 1))
-    # With a median of 0 the factors may vanish for all of them: the admitted then share alike in the global model.
-    shares = jnp.where(factors.sum() > 0, factors, admitted.astype(jnp.float32))
-    return jax.tree.map(jnp.add, upload.global_params, step), shares / jnp.maximum(shares.sum(), 1e-30), bound

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._server_training import batch_order, common_stats, hyper_of, required, train
-from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range
+from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Params, PRNGKey, ServerData, State, Traits, Upload, Verdict
 
@@ -48,11 +48,16 @@ def fltrust(
     Args:
         variant: "paper", or "reference" for what the SPMC code does.
         root_epochs: passes over the server's data; None = as many as a client makes, and 10 in the reference.
-        server_rate: the global learning rate alpha; the reference ignores it.
+        server_rate: the global learning rate alpha; the reference has none and refuses it.
         momentum: of the root model's training; None = the clients'.
         weight_decay: of the root model's training; None = the clients'.
         server: clean data on the server.
+
+    Raises:
+        ConfigError: `server_rate` with the reference.
     """
+    if variant == "reference":
+        refuse_unused(fltrust, "variant = 'reference'", {"server_rate": server_rate})
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         data = required(server, "fltrust")

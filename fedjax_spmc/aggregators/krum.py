@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators import _krum
-from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, refuse_options
-from fedjax_spmc.options import Range
+from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -48,7 +48,7 @@ def krum(
         ConfigError: too many attackers for the uploads, or `attackers` with the reference.
     """
     if variant == "reference":
-        refuse_options("Krum", {"attackers": attackers})
+        refuse_unused(krum, "variant = 'reference'", {"attackers": attackers})
         return momentum_on_private_model(lambda scores, present: _krum.lowest(scores, present, 1), permutation=True)
     bound = Bound("krum", 2, 3, attackers)
 

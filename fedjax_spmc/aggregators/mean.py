@@ -16,12 +16,22 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_spmc import trees
-from fedjax_spmc.options import POSITIVE, TRACED, Range
+from fedjax_spmc.options import POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
 Optimizer = Literal["none", "sgd", "momentum", "adam", "adagrad", "yogi"]
 BELOW_ONE = Range(0, 1, high_open=True)
+
+TAKES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "sgd": ("server_learning_rate",),
+    "momentum": ("server_learning_rate", "beta1"),
+    "adagrad": ("server_learning_rate", "beta1", "tau"),
+    "adam": ("server_learning_rate", "beta1", "beta2", "tau"),
+    "yogi": ("server_learning_rate", "beta1", "beta2", "tau"),
+}
+"""Optimizer -> the options that it has a use for."""
 
 
 @aggregators.register("mean")
@@ -42,12 +52,18 @@ def mean(
         weights: "size" weights a client by its number of examples (Algorithm 1; `Weight` in the SPMC code), "uniform"
             gives every participant the same (`Equal` in the SPMC code).
         optimizer: "none" installs the mean; "sgd", "momentum", "adam", "adagrad" and "yogi" step towards it.
-        server_learning_rate: step size of the optimizer; None = 1 for sgd and momentum, else 0.01. Unused by "none".
+        server_learning_rate: step size of the optimizer; None = 1 for sgd and momentum, else 0.01.
         beta1: share of the old first moment (adam, adagrad, yogi; the paper's FedAdagrad has 0); for momentum the
             factor of the old velocity in v = beta1 v + d.
         beta2: share of the old second moment (adam, yogi).
         tau: added to the root of the second moment (adam, adagrad, yogi).
+
+    Raises:
+        ConfigError: an option that the optimizer has no use for, see `TAKES`.
     """
+    settings = {"server_learning_rate": server_learning_rate, "beta1": beta1, "beta2": beta2, "tau": tau}
+    unused = {name: value for name, value in settings.items() if name not in TAKES[optimizer]}
+    refuse_unused(mean, f"optimizer = {optimizer!r}", unused)
     rate = server_learning_rate
     if rate is None:
         rate = 1.0 if optimizer in ("none", "sgd", "momentum") else 0.01

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators import _krum
-from fedjax_spmc.aggregators._coordinates import Bound, refuse_options
+from fedjax_spmc.aggregators._coordinates import Bound
 from fedjax_spmc.aggregators.krum import momentum_on_private_model, select
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -53,7 +53,7 @@ def multi_krum(
         ConfigError: too many attackers for the uploads, more to keep than there are, or options with the reference.
     """
     if variant == "reference":
-        refuse_options("MultiKrum", {"attackers": attackers, "keep": keep})
+        refuse_unused(multi_krum, "variant = 'reference'", {"attackers": attackers, "keep": keep})
         return momentum_on_private_model(_reference_selection, permutation=False)
     bound = Bound("multi_krum", 2, 3, attackers)
 

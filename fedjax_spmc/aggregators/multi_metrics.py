@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators.spmc import spmc
-from fedjax_spmc.options import TRACED, Range
+from fedjax_spmc.options import TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -36,13 +36,17 @@ def multi_metrics(
 
     Reference:
         * The SPMC code runs its own rule `SPMD` under this name, line for line: the aggregator `spmc` without options.
-          None of the above takes part, and `fraction` is ignored.
+          None of the above takes part, and `fraction` is refused.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.
         fraction: p, the share of the clients that is averaged, rounded down, at least one; the paper takes 0.3.
+
+    Raises:
+        ConfigError: `fraction` with the reference.
     """
     if variant == "reference":
+        refuse_unused(multi_metrics, "variant = 'reference'", {"fraction": fraction})
         return spmc()
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.aggregators.crfl import standard_noise
+from fedjax_spmc.aggregators._clipping import clip_factors, is_noisy, median_of, standard_noise
 from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED
 from fedjax_spmc.registry import aggregators
-from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
+from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Traits, Upload, Verdict
 
 
 @aggregators.register("norm_clip")
@@ -40,6 +40,8 @@ def norm_clip(
         weights: "uniform" gives every participant p_k = 1 / n (as the paper prints it), "size" weights by examples.
     """
 
+    noisy, adaptive = is_noisy(noise), threshold is None
+
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating
         updates = trees.subtract(upload.client_params, upload.global_params)
@@ -54,9 +56,6 @@ def norm_clip(
         share = share / jnp.maximum(share.sum(), 1e-30)
         return model, Verdict(share, norms, flagged=jnp.zeros_like(present)), state
 
-    # A traced strength may be anything; only a plain 0 is known to be none.
-    noisy = not isinstance(noise, (int, float)) or noise > 0
-    adaptive = threshold is None
     return Aggregator(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
@@ -64,16 +63,3 @@ def norm_clip(
             linear=False, consensus=adaptive and not noisy, permutation=True, robust=adaptive, stateless=True
         ),
     )
-
-
-def clip_factors(norms: Array, bound: float | Array) -> Array:
-    """min(1, bound / norm), elementwise; 1 for a norm of 0."""
-    return jnp.where(norms > bound, bound / jnp.where(norms > bound, norms, 1.0), 1.0)
-
-
-def median_of(values: Array, mask: Array) -> Array:
-    """The median of those of [K] values for which the mask holds (the mean of the middle two); 0 if there is none."""
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
-    count = mask.sum()
-    middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[jnp.minimum(count // 2, len(values) - 1)]) / 2
-    return jnp.where(count > 0, middle, 0.0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._coordinates import by_distance
-from fedjax_spmc.options import POSITIVE, TRACED, Range
+from fedjax_spmc.options import POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -38,7 +38,7 @@ def rfa(
         * one geometric median for each tensor, not for the model as a whole; the weights are averaged over tensors by
           size;
         * nu = 1e-5, at most 3 steps, fewer where the weighted sum of distances changes by less than a millionth
-          (`iterations` and `nu` have no effect).
+          (`iterations` and `nu` have no effect and are refused).
 
     Traits: the reference is not linear, because every tensor has weights of its own.
 
@@ -46,7 +46,12 @@ def rfa(
         variant: the paper's rule or that of the SPMC code.
         iterations: number of Weiszfeld steps; the paper's experiments take 3.
         nu: smallest distance that a weight is divided by.
+
+    Raises:
+        ConfigError: `iterations` or `nu` with the reference.
     """
+    if variant == "reference":
+        refuse_unused(rfa, "variant = 'reference'", {"iterations": iterations, "nu": nu})
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.aggregators.flame import median_clipped_mean
-from fedjax_spmc.aggregators.norm_clip import median_of
+from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
 from fedjax_spmc.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
-from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, TRACED, Range
+from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -49,8 +48,13 @@ def signguard(
         lower: L, the least length of a trusted update, as a multiple of the median.
         upper: R, the largest.
         coordinates: the share of coordinates whose signs count, drawn anew each round.
-        quantile: how far mean shift looks, see Deviations above; unused by k-means.
+        quantile: how far mean shift looks, see Deviations above; k-means refuses it.
+
+    Raises:
+        ConfigError: `quantile` with k-means.
     """
+    if cluster == "kmeans":
+        refuse_unused(signguard, "cluster = 'kmeans'", {"quantile": quantile})
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import order, trees
-from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_coordinate, by_distance, refuse_options
+from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_coordinate, by_distance
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import TRACED, Range
+from fedjax_spmc.options import TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -51,7 +51,7 @@ def trimmed_mean(
         ConfigError: both `attackers` and `beta`, or one of them with the reference; too many attackers for the uploads.
     """
     if variant == "reference":
-        refuse_options("TrimmedMean", {"attackers": attackers, "beta": beta})
+        refuse_unused(trimmed_mean, "variant = 'reference'", {"attackers": attackers, "beta": beta})
         return _reference()
     if attackers is not None and beta is not None:
         raise ConfigError(
@@ -83,10 +83,6 @@ def trimmed_mean(
 
 
 def _reference() -> Aggregator:
-    def init(global_params: Params, num_clients: int) -> State:
-        del num_clients
-        return jax.tree.map(jnp.zeros_like, global_params)
-
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         kept = jnp.maximum(upload.participating.sum() // 2, 1)
@@ -97,7 +93,7 @@ def _reference() -> Aggregator:
         return model, by_distance(upload, model, weights), velocity
 
     return Aggregator(
-        init=init,
+        init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=True, stateless=False),
         min_clients=2,

@@ -35,14 +35,14 @@ class Pipeline(NamedTuple):
 
     Attributes:
         batch_size: samples per batch; an incomplete last batch is dropped.
-        epochs: passes over a client's data in one round.
+        passes: epochs that one round may read, the local ones and what a rule reads after them.
         mean, std: [C] float32, of pixel values in [0, 1].
         padding: pixels of black added on each side before a random crop; 0 = no crop.
         flip: whether images are mirrored with probability one half.
     """
 
     batch_size: int
-    epochs: int
+    passes: int
     mean: Array
     std: Array
     padding: int
@@ -98,7 +98,7 @@ def client_data(
     num_batches = size // batch_size
     shuffle_key = purpose_key(key, "shuffle", round_index, client_id)
     orders = jax.vmap(lambda epoch: shuffled(jax.random.fold_in(shuffle_key, epoch), length, size))(
-        jnp.arange(pipeline.epochs)
+        jnp.arange(pipeline.passes)
     )
     live_key = purpose_key(key, "augment", round_index, client_id)
     frozen_key = purpose_key(key, "frozen_augment")
@@ -126,3 +126,23 @@ def client_data(
         return Batch(images, labels, sample_ids, jnp.ones(batch_size, bool))
 
     return ClientData(gather, num_batches, client_id)
+
+
+def in_order(images: Array, labels: Array, batch_size: int, client_id: Array | int = 0) -> ClientData:
+    """Images as they are, in the order stored, as one client's data; every epoch is alike.
+
+    Args:
+        images: [n, H, W, C] float32, normalised.
+        labels: [n] int32.
+        batch_size: rows in a batch. The last batch may be incomplete: the rest of its rows are not valid.
+        client_id: whose data it is.
+    """
+    count, num_batches = labels.shape[0], -(-labels.shape[0] // batch_size)
+
+    def gather(step: Array, key: PRNGKey) -> Batch:
+        del key
+        rows = step % num_batches * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        kept = jnp.minimum(rows, count - 1)
+        return Batch(images[kept], labels[kept], kept, rows < count)
+
+    return ClientData(gather, jnp.int32(num_batches), jnp.int32(client_id))

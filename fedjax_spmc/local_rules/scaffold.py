@@ -12,17 +12,16 @@ Deviations: the paper's local solver is plain SGD. With momentum m the gradient 
     The server's step size is the aggregator's: `mean` with optimizer="sgd", server_learning_rate and weights="uniform".
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_spmc import trees
 from fedjax_spmc.local_rules.sgd import sgd
+from fedjax_spmc.options import refuse_unused
 from fedjax_spmc.registry import local_rules
-from fedjax_spmc.training import Hooks, optimizer
-from fedjax_spmc.training import sgd as sgd_steps
+from fedjax_spmc.training import Hooks, steps_of_sgd
 from fedjax_spmc.types import (
     Array,
     Batch,
@@ -56,10 +55,15 @@ def scaffold(
         The server's variate stays 0.
 
     Args:
-        variant: "paper" or "reference", which has no use for `control`.
+        variant: "paper" or "reference", which has no use for `control` and refuses it.
         control: how c_k is renewed: "difference" takes the mean gradient of the local steps from the way that the model
             went (option II), "gradient" the gradient of all the client's batches at the broadcast model (option I).
+
+    Raises:
+        ConfigError: `control` with the reference.
     """
+    if variant == "reference":
+        refuse_unused(scaffold, "variant = 'reference'", {"control": control}, section="local")
     plain = sgd()
 
     def init(variables: Variables, num_clients: int) -> RuleState:
@@ -85,7 +89,7 @@ def scaffold(
         key: PRNGKey,
         hooks: Hooks,
     ) -> tuple[Variables, State, Array, dict[str, Array]]:
-        new, _, steps, metrics = sgd_steps(rule, ctx, variables, client_state, data, key, hooks)
+        new, steps, metrics, _ = steps_of_sgd(rule, ctx, variables, client_state, data, key, hooks)
         if control == "gradient":
             renewed = mean_gradient(plain, ctx, variables, data, key)
         else:
@@ -145,23 +149,8 @@ def train_as_the_code(
     hooks: Hooks,
 ) -> tuple[Variables, State, Array, dict[str, Array]]:
     """SGD that remembers the last gradient, and the SPMC code's renewal of the control variate from it."""
-    update = optimizer(ctx.hyper)
-
-    def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, stats, moments, _, loss = carry
-        step_key = jax.random.fold_in(key, step)
-        batch = data.gather(step, step_key)
-        grads, stats, metrics = rule.gradients(ctx, params, stats, batch, client_state, step_key)
-        grads = hooks.mask_gradients(grads)
-        updates, moments = update.update(grads, moments, params)
-        params = hooks.after_step(optax.apply_updates(params, updates))
-        return params, stats, moments, grads, loss + metrics["loss"]
-
-    zeros = jax.tree.map(jnp.zeros_like, variables.params)
-    steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
-    start = (variables.params, variables.stats, update.init(variables.params), zeros, jnp.float32(0))
-    params, stats, _, last, loss = jax.lax.fori_loop(0, steps, body, start)
+    new, steps, metrics, last = steps_of_sgd(rule, ctx, variables, client_state, data, key, hooks, keep_last=True)
     length = ctx.hyper["learning_rate"] * jnp.maximum(data.num_batches, 1)
     renewed = jax.tree.map(lambda own, d, c: own + d / length - c, client_state, last, ctx.shared)
-    sound = (steps > 0) & (ctx.round >= WARM_UP) & trees.all_finite((renewed, params))
-    return Variables(params, stats), trees.where(sound, renewed, client_state), steps, {"loss": loss}
+    sound = (steps > 0) & (ctx.round >= WARM_UP) & trees.all_finite((renewed, new.params))
+    return new, trees.where(sound, renewed, client_state), steps, metrics

@@ -1,8 +1,9 @@
 """3x3 convolutions for the residual networks, fast on a CPU also in their gradients.
 
-Activations are [B, H, W, C] and kernels are in torch's layout, (out, in, 3, 3). The forward pass and the gradient by
-the images are convolutions of the library, whose path for this layout reaches the speed of a matrix product. Its
-gradient by the kernel and its strided gradient by the images do not, so they are stated as matrix products here.
+Activations are [B, H, W, C] and kernels are in torch's layout, (out, in, 3, 3). On a CPU a wide convolution with stride
+1 and both its gradients are taken in Winograd's form, see `winograd`. The others' forward passes, and gradients by the
+images with stride 1, are convolutions of the library, whose path for this layout reaches the speed of a matrix product.
+Its gradient by the kernel and its strided gradient by the images do not, so they are stated as matrix products here.
 
 Under `vmap` over clients every client has its own kernel, and the library's convolution over such kernels takes a path
 twenty times as slow on a CPU. There the clients are taken in turn.
@@ -15,11 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_spmc.models import winograd
+from fedjax_spmc.models.winograd import block_size
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
 BLOCK = 4096
-"""Pixels of a block of images in the kernel's gradient: its patches then stay in a CPU's cache."""
+"""Pixels of a block of images in these products: its patches then stay in a CPU's cache."""
+
+WIDE = 64
+"""Channels from which on Winograd's form is the faster one."""
+
+NARROW = 16
+"""Channels below which the patches of all nine taps stand side by side: three products would be mere slivers."""
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,11 +41,20 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
     return choose
 
 
+def _worth_winograd(images: Array, outputs: int, stride: int) -> bool:
+    """Whether fewer multiplications outweigh the transforms; a GPU's library chooses for itself."""
+    _, height, width, channels = images.shape
+    even = height % 2 == 0 and width % 2 == 0
+    return stride == 1 and even and min(channels, outputs) >= WIDE and jax.default_backend() == "cpu"
+
+
 def _pad(images: Array) -> Array:
     return jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _forward(images: Array, kernel: Array, stride: int) -> Array:
+    if _worth_winograd(images, kernel.shape[0], stride):
+        return winograd.forward(images, kernel)
     return lax.conv_general_dilated(
         images,
         kernel.transpose(2, 3, 1, 0),
@@ -48,34 +66,42 @@ def _forward(images: Array, kernel: Array, stride: int) -> Array:
 
 
 def _by_images(cotangent: Array, kernel: Array, stride: int, height: int, width: int) -> Array:
-    """Gradient by the images: a convolution with the kernel turned round; with stride 2, one for each parity.
+    """Gradient by the images: a convolution with the kernel turned round; with stride 2, one product for all nine taps.
 
     An even row 2i of an image was read by tap 1 of output row i alone, an odd row 2i + 1 by tap 2 of row i and by tap 0
     of row i + 1; likewise for columns.
     """
+    if _worth_winograd(cotangent, kernel.shape[1], stride):
+        return winograd.by_images(cotangent, kernel)
     if stride == 1:
         return _forward(cotangent, kernel[:, :, ::-1, ::-1].transpose(1, 0, 2, 3), 1)
     batch, rows, columns, outputs = cotangent.shape
-    beyond = jnp.pad(cotangent, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    channels = kernel.shape[1]
+    taps = kernel.transpose(0, 2, 3, 1).reshape(outputs, -1)
 
-    def part(row_taps: tuple[tuple[int, int], ...], column_taps: tuple[tuple[int, int], ...]) -> Array:
-        terms = [
-            jnp.matmul(
-                beyond[:, i : i + rows, j : j + columns].reshape(-1, outputs), kernel[:, :, u, v], precision=HIGHEST
-            )
-            for u, i in row_taps
-            for v, j in column_taps
-        ]
-        return sum(terms[1:], terms[0]).reshape(batch, rows, columns, -1)
+    def fold(products: Array, axis: int) -> Array:
+        """Taps, at `axis` + 1, to the even and the odd row (or column) of a pair."""
+        before, even, odd = (lax.index_in_dim(products, tap, axis + 1, keepdims=False) for tap in range(3))
+        zero = jnp.zeros_like(lax.slice_in_dim(before, 0, 1, axis=axis))
+        following = lax.concatenate([lax.slice_in_dim(before, 1, None, axis=axis), zero], axis)
+        return jnp.stack([even, odd + following], axis=axis + 1)
 
-    even, odd = ((1, 0),), ((2, 0), (0, 1))
-    pairs = [jnp.stack([part(taps, even), part(taps, odd)], axis=3) for taps in (even, odd)]
-    whole = jnp.stack(pairs, axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
-    return whole[:, :height, :width]
+    def block(cotangent: Array) -> Array:
+        products = jnp.matmul(cotangent.reshape(-1, outputs), taps, precision=HIGHEST)
+        products = products.reshape(-1, rows, columns, 3, 3, channels).transpose(0, 1, 3, 2, 4, 5)
+        return fold(fold(products, 1), 3).reshape(-1, 2 * rows, 2 * columns, channels)
+
+    size = block_size(batch, BLOCK // (rows * columns))
+    if size == batch:
+        return block(cotangent)[:, :height, :width]
+    images = lax.map(block, cotangent.reshape(batch // size, size, *cotangent.shape[1:]))
+    return images.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
 
 
 def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
     """Gradient by the kernel, [O, C, 3, 3]: cotangent^T @ patches, summed over blocks of images."""
+    if _worth_winograd(images, cotangent.shape[3], stride):
+        return winograd.by_kernel(images, cotangent)
     batch, rows, columns, outputs = cotangent.shape
     channels = images.shape[3]
 
@@ -84,17 +110,20 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
         down, right = stride * rows, stride * columns
         strips = jnp.concatenate([padded[:, :, v : v + right : stride] for v in range(3)], axis=3)
         taps = [strips[:, u : u + down : stride].reshape(-1, 3 * channels) for u in range(3)]
+        if channels < NARROW:
+            taps = [jnp.concatenate(taps, axis=1)]
         # The order of the factors matters: cotangent first packs the smaller matrix.
-        return jnp.stack([lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps])
+        parts = [lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps]
+        return jnp.concatenate(parts, axis=1)
 
-    size = max(1, BLOCK // (rows * columns))
-    if size >= batch or batch % size:
+    size = block_size(batch, BLOCK // (rows * columns))
+    if size == batch:
         total = block(images, cotangent)
     else:
         blocks = [x.reshape(batch // size, size, *x.shape[1:]) for x in (images, cotangent)]
-        empty = jnp.zeros((3, outputs, 3 * channels), cotangent.dtype)
+        empty = jnp.zeros((outputs, 9 * channels), cotangent.dtype)
         total, _ = lax.scan(lambda so_far, pair: (so_far + block(*pair), None), empty, tuple(blocks))
-    return total.reshape(3, outputs, 3, channels).transpose(1, 3, 0, 2)
+    return total.reshape(outputs, 3, 3, channels).transpose(0, 3, 1, 2)
 
 
 def _convolution(stride: int) -> Callable[[Array, Array], Array]:

@@ -81,6 +81,29 @@ def _max_backward(index: Array, cotangent: Array) -> tuple[Array]:
 max_of_first.defvjp(_max_forward, _max_backward)
 
 
+def pooled_patches(images: Array, size: int) -> Array:
+    """What a `convolution_pool` of kernels size x size sees: [C, H, W, B] -> [C * (size + 1)^2, rows, columns, B]."""
+    channels, height, width, batch = images.shape
+    rows, columns, taps = (height - size + 1) // 2, (width - size + 1) // 2, (size + 1) // 2
+    down, right = rows + taps - 1, columns + taps - 1
+    blocks = images[:, : 2 * down, : 2 * right].reshape(channels, down, 2, right, 2, batch)
+    blocks = blocks.transpose(2, 4, 0, 1, 3, 5).reshape(4 * channels, down, right, batch)
+    # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
+    strips = jnp.stack([blocks[:, :, v : v + columns] for v in range(taps)])
+    strips = strips.reshape(4 * taps * channels, down, columns * batch)
+    patches = jnp.stack([strips[:, u : u + rows] for u in range(taps)])
+    return patches.reshape(4 * taps * taps * channels, rows, columns, batch)
+
+
+def kernel_phases(kernel: Array) -> Array:
+    """The kernel shifted by (p, q), for each of the four outputs under a window: [O, C, k, k] -> [4 O, C (k + 1)^2]."""
+    outputs, channels, size, _ = kernel.shape
+    taps = (size + 1) // 2
+    phases = jnp.stack([jnp.pad(kernel, ((0, 0), (0, 0), (p, 1 - p), (q, 1 - q))) for p in (0, 1) for q in (0, 1)])
+    phases = phases.reshape(4, outputs, channels, taps, 2, taps, 2).transpose(0, 1, 3, 5, 4, 6, 2)
+    return phases.reshape(4 * outputs, -1)
+
+
 def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     """Valid convolution with stride 1, ReLU and 2x2 max-pool with stride 2, as one matrix product.
 
@@ -97,21 +120,9 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     Returns:
         [O, (H - k + 1) // 2, (W - k + 1) // 2, B].
     """
-    channels, height, width, batch = images.shape
-    outputs, _, size, _ = kernel.shape
-    rows, columns, taps = (height - size + 1) // 2, (width - size + 1) // 2, (size + 1) // 2
-    down, right = rows + taps - 1, columns + taps - 1
-    blocks = images[:, : 2 * down, : 2 * right].reshape(channels, down, 2, right, 2, batch)
-    blocks = blocks.transpose(2, 4, 0, 1, 3, 5).reshape(4 * channels, down, right, batch)
-    # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
-    strips = jnp.stack([blocks[:, :, v : v + columns] for v in range(taps)])
-    strips = strips.reshape(4 * taps * channels, down, columns * batch)
-    inner = 4 * taps * taps * channels
-    patches = jnp.stack([strips[:, u : u + rows] for u in range(taps)]).reshape(inner, rows * columns * batch)
-    phases = jnp.stack([jnp.pad(kernel, ((0, 0), (0, 0), (p, 1 - p), (q, 1 - q))) for p in (0, 1) for q in (0, 1)])
-    phases = phases.reshape(4, outputs, channels, taps, 2, taps, 2).transpose(0, 1, 3, 5, 4, 6, 2)
-    products = product(phases.reshape(4 * outputs, inner), patches)
-    largest = max_of_first(products.reshape(4, outputs, rows, columns, batch))
+    patches = pooled_patches(images, kernel.shape[2])
+    products = product(kernel_phases(kernel), patches.reshape(len(patches), -1))
+    largest = max_of_first(products.reshape(4, len(bias), *patches.shape[1:]))
     return nn.relu(largest + bias[:, None, None, None])
 
 

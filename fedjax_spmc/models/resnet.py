@@ -10,8 +10,10 @@ Deviations: the code registers every tensor twice, so that its state dictionary 
 import math
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from fedjax_spmc.models.convolution import convolution_1x1, convolution_3x3
 from fedjax_spmc.models.layers import Linear, as_model, torch_uniform
@@ -44,6 +46,43 @@ class Convolution(nn.Module):
         return outputs + self.param("bias", torch_uniform(fan_in), (self.features,))[None, None, None]
 
 
+Triple = tuple[Array, Array, Array]
+
+
+@jax.custom_vjp
+def _by_batch(images: Array, scale: Array, shift: Array) -> Triple:
+    """[B, H, W, C] normalised over all but the last dimension, scaled and shifted by [C]; mean and variance, [C].
+
+    Its gradient is written out, since the one derived reads the images twice as often. Gradients by mean and variance
+    are left out: nothing may ask for them.
+    """
+    mean = images.mean(axis=(0, 1, 2))
+    variance = jnp.square(images - mean[None, None, None]).mean(axis=(0, 1, 2))
+    factor = scale / jnp.sqrt(variance + EPS)
+    return (images - mean[None, None, None]) * factor[None, None, None] + shift[None, None, None], mean, variance
+
+
+def _keep(images: Array, scale: Array, shift: Array) -> tuple[Triple, tuple[Array, Array, Array, Array]]:
+    outputs, mean, variance = _by_batch(images, scale, shift)
+    return (outputs, mean, variance), (images, scale, mean, variance)
+
+
+def _gradients(kept: tuple[Array, Array, Array, Array], cotangents: Triple) -> Triple:
+    images, scale, mean, variance = kept
+    cotangent, count = cotangents[0], images.size // images.shape[3]
+    inverse = 1 / jnp.sqrt(variance + EPS)
+    centred = images - mean[None, None, None]
+    by_shift = cotangent.sum(axis=(0, 1, 2))
+    by_scale = (cotangent * centred).sum(axis=(0, 1, 2)) * inverse
+    factor = scale * inverse
+    slope, offset = factor * inverse * by_scale / count, factor * by_shift / count
+    by_images = factor[None, None, None] * cotangent - slope[None, None, None] * centred - offset[None, None, None]
+    return by_images, by_scale, by_shift
+
+
+_by_batch.defvjp(_keep, _gradients)
+
+
 class Normalisation(nn.Module):
     """Batch, group or no normalisation, with torch's constants and names."""
 
@@ -67,16 +106,16 @@ class Normalisation(nn.Module):
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "running_var", jnp.ones, (channels,))
         if train:
-            mean = images.mean(axis=(0, 1, 2))
-            variance = jnp.square(images - mean[None, None, None]).mean(axis=(0, 1, 2))
+            outputs, mean, variance = _by_batch(images, scale, shift)
+            mean, variance = lax.stop_gradient((mean, variance))
             if not self.is_initializing():
                 # torch normalises by the biased variance and remembers the unbiased one.
                 count = images.size // channels
                 unbiased = variance * (count / max(count - 1, 1))
                 running_mean.value = (1 - MOMENTUM) * running_mean.value + MOMENTUM * mean
                 running_var.value = (1 - MOMENTUM) * running_var.value + MOMENTUM * unbiased
-        else:
-            mean, variance = running_mean.value, running_var.value
+            return outputs
+        mean, variance = running_mean.value, running_var.value
         factor = scale / jnp.sqrt(variance + EPS)
         return (images - mean[None, None, None]) * factor[None, None, None] + shift[None, None, None]
 

@@ -77,3 +77,10 @@ def upload_of(arrays: Arrays, layout: Layout, absent_rows: bool = False, second:
         round=jnp.int32(second),
         client_stats=stats,
     )
+
+
+def unequal_counters(arrays: Arrays, layout: Layout) -> str:
+    """The reason to skip a rule that works on the whole state where the clients' integer counters differ, else ""."""
+    counted = np.asarray(arrays["client_state"])[np.asarray(arrays["online_clients"])][:, layout.counters]
+    unequal = (counted != counted[:1]).any()
+    return "integer counters, unequal among the clients, enter the reference's arithmetic" if unequal else ""

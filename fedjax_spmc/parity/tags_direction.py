@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_spmc import aggregators
 from fedjax_spmc.aggregators import crfl, dnc
 from fedjax_spmc.aggregators.guard import guarded
-from fedjax_spmc.parity.layout import Layout, layout_of, split
+from fedjax_spmc.parity.layout import Layout, layout_of, split, unequal_counters
 from fedjax_spmc.parity.tags import Tag
 from fedjax_spmc.parity.walker import Arrays
 from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Upload, Verdict
@@ -48,10 +48,7 @@ def dnc_skip(arrays: Arrays, source: str) -> str:
     del source
     if len(arrays["online_clients"]) < len(arrays["client_state"]):
         return "the reference averages models of absent clients"
-    counted = arrays["client_state"][:, layout_of(arrays).counters]
-    if (counted != counted[:1]).any():
-        return "integer counters, unequal among the clients, enter the reference's arithmetic"
-    return ""
+    return unequal_counters(arrays, layout_of(arrays))
 
 
 def own_weights(arrays: Arrays, layout: Layout, tag: str) -> Aggregator:

@@ -1,7 +1,5 @@
 """Tags of the rules that rest on medians, sorted values and distances between uploads."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,15 +30,8 @@ def scrambled(arrays: Arrays, source: str) -> str:
 
 
 def _krum(name: str) -> Tag:
-    options: dict[str, Any] = dict(REFERENCE)
     return Tag(
-        name,
-        options,
-        buffers=True,
-        norm_and_sum=False,
-        state=recorded_start,
-        second_round=True,
-        skip=scrambled,
+        name, REFERENCE, buffers=True, norm_and_sum=False, state=recorded_start, second_round=True, skip=scrambled
     )
 
 

@@ -121,7 +121,7 @@ class _Required(dict):  # type: ignore[type-arg]
 
 def walk(folder: Path) -> list[Outcome]:
     """Compares every `*.npz` in a folder; each file gives at least one row."""
-    from fedjax_spmc.parity import local, projection, residual, rounds, server, small  # noqa: F401  (they register their kinds)
+    from fedjax_spmc.parity import fdcr, local, projection, residual, rounds, server, small  # noqa: F401  (they register their kinds)
 
     outcomes: list[Outcome] = []
     for path in sorted(folder.glob("*.npz")):

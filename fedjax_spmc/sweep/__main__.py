@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import devices
 from fedjax_spmc import run as single
 from fedjax_spmc import sweep as sweeps
 from fedjax_spmc.errors import ConfigError
@@ -46,10 +47,12 @@ def _main(arguments: list[str]) -> int:
 
         if flags.estimate:
             single.use_compilation_cache(cells[0].config)
+            devices.use_cores()
         for line in describe.plan(sweep, cells, flags.estimate):
             print(line, flush=True)
         return 0
     single.use_compilation_cache(cells[0].config)
+    devices.use_cores()
     workdir = flags.workdir or f"sweeps/{label}"
     rows = sweeps.run(sweep, workdir, stream=sys.stderr, engine=flags.engine)
     ended = [row["status"] for row in rows]

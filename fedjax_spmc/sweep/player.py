@@ -128,7 +128,7 @@ class Player:
             if report is not None:
                 report(done)
         seconds = (time.perf_counter() - began) / max(1, len(cells))
-        return self._results(cells, states, histories, lost, seconds)
+        return self._results(cells, states, histories, malicious, lost, seconds)
 
     def stacked(self, cells: Sequence[Cell], layout: Layout) -> tuple[FederationState, Lane]:
         """States before round 0 and lanes [lanes, ...], on the host's side of the program."""
@@ -181,7 +181,13 @@ class Player:
         return lines
 
     def _results(
-        self, cells: Sequence[Cell], states: FederationState, histories: Any, lost: np.ndarray, seconds: float
+        self,
+        cells: Sequence[Cell],
+        states: FederationState,
+        histories: Any,
+        malicious: np.ndarray,
+        lost: np.ndarray,
+        seconds: float,
     ) -> list[Ended]:
         ended = []
         for i, cell in enumerate(cells):
@@ -192,7 +198,7 @@ class Player:
                 Ended(
                     cell=cell,
                     summary=results.summary(
-                        cell.config.federation.rounds, histories[i], federation.oracle, note, diverged
+                        cell.config.federation.rounds, histories[i], federation.oracle, note, malicious[i], diverged
                     ),
                     environment=self._environment,
                     history=histories[i],

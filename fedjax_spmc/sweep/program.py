@@ -14,15 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_spmc import setup, training
+from fedjax_spmc import setup
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.pipeline import ClientIndices, Images
+from fedjax_spmc.devices import CLIENTS, map_clients_over
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model, play_round
 from fedjax_spmc.metrics import Counts, make_evaluate
 from fedjax_spmc.setup import Numbers
 from fedjax_spmc.types import Array, PRNGKey
 
-EXPERIMENTS, CLIENTS = "experiments", "clients"
+EXPERIMENTS = "experiments"
 MOST = 256
 """So many experiments a device at most where memory alone would allow more."""
 USABLE = 0.9
@@ -79,22 +80,6 @@ def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
     used = min(len(devices), num_cells)
     wanted = config.sweep.experiment_batch or (1 if devices[0].platform == "cpu" else MOST)
     return Layout(tuple(devices[:used]), EXPERIMENTS, min(wanted, -(-num_cells // used)))
-
-
-def map_clients_over(mesh: Mesh, train_one: Callable[..., Any], stacked: Any, client_batch: int) -> Any:
-    """`training.map_clients` with the rows shared among the devices of a mesh; everyone gets all results.
-
-    Where the rows do not divide evenly, the first ones are trained again as filling and thrown away.
-    """
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    rows = jnp.arange(-(-count // mesh.size) * mesh.size) % count
-
-    def own_rows(mine: Any) -> Any:
-        trained = training.map_clients(train_one, mine, min(client_batch, len(rows) // mesh.size))
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, CLIENTS, tiled=True), trained)
-
-    shared = jax.shard_map(own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=P(), check_vma=False)
-    return jax.tree.map(lambda x: x[:count], shared(jax.tree.map(lambda x: x[rows], stacked)))
 
 
 def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[..., Outcome]:

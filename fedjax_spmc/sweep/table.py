@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import results
@@ -51,7 +52,7 @@ class Ended(NamedTuple):
 def failed(cell: Cell, environment: Mapping[str, Any], error: str) -> Ended:
     """A cell without a result: its row has the keys of the others, with nothing in them."""
     rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = results.summary(rounds, [], is_oracle(cell.config), note, -1)
+    summary = results.summary(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
     return Ended(cell, summary | {"status": FAILED}, environment, error=error)
 
 

@@ -1,0 +1,126 @@
+"""The sum over samples of squared gradients, from one backward pass in which every layer squares before it sums.
+
+A network without cross-talk between samples has one cotangent column per sample in each layer. Where automatic
+differentiation sums the samples' gradients, the layers here sum their squares: for a linear layer
+sum_b (d_b x_b^T)^2 = (d^2) (x^2)^T, a single matrix product. Layers of other kinds are not known here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_spmc.models.layers import ConvolutionPool, Linear, kernel_phases, max_of_first, pooled_patches
+from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
+
+KNOWN = (Linear, ConvolutionPool)
+
+
+def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, key: PRNGKey) -> Params:
+    """Sum over a batch's valid rows of the squared gradient of -log p(label | image), in eval mode.
+
+    Memory: the gradients of the convolutions of all samples, and nothing of that kind for linear layers.
+
+    Returns:
+        A pytree like `variables.params`; check `covers` first.
+    """
+
+    def loss(params: Params) -> Array:
+        with nn.intercept_methods(_squaring):
+            logits, _ = model.apply(params, variables.stats, batch.images, False, key)
+        log_probabilities = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(log_probabilities, batch.labels[:, None], axis=1)[:, 0]
+        return -jnp.sum(jnp.where(batch.valid, chosen, 0.0))
+
+    return jax.grad(loss)(variables.params)
+
+
+def covers(model: Model, variables: Variables) -> bool:
+    """Whether every parameter of a network belongs to a layer that is known here."""
+    paths: set[tuple[str, ...]] = set()
+
+    def collect(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        if isinstance(context.module, KNOWN):
+            paths.update((*context.module.path, leaf) for leaf in ("weight", "bias"))
+        return next_function(*arguments, **keywords)
+
+    def run(variables: Variables) -> Any:
+        images = jnp.zeros((1, *model.image_shape), jnp.float32)
+        with nn.intercept_methods(collect):
+            return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
+
+    jax.eval_shape(run, variables)
+    return set(model.param_order) == paths
+
+
+def _squaring(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+    """Flax's interceptor: calls of known layers take the functions below."""
+    module = context.module
+    if not isinstance(module, KNOWN) or context.method_name != "__call__":
+        return next_function(*arguments, **keywords)
+    weight, bias = (module.get_variable("params", name) for name in ("weight", "bias"))
+    (inputs,) = arguments
+    if isinstance(module, Linear):
+        return _add_bias(_multiply(weight, inputs), bias)
+    return nn.relu(_add_bias(max_of_first(_convolve(weight, inputs)), bias))
+
+
+@jax.custom_vjp
+def _add_bias(values: Array, bias: Array) -> Array:
+    """[O, ..., B] + [O]."""
+    return values + bias.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    by_sample = cotangent.reshape(cotangent.shape[0], -1, cotangent.shape[-1]).sum(axis=1)
+    return cotangent, jnp.square(by_sample).sum(axis=1)
+
+
+_add_bias.defvjp(lambda values, bias: (_add_bias(values, bias), None), _add_bias_backward)
+
+
+@jax.custom_vjp
+def _multiply(weight: Array, inputs: Array) -> Array:
+    """[M, K] @ [K, B]."""
+    return weight @ inputs
+
+
+def _multiply_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    weight, inputs = saved
+    by_weight = jax.lax.dot_general(jnp.square(inputs), jnp.square(cotangent), (((1,), (1,)), ((), ()))).T
+    return by_weight, jax.lax.dot_general(weight, cotangent, (((0,), (0,)), ((), ())))
+
+
+_multiply.defvjp(lambda weight, inputs: (weight @ inputs, (weight, inputs)), _multiply_backward)
+
+
+@jax.custom_vjp
+def _convolve(kernel: Array, images: Array) -> Array:
+    """Kernels [O, C, k, k] in their four phases over images [C, H, W, B] -> [4, O, rows, columns, B]."""
+    patches = pooled_patches(images, kernel.shape[2])
+    products = kernel_phases(kernel) @ patches.reshape(len(patches), -1)
+    return products.reshape(4, kernel.shape[0], *patches.shape[1:])
+
+
+def _convolve_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    kernel, images = saved
+    size, samples = kernel.shape[2], images.shape[-1]
+    phases, by_kernel = jax.vjp(kernel_phases, kernel)
+    patches, by_images = jax.vjp(lambda images: pooled_patches(images, size), images)
+    flat = cotangent.reshape(len(phases), -1)
+    by_patches = jax.lax.dot_general(phases, flat, (((0,), (0,)), ((), ()))).reshape(patches.shape)
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        # One after another, patches and all: stacking the samples' patches takes twice the time on a CPU.
+        image, sent = pair
+        seen = pooled_patches(image[..., None], size).reshape(phases.shape[1], -1)
+        by_phases = jax.lax.dot_general(seen, sent, (((1,), (1,)), ((), ()))).T
+        return total + jnp.square(by_kernel(by_phases)[0]), None
+
+    rows = (jnp.moveaxis(images, -1, 0), jnp.moveaxis(flat.reshape(len(phases), -1, samples), -1, 0))
+    total, _ = jax.lax.scan(add, jnp.zeros_like(kernel), rows)
+    return total, by_images(by_patches)[0]
+
+
+_convolve.defvjp(lambda kernel, images: (_convolve(kernel, images), (kernel, images)), _convolve_backward)
