@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +32,8 @@ ARRAYS = {
 
 
 def small_sweep(rounds=2, seeds=(0,), fields=None, leave_out=(), **grid) -> sweep.Sweep:
-    """Grid fields by path with `__` for the dot."""
-    base = small.config(rounds=rounds, **(fields or {}))
+    """Averaging on the small config; grid fields by path with `__` for the dot."""
+    base = small.config(rounds=rounds, presets="fedavg", **(fields or {}))
     return sweep.Sweep(base, {name.replace("__", "."): values for name, values in grid.items()}, seeds, leave_out)
 
 
@@ -43,7 +42,7 @@ def config_file(folder: Path, grid: str, rounds: int = 2, seeds: str = "(0,)", m
     path = folder / "swept.py"
     path.write_text(
         "from fedjax_spmc.sweep import Sweep\nfrom tests import small\n\n\n"
-        f"def get_config(arg=''):\n    return Sweep(small.config(rounds={rounds}), {grid}, {seeds}{more})\n"
+        f"def get_config(arg=''):\n    return Sweep(small.config({rounds}, 'fedavg'), {grid}, {seeds}{more})\n"
     )
     return str(path)
 
@@ -90,12 +89,14 @@ def test_a_group_holds_cells_that_differ_only_in_arrays():
     (group,) = sweep.groups_of(sweep.expand(one))
     assert len(group.cells) == 2 * 2**5
     for path, values in {
-        "aggregator.options.temperature": [1.0, 2.0],
-        "local.options.strength": [0.0, 1.0],
         "attack.poison_fraction": [0.1, 0.9],
         "attack.schedule.last": [1, 7],
     }.items():
         assert len(sweep.groups_of(sweep.expand(small_sweep(**{path: values})))) == 1, path
+    options = small_sweep(
+        **{"method": ["spmc"], "aggregator.options.temperature": [0.5, 2.0], "local.options.strength": [0.5]}
+    )
+    assert len(sweep.groups_of(sweep.expand(options))) == 1
     for path, values in {
         "federation.num_clients": [4, 5],
         "federation.rounds": [1, 2],
@@ -103,7 +104,7 @@ def test_a_group_holds_cells_that_differ_only_in_arrays():
         "local.batch_size": [4, 8],
         "model.name": ["mlp", "simple_cnn"],
         "data.options.num_train": [160, 200],
-        "aggregator.options.score": ["cosine", "euclidean"],
+        "aggregator.options.optimizer": ["adam", "yogi"],
         "attack.trigger": ["fdcr_paper", "spmc_code"],
         "attack.target_label": [1, 2],
         "method": ["fedavg", "spmc"],
@@ -231,16 +232,17 @@ def test_a_bad_cell_is_reported_before_anything_runs(grid, words, tmp_path, caps
 def test_bad_flags(flags, words, tmp_path, capsys):
     path = config_file(tmp_path, "{'method': ['spmc'], 'local.learning_rate': [0.1, 0.2]}")
     if "cifar10" in flags[0]:  # the options of the base belong to another data set
-        text = Path(path).read_text().replace("small.config(rounds=2)", "make_config()")
+        text = Path(path).read_text().replace("small.config(2, 'fedavg')", "make_config()")
         Path(path).write_text(f"from fedjax_spmc.presets import make_config\n{text}")
     refused(capsys, [f"--config={path}", f"--workdir={tmp_path / 'out'}", *flags], *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_are_no_sweeps_are_left_alone(finished_run, tmp_path, capsys):
-    run = Path(shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard")))
-    other = tmp_path / "other"
+def test_folders_that_are_no_sweeps_are_left_alone(tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
     other.mkdir()
+    (run / "config.json").write_text("{}")
     (other / "results.jsonl").write_text('{"a": 1}\n')
     path = config_file(tmp_path, "{'method': ['spmc']}")
     for folder, words in ((run, "holds a single run"), (other, "line 1")):
@@ -261,7 +263,13 @@ def test_a_second_process_is_refused(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def arrays_sweep():
-    return small_sweep(seeds=(0, 7), **{name.replace(".", "__"): values for name, values in ARRAYS.items()})
+    """SPMC, eight cells."""
+    return sweep.Sweep(
+        small.config(rounds=2),
+        ARRAYS,
+        (0, 7),
+        [lambda cell: cell["partition.beta"] * cell["local.learning_rate"] in (0.005, 0.25)],
+    )
 
 
 def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
@@ -291,7 +299,7 @@ def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
 
 @pytest.fixture(scope="module")
 def played(arrays_sweep, cache_folder, tmp_path_factory):
-    """The folder of a finished sweep of 16 cells, two on each of two devices, its rows and what was compiled."""
+    """The folder of a finished sweep of eight cells, two on each of two devices, its rows and what was compiled."""
     traces = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDJAX_SPMC_CACHE", str(cache_folder))
@@ -310,7 +318,7 @@ def played(arrays_sweep, cache_folder, tmp_path_factory):
 
 def test_there_are_no_more_programs_than_groups(played):
     folder, rows, traces = played
-    assert len(rows) == 16
+    assert len(rows) == 8
     assert traces == 1
     assert not (folder / "work").exists()
 
@@ -328,7 +336,7 @@ def test_the_table_has_a_row_for_every_cell(played, arrays_sweep):
         assert [line["round"] for line in curve(folder, row)] == [0, 1]
         for name in ("commit", "platform", "device", "versions", "data", "fingerprint", "seconds"):
             assert name in row
-    assert len({row["train_loss"] for row in rows}) == 16
+    assert len({row["train_loss"] for row in rows}) == 8
 
 
 def test_pandas_reads_the_table_in_one_line(played):
@@ -336,12 +344,12 @@ def test_pandas_reads_the_table_in_one_line(played):
     folder, rows, _ = played
     frame = pandas.read_json(folder / "results.jsonl", lines=True)
     assert list(frame["config_hash"]) == [row["config_hash"] for row in rows]
-    assert frame.groupby(list(ARRAYS))["V"].count().tolist() == [2] * 8
+    assert frame.groupby(list(ARRAYS))["V"].count().tolist() == [2] * 4
     curves = pandas.concat(pandas.read_json(folder / row["folder"] / "metrics.jsonl", lines=True) for row in rows)
-    assert len(curves) == 32
+    assert len(curves) == 16
 
 
-@pytest.mark.parametrize("index", [1, pytest.param(14, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("index", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_cell_is_its_single_run_within_30_steps(index, played, arrays_sweep):
     """Two rounds of about five steps a client; a cell's folder is read like a run's."""
     folder, rows, _ = played
@@ -369,9 +377,9 @@ def test_array_options_have_the_effect_that_they_have_in_a_single_run(preset, tm
     (_,) = sweep.groups_of(sweep.expand(made))
     rows = sweep.run(made, tmp_path)
     found = [experiment.load(tmp_path / row["folder"]).variables for row in rows]
-    for cell, ours in zip(sweep.expand(made), found, strict=True):
-        for mine, theirs in zip(leaves(ours), leaves(experiment.run(cell.config).variables), strict=True):
-            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    alone = experiment.run(sweep.expand(made)[1].config).variables
+    for mine, theirs in zip(leaves(found[1]), leaves(alone), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
     assert not np.allclose(leaves(found[0])[0], leaves(found[1])[0], atol=1e-5)
 
 
@@ -442,9 +450,25 @@ def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
     assert (lost["status"], sound["status"]) == ("diverged", "finished")
     assert f"in round {lost['diverged_round']}" in lost["error"]
     assert [line["round"] for line in curve(tmp_path, sound)] == [1, 2]
+    alone = small.config(rounds=3, local__learning_rate=1e30, **fields)
     with pytest.raises(RuntimeError, match="stopped being finite"):
-        experiment.run(small.config(rounds=3, local__learning_rate=1e30, **fields), tmp_path / "alone")
+        experiment.run(alone, tmp_path / "alone")
     assert curve(tmp_path, lost) == small.lines(tmp_path / "alone")
+
+
+def test_a_group_whose_program_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
+    compiling, original = [], player.Player.program
+
+    def compiled(self, layout, like):
+        compiling.append(layout)
+        return original(self, layout, like)
+
+    monkeypatch.setattr(player.Player, "program", compiled)
+    made = small_sweep(rounds=1, seeds=range(5), fields={"sweep__experiment_batch": 1, "aggregator__name": "broken"})
+    with registry.aggregators.temporary("broken", broken):
+        rows = sweep.run(made, tmp_path)
+    assert [row["status"] for row in rows] == ["failed"] * 5
+    assert len(compiling) == 1
 
 
 def test_a_partition_that_cannot_be_made_fails_alone(tmp_path):
@@ -474,6 +498,22 @@ def test_the_batch_is_sized_by_what_a_program_needs():
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=1500) == 9
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=50) == 1
     assert not program.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
+
+
+def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
+    cells = sweep.expand(small_sweep(rounds=1, seeds=range(8), fields={"sweep__experiment_batch": 4}))
+    (group,) = sweep.groups_of(cells)
+    built = player.Player(group, setup.load_data(cells[0].config), {})
+    wanted = program.layout_of(cells[0].config, 8, jax.local_devices()[:1])
+    needed = built.memory(wanted, cells[0])
+    assert needed is not None
+    monkeypatch.setattr(program, "bytes_usable", lambda device: needed - 1)
+    fitted = built.fit(wanted, cells[0])
+    assert fitted == wanted._replace(batch=3)
+    assert built.compiled == 2
+    smaller = built.memory(fitted, cells[0])
+    assert smaller is not None
+    assert smaller < needed
 
 
 KILLER = """

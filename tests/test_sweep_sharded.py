@@ -27,9 +27,9 @@ folder, fields = sys.argv[1], {"federation__num_clients": 5, "federation__client
 fields |= {"sweep__experiment_batch": 2, "attack__malicious_fraction": 0.4}
 # Nine cells on 8 x 2 lanes leave seven to fill; of the ten clients of a cell alone two devices have two.
 SWEEPS = {
-    "experiments": sweep.Sweep(small.config(rounds=2, **fields), {}, range(9)),
-    "clients": sweep.Sweep(small.config(rounds=2, federation__num_clients=10, federation__clients_per_round=10,
-                                        partition__min_size=8)),
+    "experiments": sweep.Sweep(small.config(1, "fedavg", **fields), {}, range(9)),
+    "clients": sweep.Sweep(small.config(2, "fedavg", federation__num_clients=10, federation__clients_per_round=10,
+                                       partition__min_size=8)),
 }
 devices = jax.local_devices()
 for name, made in SWEEPS.items():

@@ -34,8 +34,7 @@ def plan(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> Iterato
         text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
         if estimate:
             dataset, environment = loader.of(group.cells[0].config)
-            with jax.default_matmul_precision(group.cells[0].config.precision):
-                seconds, needed, layout = _measure(Player(group, dataset, environment), group, layout)
+            seconds, needed, layout = _measure(Player(group, dataset, environment), group, layout)
             total += seconds
             text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
             memory = "memory unknown" if needed is None else f"{needed / 2**20:,.0f} MiB a device"

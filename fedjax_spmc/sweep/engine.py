@@ -138,19 +138,7 @@ def play_group(
     Raises:
         WorkdirError: what must be kept cannot be written.
     """
-    with jax.default_matmul_precision(group.cells[0].config.precision):
-        return _play_group(group, pending, dataset, environment, work, sink, note)
 
-
-def _play_group(
-    group: Group,
-    pending: Collection[str],
-    dataset: data.Dataset,
-    environment: Mapping[str, Any],
-    work: Path | None,
-    sink: Sink,
-    note: Note,
-) -> int:
     def fail(cells: Sequence[Cell], error: Exception) -> None:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         for cell in cells:
@@ -173,10 +161,10 @@ def _play_group(
         layout = programs.layout_of(group.cells[0].config, len(left), jax.local_devices())
     fitted = False
     while left:
-        cells = first or left[: layout.lanes]
+        cells = left  # a program that cannot be compiled fails them all
         try:
-            layout, fitted = layout if fitted else player.fit(layout, cells[0]), True
-            cells = cells[: layout.lanes]
+            layout, fitted = layout if fitted else player.fit(layout, left[0]), True
+            cells = (first or left)[: layout.lanes]
             load = Load(
                 group=group.key,
                 ids=tuple(cell.id for cell in cells),

@@ -56,15 +56,12 @@ class Player:
         self._shared: tuple[Layout, Shared] | None = None
         self._begin = setup.make_begin(self._config, dataset.info, self._host.server)
 
-    def parts(self, cell: Cell) -> list[np.ndarray]:
-        """The index lists of a cell's clients."""
-        return self._parts[cell.id]
-
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
         """A cell's state before round 0 and what its program reads: bit for bit those of a single run."""
         key = jax.random.key(cell.config.seed)
         numbers = setup.numbers_of(cell.config)
-        state = self._begin(key, setup.roster(cell.config, key), numbers)
+        with jax.default_matmul_precision(self._config.precision):
+            state = self._begin(key, setup.roster(cell.config, key), numbers)
         indices = pad_indices(self._parts[cell.id], self._width)
         arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), numbers)
         return state, Lane(key, ClientIndices(*indices), arrays)
@@ -155,7 +152,8 @@ class Player:
             # The shardings are told here and not by the shapes, so that the clients' training may close over arrays.
             spread, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
             jitted = jax.jit(program, in_shardings=(spread, spread, whole, whole), out_shardings=spread)
-            self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
+            with jax.default_matmul_precision(self._config.precision):
+                self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
             self.compiled += 1
         return self._programs[layout]
 
