@@ -20,6 +20,7 @@ FIELDS: dict[str, Any] = {
     "model.name": "mlp",
     "federation.num_clients": 4,
     "federation.clients_per_round": 4,
+    "federation.devices": 1,  # compiles faster; tests/test_devices.py has more
     "local.epochs": 1,
     "local.batch_size": 8,
     "attack.malicious_fraction": 0.25,

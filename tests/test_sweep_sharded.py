@@ -29,7 +29,7 @@ fields |= {"sweep__experiment_batch": 2, "attack__malicious_fraction": 0.4}
 SWEEPS = {
     "experiments": sweep.Sweep(small.config(1, "fedavg", **fields), {}, range(9)),
     "clients": sweep.Sweep(small.config(2, "fedavg", federation__num_clients=10, federation__clients_per_round=10,
-                                       partition__min_size=8)),
+                                       federation__devices=8, partition__min_size=8)),
 }
 devices = jax.local_devices()
 for name, made in SWEEPS.items():

@@ -74,9 +74,15 @@ class Outcome(NamedTuple):
 
 
 def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
-    """How to spread a group of so many cells before anything is known of its memory."""
-    if num_cells == 1 and len(devices) > 1:
-        return Layout(tuple(devices[: config.federation.clients_per_round]), CLIENTS, 1)
+    """How to spread a group of so many cells before anything is known of its memory.
+
+    A cell that is alone shares its clients among the devices. CPU devices do so only where `federation.devices` says
+    how many: XLA aborts the process when one of them waits for another for longer than 40 s.
+    """
+    shared = config.federation.devices or (1 if devices[0].platform == "cpu" else len(devices))
+    shared = min(shared, len(devices), config.federation.clients_per_round)
+    if num_cells == 1 and shared > 1:
+        return Layout(tuple(devices[:shared]), CLIENTS, 1)
     used = min(len(devices), num_cells)
     wanted = config.sweep.experiment_batch or (1 if devices[0].platform == "cpu" else MOST)
     return Layout(tuple(devices[:used]), EXPERIMENTS, min(wanted, -(-num_cells // used)))
