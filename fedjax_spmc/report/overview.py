@@ -10,7 +10,7 @@ from fedjax_spmc.report.read import Found, Run
 from fedjax_spmc.report.settings import Estimate, Setting, departures, differing, labels, shown
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
-SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
+SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
 DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
 
 
@@ -36,8 +36,8 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     notes = [
         INTERVALS,
         "R = 100 - ASR, V = (A + R) / 2; ASR leaves out test images whose true class is the target, _all keeps them.",
-        "TPR and FPR: the flags of all evaluated rounds pooled; 0 for rules that flag nobody. α: mean weight of a benign "
-        "and of a malicious client over all evaluated rounds.",
+        "TPR and FPR: the flags of all evaluated rounds pooled; 0 for rules that flag nobody. α: mean weight of a"
+        " benign and of a malicious client over all evaluated rounds.",
     ]
     columns = ["seeds", "rounds", *SETTINGS_COLUMNS, *DETECTION_COLUMNS]
     return Table("settings", "Every setting", notes, ("setting",), [("", len(columns))], columns, rows)
@@ -107,7 +107,9 @@ def facts(found: Found) -> list[Fact]:
         _fact("device", [_device(run) for run in runs]),
         _fact("machine", [str(_part(run, "machine").get("system") or "–") for run in runs]),
         _fact("commit", [str(run.environment.get("commit") or "–") for run in runs]),
-        *(_fact(name, [str(one.get(name) or "–") for one in versions]) for name in names),
+        _fact(
+            "versions", [", ".join(f"{name} {one[name]}" for name in names if one.get(name)) or "–" for one in versions]
+        ),
     ]
     if any(run.folder is None for run in runs):
         kept = [
@@ -149,7 +151,8 @@ def config_differences(
             counts = Counter(shown(one.config[path]) for one in settings if path in one.config)
             if len(counts) > 1:
                 varied.append((path, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))))
-    common = [(path, shown(settings[0].config[path])) for path in paths if settings and path not in apart]
+    shared = [path for path in paths if path not in apart and all(path in one.config for one in settings)]
+    common = [(path, shown(settings[0].config[path])) for path in shared]
     return varied, common
 
 

@@ -10,13 +10,13 @@ from fedjax_spmc.report.settings import MARKS, NOTHING, Estimate
 
 BEST, SECOND = 1, 2
 RANKING = (
-    "Bold: the best mean of a column, and every cell whose interval overlaps the best one's; underlined: the same among "
-    "the cells that are left. Only cells with two finished seeds or more and without an oracle are compared."
+    "Bold: the best mean of a column, and every cell whose interval overlaps the best one's; underlined: the same among"
+    " the cells that are left. Only cells with two finished seeds or more and without an oracle are compared."
 )
 INTERVALS = (
     "Mean over the seeds of the mean of the last five evaluated rounds, percent; in brackets the 95 % percentile "
-    "bootstrap interval over seeds. Of two or three seeds it spans hardly more than the smallest and the largest and is "
-    "narrower than it should be."
+    "bootstrap interval over seeds. Of two or three seeds it spans hardly more than the smallest and the largest and"
+    " is narrower than it should be."
 )
 
 
