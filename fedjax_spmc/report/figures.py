@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_spmc import plots
 from fedjax_spmc.report import read
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import CONDITIONS, Setting, conditions_of, differing, labels, shown
+from fedjax_spmc.report.settings import CONDITIONS, Setting, conditions_of, differing, labels, short, shown
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 """Okabe and Ito's palette; yellow is darkened, and black is left to the ink."""
@@ -71,7 +71,7 @@ def inline(svg: str, caption: str) -> str:
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", body))
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="{mark}{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{mark}", body)
-    body = re.sub(r"(\d\.\d\d)\d+", r"\1", body)
+    body = re.sub(r' (?:d|x|y|points|transform)="[^"]*"', lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m[0]), body)
     body = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", body)
     body = re.sub(r"(fill|stroke): (#0072b2|#d55e00)", lambda m: f"{m[1]}: var(--{m[2][1:]}, {m[2]})", body)
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', body)
@@ -105,7 +105,7 @@ def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
     panels: dict[tuple[str, ...], list[Setting]] = {}
     for setting in drawn:
         apart = {path: setting.config[path] for path in axes} | conditions_of(setting.config)
-        words = [f"{path.rpartition('.')[2]} = {shown(value)}" for path, value in apart.items()]
+        words = [f"{short(path)} = {shown(value)}" for path, value in apart.items()]
         panels.setdefault(tuple(words), []).append(setting)
     ordered = sorted(panels.items(), key=lambda pair: -len(pair[1]))
     made = [_panel(", ".join(words), members) for words, members in ordered[:MOST_PANELS]]
@@ -162,33 +162,24 @@ def of_run(run: Run) -> list[Picture]:
     scores, weights, flagged = (read.by_client(run, name) for name in ("scores", "weights", "flagged"))
     made = []
     if np.nan_to_num(scores).any():
-        made.append(
-            draw(
-                lambda axis: (
-                    plots.draw_clients(axis, rounds, scores, run.malicious, flagged),
-                    axis.set_title("score"),
-                ),
-                "score of each client over the rounds (V_k for FDCR); rings: flagged",
-            )
-        )
+
+        def paint_scores(axis: Any) -> None:
+            plots.draw_clients(axis, rounds, scores, run.malicious, flagged)
+            axis.set_title("score")
+
+        made.append(draw(paint_scores, "score of each client over the rounds (V_k for FDCR); rings: flagged"))
     if not np.isnan(weights).all():
-        made.append(
-            draw(
-                lambda axis: (plots.draw_clients(axis, rounds, weights, run.malicious), axis.set_title("weight α")),
-                "weight of each client over the rounds",
-            )
-        )
+
+        def paint_weights(axis: Any) -> None:
+            plots.draw_clients(axis, rounds, weights, run.malicious)
+            axis.set_title("weight α")
+
+        made.append(draw(paint_weights, "weight of each client over the rounds"))
         if len(run.malicious) <= MOST_CLIENTS:
             tall = min(1.6 + 0.22 * len(run.malicious), 9)
             paint = lambda axis: _heat_map(axis, rounds, weights, run.malicious)  # noqa: E731
-            made.append(
-                draw(
-                    paint,
-                    "weights of the clients over the rounds, malicious rows in orange",
-                    height=tall,
-                    margins=NAMED_ROWS,
-                )
-            )
+            caption = "weights of the clients over the rounds, malicious rows in orange"
+            made.append(draw(paint, caption, height=tall, margins=NAMED_ROWS))
     if (flagged > 0).any():
         made.append(draw(lambda axis: _detection(axis, run), "share of the clients that were flagged, by kind"))
     return made + _importances(run)

@@ -159,7 +159,7 @@ def _strip(run: Run, config: Any, dataset: Any) -> Strip:
     chosen = pick(dataset.test_labels, target)
     labels = np.asarray(dataset.test_labels)[chosen]
     images = augment.normalise(jnp.asarray(dataset.test_images[chosen]), mean, std)
-    words = CLASSES.get(info.name, [str(i) for i in range(info.num_classes)])
+    words: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
     def row(batch: Any, wanted: np.ndarray | None) -> list[Answer]:
         with jax.default_matmul_precision(config.precision):
@@ -177,7 +177,7 @@ def _strip(run: Run, config: Any, dataset: Any) -> Strip:
                 if heat is None
                 else figures.png(to_png(overlay(pixels[i], heat[i])), f"Grad-CAM: {name}", "pixels")
             )
-            made.append(Answer(shown, warm, words[truth], f"{words[answer]} ({said})", kind))
+            made.append(Answer(shown, warm, words[int(truth)], f"{words[answer]} ({said})", kind))
         return made
 
     clean = row(images, None)
@@ -214,7 +214,7 @@ def to_png(image: np.ndarray) -> bytes:
     """A PNG of an image [H, W, 1 or 3] in [0, 1]."""
     from PIL import Image
 
-    values = np.uint8(np.rint(255 * np.clip(image, 0, 1)))
+    values = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(values[..., 0] if values.shape[2] == 1 else values).save(buffer, format="PNG")
     return buffer.getvalue()

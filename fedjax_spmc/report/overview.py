@@ -67,11 +67,12 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             words = [
                 run.status + (f": {run.error}" if run.error else ""),
                 str(run.lines[-1]["round"] + 1 if run.lines else 0),
-                duration(run.seconds()),
                 str(kind or "–"),
                 str(run.environment.get("commit") or "–")[:12],
             ]
+            time = Cell(Estimate(run.seconds(), math.nan, math.nan, 1), text=duration(run.seconds()))
             cells = [Cell(text=str(run.config["seed"])), *numbers, *(Cell(text=word) for word in words)]
+            cells.insert(-2, time)
             rows.append(Row("", (label, run.name), cells))
     columns = ["seed", "A", "ASR", "R_all", "status", "rounds", "time", "device", "commit"]
     notes = ["Mean of the last five evaluated rounds. Time: training and evaluating, without compiling."]

@@ -147,7 +147,8 @@ def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Ta
     for name in LAYOUTS:
         blocks: dict[str, list[Setting]] = {}
         for setting in settings:
-            if any(case == case_of(setting.config) for _, case in figures(name)) and _belongs(name, setting):
+            printed = any(case == case_of(setting.config) for _, case in figures(name))
+            if (printed or name in wanted) and _belongs(name, setting):
                 blocks.setdefault(json.dumps(conditions_of(setting.config), default=str), []).append(setting)
         shown = [block for block in blocks.values() if name in wanted or _says_something(name, block)]
         shown.sort(key=lambda block: -len(block))
@@ -184,7 +185,7 @@ def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
     layout, published = LAYOUTS[name], figures(name)
     cases = list(dict.fromkeys(case for _, case in published))
     run = {case_of(setting.config) for setting in block} or set(cases)
-    here = [case for case in cases if case in run]
+    here = [case for case in cases if case in run] + sorted(run - set(cases))
     columns = list(dict.fromkeys((data, beta) for data, beta, _ in here))
     fractions = list(dict.fromkeys(fraction for *_, fraction in here))
     betas = len({beta for _, beta in columns}) > 1

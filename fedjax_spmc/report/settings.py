@@ -85,7 +85,7 @@ class Setting(NamedTuple):
         """(rounds, mean, low, high) over the seeds, all [rounds]; low and high NaN below two seeds."""
         series = [run.series(name) for run in self.counted if run.lines]
         if not series:
-            return (np.zeros(0),) * 4
+            return np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0)
         rounds = np.unique(np.concatenate([one[0] for one in series]))
         values = np.full((len(series), len(rounds)), np.nan)
         for row, (at, known) in zip(values, series, strict=True):
@@ -262,17 +262,30 @@ CONDITIONS = ("data.name", "attack.malicious_fraction", "partition.beta", "feder
 """Fields that are named wherever settings differ in them; others only where they depart from the paper's."""
 
 
+SHORT = {"data.name": "data", "attack.malicious_fraction": "γ", "partition.beta": "β", "attack.name": "attack"}
+
+
+def short(path: str) -> str:
+    """A field's name in labels."""
+    return SHORT.get(path, path.rpartition(".")[2])
+
+
 def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[str]:
     """A name for each setting: the method, and what tells it from the paper's and from the other settings."""
-    paths = differing(settings)
+    everywhere = {path for path in differing(settings) if path in CONDITIONS}
+    by_data: dict[str, list[Setting]] = {}
+    for setting in settings:
+        by_data.setdefault(setting.config["data.name"], []).append(setting)
+    # What only tells data sets apart is told by their names.
+    within = {name: everywhere | set(differing(members)) for name, members in by_data.items()}
     told = {*leave_out, "local.rule", "aggregator.name"}
     named = []
     for setting in settings:
         variant = variant_of(setting.config)
         own = departures(setting.config, variant)
         words = [
-            f"{path.rpartition('.')[2]}={shown(setting.config[path])}"
-            for path in sorted(paths, key=lambda path: (path not in CONDITIONS, path))
+            f"{short(path)}={shown(setting.config[path])}"
+            for path in sorted(within[setting.config["data.name"]], key=lambda path: (path not in CONDITIONS, path))
             if path in setting.config and path not in told and (path in CONDITIONS or path in own)
         ]
         named.append(", ".join([method_of(setting.config) + (":reference" if variant else ""), *words]))

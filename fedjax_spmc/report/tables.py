@@ -29,7 +29,7 @@ class Cell(NamedTuple):
         marks: letters of `settings.MARKS`.
         rank: BEST, SECOND or 0.
         digits: decimals that are shown.
-        text: what is shown in place of the estimate.
+        text: what is shown in place of the estimate, which still sorts.
     """
 
     estimate: Estimate = NOTHING
@@ -65,9 +65,7 @@ class Cell(NamedTuple):
 
     def sort(self) -> str:
         """What a click on the column's head sorts by; empty stands last."""
-        if self.text is not None:
-            return self.text
-        return f"{self.estimate.mean:.9g}" if self.estimate.known else ""
+        return f"{self.estimate.mean:.9g}" if self.estimate.known else self.text or ""
 
 
 class Row(NamedTuple):
