@@ -26,8 +26,9 @@ from fedjax_spmc.sweep.table import FINISHED, Table
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = """
 flags: --rounds=N --seeds=0,1,2 --limit=N (so many training and so many test images) --data=NAME,... --methods=NAME,...
-       --only=FIELD=VALUE,... (of the values that a field is swept over) --reference (as the authors' code does it) --workdir=DIR --out=DIR --details=N --keep (copies the finished cells'
-       small files to experiments/results) --dry-run --config.FIELD=VALUE
+       --only=FIELD=VALUE,... (in place of the values that a field is swept over) --reference (as the authors' code
+       does it) --workdir=DIR --out=DIR --details=N --keep (copies the finished cells' small files to
+       experiments/results) --dry-run --config.FIELD=VALUE
 """
 
 
