@@ -1,4 +1,4 @@
-"""The report's page in a real browser: no errors, no network, all pictures, sorting, wide and narrow, light and dark."""
+"""The report in a browser: no errors, no network, all pictures, sorting, wide and narrow, light and dark."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, finished_run) -> Path:
-    """A page of made-up runs, a real run with its model, an unfinished one and one whose folder is named like markup."""
+    """A page of made-up runs, a real run with its model, and an unfinished one whose folder is named like markup."""
     folder = tmp_path_factory.mktemp("report")
     for seed in (0, 1, 2):
         for preset, accuracy in (("fedavg", 60.0), ("spmc", 66.0), ("dnc", 50.0)):

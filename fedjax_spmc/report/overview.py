@@ -63,7 +63,11 @@ def runs_table(settings: Sequence[Setting]) -> Table:
         for run in setting.runs:
             device = run.environment.get("device")
             kind = device.get("kind") if isinstance(device, dict) else None
-            numbers = [Cell(Estimate(run.numbers[name], math.nan, math.nan, 1)) for name in ("A", "ASR", "R_all")]
+            names = ("A", "ASR", "R_all", "V_all", "alpha_smallest", "alpha_largest")
+            numbers = [
+                Cell(Estimate(run.numbers[name], math.nan, math.nan, 1), digits=4 if name.startswith("alpha") else 2)
+                for name in names
+            ]
             words = [
                 run.status + (f": {run.error}" if run.error else ""),
                 str(run.lines[-1]["round"] + 1 if run.lines else 0),
@@ -74,8 +78,12 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             cells = [Cell(text=str(run.config["seed"])), *numbers, *(Cell(text=word) for word in words)]
             cells.insert(-2, time)
             rows.append(Row("", (label, run.name), cells))
-    columns = ["seed", "A", "ASR", "R_all", "status", "rounds", "time", "device", "commit"]
-    notes = ["Mean of the last five evaluated rounds. Time: training and evaluating, without compiling."]
+    weights = ("α smallest", "α largest")
+    columns = ["seed", "A", "ASR", "R_all", "V_all", *weights, "status", "rounds", "time", "device", "commit"]
+    notes = [
+        "Mean of the last five evaluated rounds. α: the smallest and the largest weight of any client in any round. "
+        "Time: training and evaluating, without compiling."
+    ]
     return Table("runs", "Every run", notes, ("setting", "folder"), [("", len(columns))], columns, rows)
 
 

@@ -20,7 +20,7 @@ from fedjax_spmc.errors import ConfigError, WorkdirError
 FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
 NOT_RUNS = {"checkpoint", "tensorboard", "work"}
 """Folders that belong to a run or a sweep and hold no run."""
-PER_RUN = ("tpr_run", "fpr_run", "alpha_benign", "alpha_malicious")
+PER_RUN = ("tpr_run", "fpr_run", "alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
 """Numbers of a whole run that `Run.numbers` has besides the means of the last five evaluated rounds."""
 
 
@@ -221,7 +221,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _over_run(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
-    """Flags pooled over all evaluated rounds, and the mean weight of a benign and of a malicious client."""
+    """Flags pooled over all evaluated rounds; mean weights of benign and malicious clients, smallest and largest."""
     here = np.concatenate([took_part(line) for line in lines])
     ids = np.concatenate([ids_of(line) for line in lines])[here]
     flagged, weights = (np.concatenate([by_row(line, name) for line in lines])[here] for name in ("flagged", "weights"))
@@ -231,7 +231,9 @@ def _over_run(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict
         known = values[~np.isnan(values)]
         return float(known.mean()) if len(known) else math.nan
 
-    values = (100 * mean(flagged[bad]), 100 * mean(flagged[~bad]), mean(weights[~bad]), mean(weights[bad]))
+    known = weights[~np.isnan(weights)]
+    ends = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
+    values = (100 * mean(flagged[bad]), 100 * mean(flagged[~bad]), mean(weights[~bad]), mean(weights[bad]), *ends)
     return dict(zip(PER_RUN, values, strict=True))
 
 
