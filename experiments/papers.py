@@ -96,7 +96,7 @@ def _main(
         narrow["method"] = flags.methods.split(",")
     for word in flags.only:
         name, _, values = word.partition("=")
-        narrow[name] = [FIELDS[name].parse(value) if name in FIELDS else value for value in values.split(",")]
+        narrow[name] = values.split(",")
 
     wanted = [_sweep(name, arg, flags.reference, narrow, [int(n) for n in numbers], changes) for name, arg in sweeps]
     kept = {} if models else _kept(flags.results)
@@ -135,12 +135,21 @@ def _sweep(
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = module.get_config(",".join(word for word in (arg, "reference" if reference else "") if word))
-    suffix = ",reference" if reference else ""
+    if reference and "method" in narrow:
+        narrow = {**narrow, "method": [f"{method},reference" for method in narrow["method"]]}
     grid = {
-        name: [value + suffix if name == "method" else value for value in narrow[name]] if name in narrow else values
+        name: [_value(name, value, values) for value in narrow[name]] if name in narrow else values
         for name, values in made.grid.items()
     }
     return override(made._replace(grid=grid, seeds=tuple(seeds)), changes)
+
+
+def _value(name: str, wanted: Any, swept: Sequence[Any]) -> Any:
+    """A value of a swept field, which the command line gives as text."""
+    if not isinstance(wanted, str) or wanted in swept:
+        return wanted
+    same = [value for value in swept if str(value) == wanted]
+    return same[0] if same else FIELDS[name].parse(wanted) if name in FIELDS else wanted
 
 
 def _kept(results: Path) -> dict[str, Path]:

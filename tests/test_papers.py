@@ -11,14 +11,15 @@ from fedjax_spmc.report import published
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
-    "--rounds=1", "--seeds=0", "--limit=120", "--data=synthetic", "--details=1", "--only=attack.malicious_fraction=0.3",
-    "--config.model.name=mlp", "--config.local.epochs=1", "--config.local.batch_size=8", "--config.partition.min_size=1",
+    "--rounds=1", "--seeds=0", "--limit=120", "--data=synthetic", "--details=0", "--only=attack.malicious_fraction=0.3",
+    "--config.model.name=mlp", "--config.local.epochs=1", "--config.local.batch_size=8",
+    "--config.partition.min_size=1",
 )  # fmt: skip
 ONE_BETA = "--only=partition.beta=0.5"
 SCRIPTS = {
     "spmc_table2": ("--methods=fedavg,spmc",),
     "spmc_fig6": ("--methods=fedavg",),
-    "spmc_fig7": ("--methods=spmc",),
+    "spmc_fig7": ("--methods=spmc", "--details=1"),
     "fdcr_table1": (ONE_BETA, "--only=aggregator.options.cluster=finch"),
     "fdcr_table2": (ONE_BETA, "--only=aggregator.options.importance=True"),
     "fdcr_table3": (
@@ -50,11 +51,19 @@ def test_every_table_has_a_script():
     assert set(TABLES.values()) == set(published.LAYOUTS)
 
 
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """One sweep for all scripts: they share cells, as the papers' tables do."""
+    return tmp_path_factory.mktemp("papers") / "sweep"
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_plays_and_reports(name, tmp_path, monkeypatch):
-    assert play(monkeypatch, name, *TOY, *SCRIPTS[name], f"--workdir={tmp_path / 'sweep'}") == 0
-    out = tmp_path / "sweep" / "report"
-    assert "runs in detail" in (out / "index.html").read_text().lower()
+def test_script_plays_and_reports(name, workdir, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert play(monkeypatch, name, *TOY, *SCRIPTS[name], f"--workdir={workdir}", f"--out={out}") == 0
+    text = (out / "index.html").read_text()
+    assert "accuracy A over the rounds" in text
+    assert ("with the trigger</h4>" in text) == (name == "spmc_fig7")
     if name in TABLES:
         with (out / "tables" / f"{TABLES[name]}.csv").open() as stream:
             rows = [row for row in csv.DictReader(stream) if row["group"].startswith("synthetic")]
@@ -62,9 +71,9 @@ def test_script_plays_and_reports(name, tmp_path, monkeypatch):
         assert any(row["mean"] for row in rows)
 
 
-def test_kept_cells_are_not_played_again(tmp_path, monkeypatch, capsys):
+def test_kept_cells_are_not_played_again(workdir, tmp_path, monkeypatch, capsys):
     toy = [*TOY, "--methods=fedavg", f"--results={tmp_path / 'kept'}"]
-    assert play(monkeypatch, "spmc_fig6", *toy, f"--workdir={tmp_path / 'first'}", "--keep") == 0
+    assert play(monkeypatch, "spmc_fig6", *toy, f"--workdir={workdir}", f"--out={tmp_path / 'first'}", "--keep") == 0
     capsys.readouterr()
     again = (f"--workdir={tmp_path / 'second'}", f"--out={tmp_path / 'out'}")
     assert play(monkeypatch, "spmc_fig6", *toy, *again) == 0
