@@ -13,6 +13,8 @@ if typing.TYPE_CHECKING:
 COLOURS = {"A": "#0072B2", "ASR": "#D55E00", "R": "#009E73", "V": "#CC79A7"}
 """Okabe and Ito's palette: told apart with any colour vision."""
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
+IN_CELL = "#111111"
+"""Ink on light cells. Plain black is what a report turns into the page's own ink, which is light on a dark page."""
 FEW = 40
 """Up to so many clients each gets a line or a name of its own."""
 
@@ -54,27 +56,36 @@ def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:
         path: the PNG to write.
     """
     num_clients, num_classes = counts.shape
-    few = num_clients <= FEW and num_classes <= 20
     figure = _figure(min(3 + 0.5 * num_classes, 14), min(1.6 + 0.32 * num_clients, 12))
-    axis = figure.subplots()
+    draw_partition(figure.subplots(), counts, malicious)
+    figure.savefig(path, dpi=120)
+
+
+def draw_partition(axis: Any, counts: np.ndarray, malicious: np.ndarray) -> None:
+    """Draws the table of `partition` on an axis."""
+    num_clients, num_classes = counts.shape
     image = axis.imshow(counts, cmap="Blues", aspect="auto", vmin=0)
-    if few:
+    if num_clients <= FEW and num_classes <= 20:
         top = max(1, counts.max())
         for client in range(num_clients):
             for label in range(num_classes):
-                colour = "white" if counts[client, label] > 0.6 * top else "black"
+                colour = "white" if counts[client, label] > 0.6 * top else IN_CELL
                 axis.text(label, client, str(counts[client, label]), ha="center", va="center", color=colour, fontsize=7)
         axis.set_yticks(
             range(num_clients),
             [f"{k}{' malicious' if malicious[k] else ''}  ({counts[k].sum()})" for k in range(num_clients)],
             fontsize=8,
         )
-        for tick, bad in zip(axis.get_yticklabels(), malicious, strict=True):
-            tick.set_color(MALICIOUS if bad else "black")
+        mark_malicious(axis.get_yticklabels(), malicious)
         axis.set_xticks(range(num_classes))
     axis.set(xlabel="class", ylabel="client (images)", title="training images by client and class")
-    figure.colorbar(image, ax=axis)
-    figure.savefig(path, dpi=120)
+    axis.figure.colorbar(image, ax=axis)
+
+
+def mark_malicious(labels: Sequence[Any], malicious: np.ndarray) -> None:
+    """Colours the labels of an axis that belong to malicious clients."""
+    for label, bad in zip(labels, malicious, strict=True):
+        label.set_color(MALICIOUS if bad else "black")
 
 
 def verdicts(history: Sequence[Mapping[str, Any]], malicious: np.ndarray, path: Path) -> None:
@@ -96,30 +107,46 @@ def verdicts(history: Sequence[Mapping[str, Any]], malicious: np.ndarray, path: 
             table[i, rows] = np.array(line[name], float)[took_part]
     figure = _figure(9.6, 3.6)
     axes = figure.subplots(1, 2)
-    for axis, name in zip(axes, ("scores", "weights"), strict=True):
-        for colour, label, group in ((BENIGN, "benign", ~malicious), (MALICIOUS, "malicious", malicious)):
-            values = tables[name][:, group]
-            seen = ~np.isnan(values).all(axis=1)
-            if not seen.any():
-                continue
-            if len(malicious) <= FEW:
-                lines = axis.plot(rounds, values, color=colour, alpha=0.7, linewidth=1.2, marker=".", markersize=3)
-                lines[0].set_label(label)
-            else:
-                low, middle, high = np.nanquantile(values[seen], (0, 0.5, 1), axis=1)
-                axis.fill_between(rounds[seen], low, high, color=colour, alpha=0.2, linewidth=0)
-                axis.plot(rounds[seen], middle, color=colour, label=label)
-        axis.set(title=f"{name[:-1]} of each client", xlabel="round")
-        axis.grid(alpha=0.3)
-    flagged = np.argwhere(tables["flagged"] > 0)
-    if len(malicious) <= FEW and len(flagged):
-        marked = tables["scores"][flagged[:, 0], flagged[:, 1]]
-        axes[0].scatter(rounds[flagged[:, 0]], marked, s=36, facecolors="none", edgecolors="black", linewidths=0.8)
-        axes[0].scatter([], [], s=36, facecolors="none", edgecolors="black", linewidths=0.8, label="flagged")
-    for axis in axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="best", frameon=False, fontsize=8)
+    draw_clients(axes[0], rounds, tables["scores"], malicious, tables["flagged"])
+    draw_clients(axes[1], rounds, tables["weights"], malicious)
+    for axis, name in zip(axes, ("score", "weight"), strict=True):
+        axis.set_title(f"{name} of each client")
     figure.savefig(path, dpi=120)
+
+
+def draw_clients(
+    axis: Any, rounds: np.ndarray, values: np.ndarray, malicious: np.ndarray, flagged: np.ndarray | None = None
+) -> None:
+    """Draws a number of every client over the rounds; of more than 40 the median and the range of either kind.
+
+    Args:
+        axis: of a figure.
+        rounds: [R], from 1.
+        values: [R, N], NaN where a client did not take part.
+        malicious: [N] bool.
+        flagged: [R, N], above 0 where the client was flagged; None marks none.
+    """
+    for colour, label, group in ((BENIGN, "benign", ~malicious), (MALICIOUS, "malicious", malicious)):
+        seen = ~np.isnan(values[:, group]).all(axis=1)
+        if not seen.any():
+            continue
+        if len(malicious) <= FEW:
+            style: dict[str, Any] = {"color": colour, "alpha": 0.7, "linewidth": 1.2, "markersize": 3}
+            lines = axis.plot(rounds, values[:, group], marker="." if len(rounds) < FEW else None, **style)
+            lines[0].set_label(label)
+        else:
+            low, middle, high = np.nanquantile(values[seen][:, group], (0, 0.5, 1), axis=1)
+            axis.fill_between(rounds[seen], low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(rounds[seen], middle, color=colour, label=label)
+    if flagged is not None and len(malicious) <= FEW and (flagged > 0).any():
+        marked = np.argwhere(flagged > 0)
+        ring: dict[str, Any] = {"s": 36, "facecolors": "none", "edgecolors": "black", "linewidths": 0.8}
+        axis.scatter(rounds[marked[:, 0]], values[marked[:, 0], marked[:, 1]], **ring)
+        axis.scatter([], [], label="flagged", **ring)
+    axis.set_xlabel("round")
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="best", frameon=False, fontsize=8)
 
 
 def importances(details: Mapping[str, np.ndarray], malicious: np.ndarray, path: Path) -> None:
@@ -135,21 +162,30 @@ def importances(details: Mapping[str, np.ndarray], malicious: np.ndarray, path: 
     figure = _figure(9.6 if similarity is not None else 5.2, 3.9)
     axes = figure.subplots(1, 2 if similarity is not None else 1, squeeze=False)[0]
     if similarity is not None:
-        image = axes[0].imshow(similarity, cmap="viridis", vmin=0, vmax=1)
-        axes[0].set(title="cosine between importances", xlabel="client (row)", ylabel="client (row)")
-        if len(malicious) <= FEW:
-            for ticks in (axes[0].set_xticks(range(len(malicious))), axes[0].set_yticks(range(len(malicious)))):
-                for tick, bad in zip(ticks, malicious, strict=True):
-                    tick.label1.set_color(MALICIOUS if bad else "black")
-        figure.colorbar(image, ax=axes[0])
+        draw_similarity(axes[0], similarity, malicious)
+    draw_distribution(axes[-1], details, malicious)
+    figure.savefig(path, dpi=120)
+
+
+def draw_similarity(axis: Any, similarity: np.ndarray, malicious: np.ndarray) -> None:
+    """Draws the cosines between the importances of all pairs, [K, K]; `malicious` is [K] bool, by row."""
+    image = axis.imshow(similarity, cmap="viridis", vmin=0, vmax=1)
+    axis.set(title="cosine between importances", xlabel="client (row)", ylabel="client (row)")
+    if len(malicious) <= FEW:
+        for ticks in (axis.set_xticks(range(len(malicious))), axis.set_yticks(range(len(malicious)))):
+            mark_malicious([tick.label1 for tick in ticks], malicious)
+    axis.figure.colorbar(image, ax=axis)
+
+
+def draw_distribution(axis: Any, details: Mapping[str, np.ndarray], malicious: np.ndarray) -> None:
+    """Draws the shares of the parameters by importance, a line per client; see `importances`."""
     edges = [f"{edge:.0e}" for edge in details["importance_edges"]]
     names = [f"< {edges[0]}", *[f"< {edge}" for edge in edges[1:]], f"≥ {edges[-1]}"]
     for colour, label, group in ((BENIGN, "benign", ~malicious), (MALICIOUS, "malicious", malicious)):
-        lines = axes[-1].plot(details["importance_shares"][group].T, color=colour, alpha=0.7, linewidth=1.2)
+        lines = axis.plot(details["importance_shares"][group].T, color=colour, alpha=0.7, linewidth=1.2)
         if lines:
             lines[0].set_label(label)
-    axes[-1].set_xticks(range(len(names)), names, rotation=60, fontsize=7)
-    axes[-1].set(title="distribution of importances", ylabel="share of the parameters", ylim=(0, None))
-    axes[-1].grid(alpha=0.3)
-    axes[-1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    axis.set_xticks(range(len(names)), names, rotation=60, fontsize=7)
+    axis.set(title="distribution of importances", ylabel="share of the parameters", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)

@@ -1,6 +1,8 @@
-"""docs/aggregators.md names every rule: a new one cannot be forgotten."""
+"""The docs: aggregators.md names every rule, and tables of results are what the kept files say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,27 @@ def test_every_server_optimiser_has_a_row():
     allowed = aggregators.describe("mean")["optimizer"]["allowed"].removeprefix("one of ").split(", ")
     table = rows(section("Server optimisers of `mean`"))
     assert sorted(name for row in table for name in names_in(row["optimizer"])) == sorted(allowed)
+
+
+def test_tables_of_results_are_what_the_kept_files_say():
+    script = PAGE.parent.parent / "experiments" / "reproduction.py"
+    checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_claim_has_a_verdict_and_a_command():
+    text = (PAGE.parent / "reproduction.md").read_text(encoding="utf-8")
+    claims = [row for title in ("SPMC", "FDCR") for row in rows_with(parts(text, 2)[title], "claim")]
+    assert len(claims) >= 14
+    known = ("**reproduced**", "**partly**", "**not reproduced**", "**not yet run**")
+    for row in claims:
+        assert row["verdict"].startswith(known), row
+        assert row["command"] == "the same" or re.search(r"`experiments/\w+\.py", row["command"]), row
+        for script in re.findall(r"`(experiments/\w+\.py)", row["command"]):
+            assert (PAGE.parent.parent / script).is_file()
+
+
+def rows_with(text: str, column: str) -> list[dict[str, str]]:
+    """The rows of the first table that has the column."""
+    tables = [rows(table) for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)]
+    return next(table for table in tables if table and column in table[0])

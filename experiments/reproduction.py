@@ -1,0 +1,76 @@
+"""Fills the tables in README.md and docs/ from kept result files, so that no number there is typed by hand.
+
+    python experiments/reproduction.py            # writes them anew
+    python experiments/reproduction.py --check    # exit code 1 where a page is not what the results say
+
+A table stands between `<!-- report FOLDER TABLE [methods=NAME,NAME] [columns=NAME,NAME] -->` and `<!-- end -->`: TABLE
+of `python -m fedjax_spmc.report FOLDER`, with these columns, and these rows by the first word of their first head.
+"""
+
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from fedjax_spmc.report import overview, published, read, tables
+from fedjax_spmc.report.settings import group
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- report (\S+) (\S+)([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@cache
+def made(folder: str) -> dict[str, tables.Table]:
+    """All tables of the report of a folder, by name."""
+    runs = [run._replace(name=str(Path(run.name).relative_to(ROOT))) for run in read.read([ROOT / folder]).runs]
+    settings, _ = group(runs)
+    listed = [
+        *published.tables(settings, tuple(published.LAYOUTS)),
+        overview.settings_table(settings),
+        overview.runs_table(settings),
+    ]
+    return {one.name: one for one in listed}
+
+
+def narrowed(table: tables.Table, options: dict[str, list[str]]) -> tables.Table:
+    """The table with the wanted columns and rows alone."""
+    keep = [
+        i
+        for i, name in enumerate(table.columns)
+        if "columns" not in options or name.replace(" ", "_") in options["columns"]
+    ]
+    wanted = options.get("methods")
+    rows = [
+        row._replace(cells=[row.cells[i] for i in keep])
+        for row in table.rows
+        if wanted is None or re.split("[, ]", row.heads[0])[0] in wanted
+    ]
+    groups = [(table.group_of(i), 1) for i in keep]
+    return table._replace(columns=[table.columns[i] for i in keep], rows=rows, groups=groups)
+
+
+def block(folder: str, name: str, words: str) -> str:
+    """The table and its legend as Markdown."""
+    options = {key: value.split(",") for key, _, value in (word.partition("=") for word in words.split())}
+    table = narrowed(made(folder)[name], options)
+    legend = "".join(f"* {line}\n" for line in table.legend())
+    return f"\n{tables.markdown_rows(table)}\n{legend}" + "\n" * bool(legend)
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+    return BLOCK.sub(lambda m: m[1] + block(m[2], m[3], m[4]) + m[6], text)
+
+
+def main() -> int:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    stale = [page for page in pages if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} is not what the results say")
+        if "--check" not in sys.argv[1:]:
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return int(bool(stale) and "--check" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Pictures as SVG inside the page: black ink becomes the page's own, so that they can be read on light and dark."""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_spmc import plots
+from fedjax_spmc.report import read
+from fedjax_spmc.report.read import Run
+from fedjax_spmc.report.settings import CONDITIONS, Setting, conditions_of, differing, labels, short, shown
+
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
+"""Okabe and Ito's palette; yellow is darkened, and black is left to the ink."""
+STYLES = ("-", "--", ":", "-.")
+MOST_PANELS = 24
+MOST_LINES = 28
+MOST_CLIENTS = 200
+"""Up to so many clients get a row in the heat map of weights."""
+
+
+Margins = tuple[float, float, float, float]
+MARGINS: Margins = (0.62, 0.15, 0.35, 0.5)
+NAMED_ROWS: Margins = (1.05, 0.1, 0.35, 0.5)
+"""With names of clients on the left."""
+
+
+class Picture(NamedTuple):
+    """A picture of the page: markup (an svg or img element), a caption, and whether it takes the whole width."""
+
+    markup: str
+    caption: str
+    wide: bool = False
+
+
+def draw(
+    paint: Callable[[Any], None], caption: str, width: float = 5.4, height: float = 3.3, margins: Margins = MARGINS
+) -> Picture:
+    """Paints on a fresh axis and returns it as SVG.
+
+    Args:
+        paint: takes a matplotlib axis.
+        caption: below the picture; also what a screen reader says.
+        width, height: inches at which 10 points are the size of text.
+        margins: inches left, right, above and below the axis.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(width, height))  # fixed margins: a layout engine would draw everything twice
+        left, right, top, bottom = margins
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+        paint(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return Picture(inline(buffer.getvalue(), caption), caption)
+
+
+def inline(svg: str, caption: str) -> str:
+    """An SVG file as an element of a page: ids of its own, black as the page's ink, named for a screen reader."""
+    body = svg[svg.index("<svg") :]
+    mark = "s" + hashlib.sha256((caption + body).encode()).hexdigest()[:10]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style type=\"text/css\">.*?</style>", "", body, flags=re.DOTALL)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{mark}{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{mark}", body)
+    body = re.sub(r' (?:d|x|y|points|transform)="[^"]*"', lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m[0]), body)
+    body = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", body)
+    body = re.sub(r"(fill|stroke): (#0072b2|#d55e00)", lambda m: f"{m[1]}: var(--{m[2][1:]}, {m[2]})", body)
+    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', body)
+    assert size is not None
+    name = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    style = f'role="img" aria-label="{name}" style="width:{float(size[1]) / 72:.2f}in"'
+    return body.replace(size[0], style, 1).replace("\n", "")
+
+
+def png(content: bytes, caption: str, css: str = "") -> str:
+    """A PNG as an img element."""
+    name = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return f'<img class="{css}" alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+class Panel(NamedTuple):
+    """Curves that can be compared: settings alike in everything but the method; the legend says (label, key)."""
+
+    title: str
+    pictures: list[Picture]
+    legend: list[tuple[str, str]]
+
+
+def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
+    """Curves over the rounds, one panel for each set of conditions, and how many panels were left out.
+
+    A panel has A and R_all (SPMC's Figure 6, FDCR's Figure 3) and, where anybody was flagged, TPR and FPR.
+    """
+    drawn = [setting for setting in settings if any(run.lines for run in setting.counted)]
+    axes = [path for path in CONDITIONS if path in differing(drawn)]
+    panels: dict[tuple[str, ...], list[Setting]] = {}
+    for setting in drawn:
+        apart = {path: setting.config[path] for path in axes} | conditions_of(setting.config)
+        words = [f"{short(path)} = {shown(value)}" for path, value in apart.items()]
+        panels.setdefault(tuple(words), []).append(setting)
+    ordered = sorted(panels.items(), key=lambda pair: -len(pair[1]))
+    made = [_panel(", ".join(words), members) for words, members in ordered[:MOST_PANELS]]
+    return made, max(0, len(ordered) - MOST_PANELS)
+
+
+def _panel(title: str, members: Sequence[Setting]) -> Panel:
+    names = labels(members, CONDITIONS)
+    lines = members[:MOST_LINES]
+    more = f"; {len(members) - MOST_LINES} more settings are not drawn" if len(members) > MOST_LINES else ""
+    made = []
+    wanted = {"A": "accuracy A", "R_all": "robustness R_all"}
+    if any(name in ("tpr", "fpr") and setting.curve(name)[1].any() for name in ("tpr", "fpr") for setting in members):
+        wanted |= {"tpr": "malicious clients that were flagged (TPR)", "fpr": "benign clients that were flagged (FPR)"}
+    for metric, words in wanted.items():
+        known = {index: setting.curve(metric) for index, setting in enumerate(lines)}
+        known = {index: curve for index, curve in known.items() if (~np.isnan(curve[1])).any()}
+        if known:
+            caption = f"{words} over the rounds: mean over seeds and 95 % interval{more}"
+            made.append(draw(lambda axis, known=known, words=words: _lines(axis, known, words), caption))
+    return Panel(title, made, [(label, _key(index)) for index, label in enumerate(names[:MOST_LINES])])
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and line style of the line of a panel."""
+    return CYCLE[index % len(CYCLE)], STYLES[index // len(CYCLE) % len(STYLES)]
+
+
+def _key(index: int) -> str:
+    """A piece of a panel's line, for its legend."""
+    colour, style = _look(index)
+    dashes = {"-": "none", "--": "7 3", ":": "2 3", "-.": "7 3 2 3"}[style]
+    stroke = re.sub("(#0072b2|#d55e00)", lambda m: f"var(--{m[1][1:]}, {m[1]})", colour.lower())
+    line = f'<line x1="0" y1="5" x2="28" y2="5" style="stroke:{stroke};stroke-width:2.5;stroke-dasharray:{dashes}"/>'
+    return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
+
+
+def _lines(axis: Any, known: dict[int, Any], words: str) -> None:
+    for index, (rounds, mean, low, high) in known.items():
+        colour, style = _look(index)
+        marker = "." if len(rounds) < 30 else None
+        axis.plot(rounds, mean, color=colour, linestyle=style, marker=marker, linewidth=1.5)
+        if not np.isnan(low).all():
+            axis.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.set(xlabel="round", ylabel="percent", ylim=(-2, 102), title=words)
+    axis.grid(alpha=0.3)
+
+
+def of_run(run: Run) -> list[Picture]:
+    """A run's own pictures: scores, weights, the heat map of weights, detection, importances."""
+    if not run.lines:
+        return []
+    rounds, _ = run.series("A")
+    scores, weights, flagged = (read.by_client(run, name) for name in ("scores", "weights", "flagged"))
+    made = []
+    if np.nan_to_num(scores).any():
+
+        def paint_scores(axis: Any) -> None:
+            plots.draw_clients(axis, rounds, scores, run.malicious, flagged)
+            axis.set_title("score")
+
+        made.append(draw(paint_scores, "score of each client over the rounds (V_k for FDCR); rings: flagged"))
+    if not np.isnan(weights).all():
+
+        def paint_weights(axis: Any) -> None:
+            plots.draw_clients(axis, rounds, weights, run.malicious)
+            axis.set_title("weight α")
+
+        made.append(draw(paint_weights, "weight of each client over the rounds"))
+        if len(run.malicious) <= MOST_CLIENTS:
+            tall = min(1.6 + 0.22 * len(run.malicious), 9)
+            paint = lambda axis: _heat_map(axis, rounds, weights, run.malicious)  # noqa: E731
+            caption = "weights of the clients over the rounds, malicious rows in orange"
+            made.append(draw(paint, caption, height=tall, margins=NAMED_ROWS))
+    if (flagged > 0).any():
+        made.append(draw(lambda axis: _detection(axis, run), "share of the clients that were flagged, by kind"))
+    return made + _importances(run)
+
+
+def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.ndarray) -> None:
+    grid = np.ma.masked_invalid(weights.T)
+    image = axis.imshow(grid, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0)
+    step = max(1, len(rounds) // 8)
+    axis.set_xticks(range(0, len(rounds), step), rounds[::step])
+    if len(malicious) <= plots.FEW:
+        names = [f"{k} malicious" if bad else str(k) for k, bad in enumerate(malicious)]
+        axis.set_yticks(range(len(malicious)), names, fontsize=8)
+        plots.mark_malicious(axis.get_yticklabels(), malicious)
+    else:
+        for client in np.flatnonzero(malicious):
+            axis.plot([-0.5], [client], marker=">", color=plots.MALICIOUS, markersize=4, clip_on=False)
+    axis.set(xlabel="round", ylabel="client", title="weight α")
+    axis.figure.colorbar(image, ax=axis)
+
+
+def _detection(axis: Any, run: Run) -> None:
+    for name, colour, label in (
+        ("tpr", plots.MALICIOUS, "of the malicious (TPR)"),
+        ("fpr", plots.BENIGN, "of the benign (FPR)"),
+    ):
+        rounds, values = run.series(name)
+        axis.plot(rounds, values, color=colour, marker=".", markersize=4, linewidth=1.3, label=label)
+    axis.set(xlabel="round", ylabel="percent", ylim=(-4, 104), title="flagged")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _importances(run: Run) -> list[Picture]:
+    details = _details(run.folder)
+    ids = read.ids_of(run.lines[-1])
+    shares, similarity = details.get("importance_shares"), details.get("importance_similarity")
+    if shares is None or shares.ndim != 2 or len(shares) != len(ids) or "importance_edges" not in details:
+        return []
+    malicious = run.malicious[ids]
+    made = []
+    if similarity is not None and similarity.shape == (len(ids), len(ids)):
+        paint = lambda axis: plots.draw_similarity(axis, similarity, malicious)  # noqa: E731
+        made.append(draw(paint, "cosine between the clients' parameter importances in the last round", height=3.9))
+    paint = lambda axis: plots.draw_distribution(axis, details, malicious)  # noqa: E731
+    made.append(
+        draw(
+            paint,
+            "distribution of the clients' parameter importances in the last round",
+            height=3.9,
+            margins=(0.62, 0.1, 0.35, 0.8),
+        )
+    )
+    return made
+
+
+def _details(folder: Path | None) -> dict[str, np.ndarray]:
+    """The arrays of `details.npz`; none where it is missing or damaged."""
+    if folder is None:
+        return {}
+    try:
+        with np.load(folder / "details.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception:  # what numpy and zipfile raise on damaged bytes is not documented
+        return {}
+
+
+def partition(counts: np.ndarray, malicious: np.ndarray) -> Picture:
+    """Training images by client and class: counts [N, classes]."""
+    tall = min(1.6 + 0.28 * len(counts), 11)
+    paint = lambda axis: plots.draw_partition(axis, counts, malicious)  # noqa: E731
+    return draw(paint, "training images by client and class", width=6.2, height=tall, margins=(1.5, 0.1, 0.35, 0.5))

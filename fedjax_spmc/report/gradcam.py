@@ -1,0 +1,98 @@
+"""Grad-CAM: where in an image a network looks when it answers (SPMC's Figure 7)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fedjax_spmc.models.layers import ConvolutionPool
+from fedjax_spmc.types import Array, Model, Variables
+
+
+def heat(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a network answers, and how much each place of each image speaks for the answer.
+
+    Source: Selvaraju et al., "Grad-CAM", ICCV 2017: the activations of the last convolution, each channel weighted by
+    the mean gradient of the answer's logit, summed, negative values cut off.
+
+    Args:
+        model: any network whose modules are Flax's.
+        variables: its parameters and statistics.
+        images: [B, H, W, C] float32, normalised.
+
+    Returns:
+        answers: [B] int.
+        heat: [B, h, w] float32 >= 0, at the resolution of the last convolution; None where the network has none.
+    """
+    batch = images.shape[0]
+    target = _last_map(model, variables, images)
+
+    def answer(images: Array) -> Array:
+        return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
+
+    if target is None:
+        return np.asarray(jnp.argmax(jax.jit(answer)(images), axis=-1)), None
+    wanted, shape, batch_last = target
+
+    @jax.jit
+    def explained(images: Array) -> tuple[Array, Array, Array]:
+        def chosen(shift: Array) -> tuple[Array, tuple[Array, Array]]:
+            logits, activation = _with_shift(model, variables, images, wanted, shift)
+            return jnp.max(logits, axis=-1).sum(), (logits, activation)
+
+        slope, (logits, activation) = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
+        return jnp.argmax(logits, axis=-1), activation, slope
+
+    answers, activation, slope = map(np.asarray, explained(images))
+    if batch_last:  # [C, h, w, B]
+        activation, slope = (np.moveaxis(array, (3, 1, 2, 0), (0, 1, 2, 3)) for array in (activation, slope))
+    weights = slope.mean(axis=(1, 2), keepdims=True)
+    assert len(activation) == batch
+    return answers, np.maximum((weights * activation).sum(axis=3), 0)
+
+
+def _last_map(model: Model, variables: Variables, images: Array) -> tuple[int, tuple[int, ...], bool] | None:
+    """The last call of a module that answers with a map: its number, the map's shape, and whether the batch is last."""
+    calls: list[tuple[int, tuple[int, ...], bool]] = []
+    count = 0
+
+    def look(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        nonlocal count
+        if context.method_name != "__call__":
+            return next_function(*arguments, **keywords)
+        number, count = count, count + 1
+        made = next_function(*arguments, **keywords)
+        if getattr(made, "ndim", 0) == 4 and min(made.shape) > 0:
+            calls.append((number, made.shape, isinstance(context.module, ConvolutionPool)))
+        return made
+
+    def run() -> Array:
+        with nn.intercept_methods(look):
+            return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
+
+    jax.eval_shape(run)
+    # Calls are listed as they end, so that a block stands behind its own convolutions: the last map of the network.
+    return calls[-1] if calls else None
+
+
+def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, shift: Array) -> tuple[Array, Array]:
+    """(logits, the wanted map), the map shifted before the network goes on."""
+    kept: list[Array] = []
+    count = 0
+
+    def shifted(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        nonlocal count
+        if context.method_name != "__call__":
+            return next_function(*arguments, **keywords)
+        number, count = count, count + 1
+        made = next_function(*arguments, **keywords)
+        if number == wanted:
+            kept.append(made)
+            return made + shift
+        return made
+
+    with nn.intercept_methods(shifted):
+        logits, _ = model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
+    return logits, kept[0]

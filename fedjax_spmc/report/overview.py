@@ -1,0 +1,182 @@
+"""What was run: all settings, all runs, and the facts of the head."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fedjax_spmc.report import read
+from fedjax_spmc.report.read import Found, Run
+from fedjax_spmc.report.settings import Estimate, Setting, departures, differing, labels, shown
+from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
+
+SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
+DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
+
+
+class Fact(NamedTuple):
+    """A line of the head: a name, and values with the number of runs that have each."""
+
+    name: str
+    values: list[tuple[str, int]]
+
+
+def settings_table(settings: Sequence[Setting]) -> Table:
+    """A line per setting: A, ASR, R, V and their `_all` forms, detection over the run, weights."""
+    rows = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        marks = setting.marks()
+        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else _count(setting))
+        cells = [counted, Cell(text=rounds_played(setting))]
+        for name in SETTINGS_COLUMNS:
+            cells.append(Cell(setting.estimate(name), marks=marks))
+        for name in DETECTION_COLUMNS.values():
+            cells.append(Cell(setting.estimate(name), digits=4 if name.startswith("alpha") else 2))
+        rows.append(Row("", (label,), cells))
+    notes = [
+        INTERVALS,
+        "R = 100 - ASR, V = (A + R) / 2; ASR leaves out test images whose true class is the target, _all keeps them.",
+        "TPR and FPR: the flags of all evaluated rounds pooled; 0 for rules that flag nobody. α: mean weight of a"
+        " benign and of a malicious client over all evaluated rounds.",
+    ]
+    columns = ["seeds", "rounds", *SETTINGS_COLUMNS, *DETECTION_COLUMNS]
+    return Table("settings", "Every setting", notes, ("setting",), [("", len(columns))], columns, rows)
+
+
+def _count(setting: Setting) -> str:
+    return str(len(setting.counted) or len(setting.runs))
+
+
+def rounds_played(setting: Setting) -> str:
+    """How many rounds lie behind the numbers, of how many."""
+    wanted = setting.config["federation.rounds"]
+    played = sorted({run.lines[-1]["round"] + 1 for run in setting.counted if run.lines})
+    if not played or played == [wanted]:
+        return str(wanted) if setting.counted else f"0 of {wanted}"
+    return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
+
+
+def runs_table(settings: Sequence[Setting]) -> Table:
+    """A line per run: where it is, how it ended, what it was made with."""
+    rows = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        for run in setting.runs:
+            device = run.environment.get("device")
+            kind = device.get("kind") if isinstance(device, dict) else None
+            names = ("A", "ASR", "R_all", "V_all", "alpha_smallest", "alpha_largest")
+            numbers = [
+                Cell(Estimate(run.numbers[name], math.nan, math.nan, 1), digits=4 if name.startswith("alpha") else 2)
+                for name in names
+            ]
+            words = [
+                run.status + (f": {run.error}" if run.error else ""),
+                str(run.lines[-1]["round"] + 1 if run.lines else 0),
+                str(kind or "–"),
+                str(run.environment.get("commit") or "–")[:12],
+            ]
+            time = Cell(Estimate(run.seconds(), math.nan, math.nan, 1), text=duration(run.seconds()))
+            cells = [Cell(text=str(run.config["seed"])), *numbers, *(Cell(text=word) for word in words)]
+            cells.insert(-2, time)
+            rows.append(Row("", (label, run.name), cells))
+    weights = ("α smallest", "α largest")
+    columns = ["seed", "A", "ASR", "R_all", "V_all", *weights, "status", "rounds", "time", "device", "commit"]
+    notes = [
+        "Mean of the last five evaluated rounds. α: the smallest and the largest weight of any client in any round. "
+        "Time: training and evaluating, without compiling."
+    ]
+    return Table("runs", "Every run", notes, ("setting", "folder"), [("", len(columns))], columns, rows)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if math.isnan(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def facts(found: Found) -> list[Fact]:
+    """Versions, devices, commits, data, seeds, states: each value with its number of runs."""
+    runs = found.runs
+    versions = [_part(run, "versions") for run in runs]
+    names = sorted({name for one in versions for name in one})
+    total = sum(seconds for seconds in (run.seconds() for run in runs) if not math.isnan(seconds))
+    listed = [
+        _fact("status", [run.status for run in runs]),
+        _fact("data", [run.config["data.name"] for run in runs]),
+        _fact("data fingerprint", [str(_part(run, "data").get("fingerprint") or "–")[:16] for run in runs]),
+        _fact("said of the data", [run.note or "nothing" for run in runs]),
+        _fact("oracle", ["yes" if run.oracle else "no" for run in runs]),
+        _fact("seed", [str(run.config["seed"]) for run in runs]),
+        _fact("rounds of the config", [str(run.config["federation.rounds"]) for run in runs]),
+        Fact("time of all rounds", [(duration(total), sum(1 for run in runs if run.lines))] if runs else []),
+        _fact("device", [_device(run) for run in runs]),
+        _fact("machine", [str(_part(run, "machine").get("system") or "–") for run in runs]),
+        _fact("commit", [str(run.environment.get("commit") or "–") for run in runs]),
+        _fact(
+            "versions", [", ".join(f"{name} {one[name]}" for name in names if one.get(name)) or "–" for one in versions]
+        ),
+    ]
+    if any(run.folder is None for run in runs):
+        kept = [
+            "a row alone (its other fields are taken from its neighbours)" if r.folder is None else "a folder"
+            for r in runs
+        ]
+        listed.insert(1, _fact("known from", kept))
+    return [fact for fact in listed if fact.values]
+
+
+def _part(run: Run, name: str) -> dict[str, Any]:
+    part = run.environment.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _device(run: Run) -> str:
+    device = _part(run, "device")
+    count = device.get("count")
+    return f"{count} × " * bool(count) + str(device.get("kind") or "–")
+
+
+def _fact(name: str, values: Sequence[str]) -> Fact:
+    counts = Counter(values)
+    return Fact(name, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def config_differences(
+    settings: Sequence[Setting],
+) -> tuple[list[tuple[str, list[tuple[str, int]]]], list[tuple[str, str]]]:
+    """The fields in which the settings differ, with each value's number of settings; and those that all share.
+
+    A field that not all settings know (an option of one rule) is listed with those that do.
+    """
+    paths = sorted({path for one in settings for path in one.config})
+    apart = {*differing(settings), *_names_that_differ(settings)}
+    varied = []
+    for path in paths:
+        if path in apart:
+            counts = Counter(shown(one.config[path]) for one in settings if path in one.config)
+            if len(counts) > 1:
+                varied.append((path, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))))
+    shared = [path for path in paths if path not in apart and all(path in one.config for one in settings)]
+    common = [(path, shown(settings[0].config[path])) for path in shared]
+    return varied, common
+
+
+def _names_that_differ(settings: Sequence[Setting]) -> list[str]:
+    return [path for path in ("local.rule", "aggregator.name") if len({one.config[path] for one in settings}) > 1]
+
+
+def departing(setting: Setting) -> list[str]:
+    """The fields in which a setting departs from the paper's, in words."""
+    return [f"{path} = {shown(value)}" for path, value in departures(setting.config).items()]
+
+
+def states(found: Found) -> str:
+    """How many runs ended how."""
+    counts = Counter(run.status for run in found.runs)
+    order = (read.FINISHED, read.UNFINISHED, read.DIVERGED, read.FAILED)
+    known = [f"{counts.pop(name)} {name}" for name in order if counts[name]]
+    return ", ".join([*known, *(f"{count} {name}" for name, count in counts.items() if count)])

@@ -1,0 +1,196 @@
+"""Writes the report's folder: `index.html`, one page that needs nothing else, and the tables beside it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.report import figures, overview, published, read, tables
+from fedjax_spmc.report.figures import Picture
+from fedjax_spmc.report.images import Looker, Strip
+from fedjax_spmc.report.read import Run
+from fedjax_spmc.report.settings import Setting, group, labels, shown
+from fedjax_spmc.report.tables import Table
+
+MARKER = "report.json"
+"""Says that a folder holds a report, and which files of it are the report's."""
+DETAILS = 8
+"""So many runs get pictures of their own by default."""
+
+
+class Detail(NamedTuple):
+    """A run's own part of the page: what it departs in, pictures, sentences about what cannot be shown, its images."""
+
+    title: str
+    run: Run
+    departing: list[str]
+    pictures: list[Picture]
+    missing: list[str]
+    strip: Strip | None
+
+
+def build(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    wanted: Collection[str] = (),
+    details: int = DETAILS,
+    data_dir: str | None = None,
+    title: str = "",
+) -> Path:
+    """Writes a report of all runs at and below the given folders.
+
+    Args:
+        sources: run folders, sweep folders, folders of these.
+        out: where the report goes: a new or empty folder, or one with a report, which is replaced.
+        wanted: names of the papers' tables that are shown whatever was run; see `published.LAYOUTS`.
+        details: how many runs get pictures of their own.
+        data_dir: where data sets are, in place of the configs' own.
+        title: of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        WorkdirError: nothing was found, or `out` cannot be used.
+    """
+    path = Path(out)
+    old = check_out(path)
+    found = read.read(sources)
+    settings, notes = group(found.runs)
+    listed = [*published.tables(settings, wanted), overview.settings_table(settings), overview.runs_table(settings)]
+    files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
+    files["index.html"] = _page(found, settings, notes, listed, details, data_dir, title)
+    files[MARKER] = json.dumps({"report": found.sources, "files": sorted(files)}, indent=2) + "\n"
+    _write(path, files, old)
+    return path / "index.html"
+
+
+WRITERS = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
+
+
+def check_out(path: Path) -> list[str]:
+    """The files of the report that is in a folder; none where it is new or empty.
+
+    Raises:
+        WorkdirError: it is no folder, or holds something that is no report.
+    """
+    name = f"--out = {str(path)!r}"
+    try:
+        if not os.path.lexists(path):
+            return []
+        if not path.is_dir():
+            raise WorkdirError(f"{name} is no folder: give another one.")
+        if not any(path.iterdir()):
+            return []
+    except OSError as error:
+        raise WorkdirError(f"{name} cannot be used ({error.strerror or error}): give another one.") from None
+    try:
+        files = json.loads((path / MARKER).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = None
+    if not isinstance(files, list) or "index.html" not in files:
+        raise WorkdirError(f"{name} holds something that is no report: give a new or an empty folder.")
+    return [file for file in files if isinstance(file, str)]
+
+
+def _write(path: Path, files: dict[str, str], old: Sequence[str]) -> None:
+    """Writes all files, each atomically, and removes those of the old report that are no more."""
+    try:
+        (path / "tables").mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            handle, temporary = tempfile.mkstemp(dir=path, prefix=".report-")
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path / name)
+        for name in set(old) - files.keys():
+            if name.startswith("tables/") and ".." not in name:
+                (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"--out = {str(path)!r} cannot be written ({error.strerror or error}).") from None
+
+
+def _page(
+    found: read.Found,
+    settings: Sequence[Setting],
+    notes: Sequence[str],
+    listed: Sequence[Table],
+    details: int,
+    data_dir: str | None,
+    title: str,
+) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    panels, panels_left_out = figures.curves(settings)
+    varied, common = overview.config_differences(settings)
+    shown_runs, runs_left_out = choose(settings, details)
+    text = (resources.files("fedjax_spmc.report") / "template.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["raw"] = Markup
+    return environment.from_string(text).render(
+        title=title or "Federated learning under backdoor attack: what the runs say",
+        found=found,
+        states=overview.states(found),
+        settings=settings,
+        notes=notes,
+        facts=overview.facts(found),
+        varied=varied,
+        common=common,
+        papers=[one for one in listed if one.name not in ("settings", "runs")],
+        settings_table=next(one for one in listed if one.name == "settings"),
+        runs_table=next(one for one in listed if one.name == "runs"),
+        panels=panels,
+        panels_left_out=panels_left_out,
+        details=_details(shown_runs, settings, Looker(data_dir)),
+        runs_left_out=runs_left_out,
+        version=metadata.version("fedjax_spmc"),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        shown=shown,
+    )
+
+
+def choose(settings: Sequence[Setting], limit: int) -> tuple[list[Run], int]:
+    """One run of each setting, at most `limit`, SPMC's and FDCR's first; and how many runs are left out.
+
+    Of a setting's runs it is one with a model if there is any, then the one of the lowest seed.
+    """
+    able = [
+        min(
+            (run for run in one.runs if run.lines or run.has_model()), key=lambda run: not run.has_model(), default=None
+        )
+        for one in settings
+    ]
+    runs = [run for run in able if run is not None]
+    own = ("spmc", "fdcr")
+    first = [run for run in runs if run.config["local.rule"] in own or run.config["aggregator.name"] in own]
+    rest = [run for run in runs if not any(run is other for other in first)]
+    kept = [*first, *rest][: max(0, limit)]
+    chosen = [run for run in runs if any(run is other for other in kept)]
+    return chosen, sum(len(one.runs) for one in settings) - len(chosen)
+
+
+def _details(runs: Sequence[Run], settings: Sequence[Setting], looker: Looker) -> list[Detail]:
+    names = {id(run): label for setting, label in zip(settings, labels(settings), strict=True) for run in setting.runs}
+    by_run: dict[int, Any] = {id(run): setting for setting in settings for run in setting.runs}
+    made = []
+    for run in runs:
+        pictures, missing = figures.of_run(run), []
+        if not run.lines:
+            missing.append("No evaluated round was written: there are no curves.")
+        divided, strip = looker.partition(run), looker.strip(run)
+        if isinstance(divided, Picture):
+            pictures.append(divided)
+        else:
+            missing.append(divided)
+        if not isinstance(strip, Strip):
+            missing.append(strip)
+        title = f"{names[id(run)]}, seed {run.config['seed']}"
+        departing = overview.departing(by_run[id(run)])
+        made.append(Detail(title, run, departing, pictures, missing, strip if isinstance(strip, Strip) else None))
+    return made

@@ -1,0 +1,355 @@
+"""What is found below the given folders: runs, single ones, cells of sweeps and kept result folders alike.
+
+Nothing is written and nothing is refused that can be shown: half a line is left out, a key that an older version did
+not write is undefined, a folder that cannot be read becomes a sentence of `Found.problems`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import metrics, presets
+from fedjax_spmc.errors import ConfigError, WorkdirError
+
+FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
+NOT_RUNS = {"checkpoint", "tensorboard", "work"}
+"""Folders that belong to a run or a sweep and hold no run."""
+PER_RUN = ("tpr_run", "fpr_run", "alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
+"""Numbers of a whole run that `Run.numbers` has besides the means of the last five evaluated rounds."""
+
+
+class Run(NamedTuple):
+    """One experiment as it was found.
+
+    Attributes:
+        name: its folder as the reader gave it.
+        folder: where its files are; None where only a row of a sweep's table is left of it.
+        config: the fields by dotted path; fields that its version did not know stand at their defaults.
+        environment: `environment.json`; empty where it is missing.
+        lines: `metrics.jsonl`, the lines that can be read, by round.
+        status: finished, diverged, failed or unfinished.
+        error: why it failed or diverged, in words.
+        oracle: the aggregator was told who is malicious.
+        note: what must be known of its data, or "".
+        malicious: [N] bool.
+        numbers: means of the last five evaluated rounds (`metrics.SCALARS`), and `PER_RUN`; NaN where undefined.
+    """
+
+    name: str
+    folder: Path | None
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    lines: list[dict[str, Any]]
+    status: str
+    error: str | None
+    oracle: bool
+    note: str
+    malicious: np.ndarray
+    numbers: dict[str, float]
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rounds from 1, values with NaN where undefined), both [evaluated rounds]."""
+        rounds = np.array([line["round"] + 1 for line in self.lines], int)
+        return rounds, np.array([number(line.get(name)) for line in self.lines], float)
+
+    def has_model(self) -> bool:
+        """Whether the final model was kept."""
+        return self.folder is not None and os.path.isfile(self.folder / "model.npz")
+
+    def seconds(self) -> float:
+        """What its rounds and evaluations took; NaN where that was not written down."""
+        every = self.config["federation.eval_every"]
+        taken = [
+            number(line.get("round_seconds")) * every + np.nan_to_num(number(line.get("eval_seconds")))
+            for line in self.lines
+        ]
+        return float(np.sum(taken)) if taken else math.nan
+
+
+class Found(NamedTuple):
+    """All that was found.
+
+    Attributes:
+        runs: each folder once, in order.
+        problems: sentences about what could not be read.
+        sources: the given folders.
+    """
+
+    runs: list[Run]
+    problems: list[str]
+    sources: list[str]
+
+
+def read(sources: Sequence[str | os.PathLike[str]]) -> Found:
+    """Reads all runs at and below the given folders.
+
+    Raises:
+        WorkdirError: a folder does not exist, or none of them holds a run or a sweep.
+    """
+    runs: dict[str, Run] = {}
+    problems: list[str] = []
+    begun = False
+    for source in map(Path, sources):
+        if not os.path.isdir(source):
+            raise WorkdirError(f"{str(source)!r} is no folder: give run folders, sweep folders or folders of these.")
+        before = len(runs)
+        tables = []
+        for folder, files in _walk(source):
+            if "config.json" in files:
+                try:
+                    runs.setdefault(os.path.realpath(folder), _run(folder))
+                except WorkdirError as error:
+                    problems.append(str(error))
+            elif "results.jsonl" in files:
+                tables.append(folder)
+        for folder in tables:  # after their cells: what only a row is left of takes the fields of these
+            begun = True
+            for row, base in _rows(folder, runs, problems):
+                key = os.path.realpath(folder) + "#" + row["config_hash"]
+                runs[key] = _run_of_row(folder, row, base)
+        if len(runs) == before:
+            started = begun or os.path.isdir(source / "work")
+            begun = begun or started
+            problems.append(f"{source} holds no run{' yet' if started else ''}.")
+    if not runs and not begun:
+        raise WorkdirError(problems[0])
+    return Found(list(runs.values()), problems, [str(source) for source in sources])
+
+
+def number(value: Any) -> float:
+    """A float; NaN for what is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def by_row(line: Mapping[str, Any], name: str) -> np.ndarray:
+    """[K] float: a per-client entry of a line by row; NaN where it is undefined, all NaN where the line lacks it."""
+    ids, values = line.get("client_ids"), line.get(name)
+    length = len(ids) if isinstance(ids, list) else 0
+    if not isinstance(values, list) or len(values) != length:
+        return np.full(length, np.nan)
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+def took_part(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] bool; older lines do not say who did, then everyone who was drawn."""
+    stated = by_row(line, "participating")
+    return np.where(np.isnan(stated), 1.0, stated) > 0
+
+
+def ids_of(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] int: who stands in which row."""
+    ids = line.get("client_ids")
+    return np.array(ids if isinstance(ids, list) else [], int)
+
+
+def by_client(run: Run, name: str) -> np.ndarray:
+    """[evaluated rounds, N] float, NaN for those who did not take part."""
+    table = np.full((len(run.lines), len(run.malicious)), np.nan)
+    for i, line in enumerate(run.lines):
+        here = took_part(line)
+        table[i, ids_of(line)[here]] = by_row(line, name)[here]
+    return table
+
+
+def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files), sorted; what lies below a run is left out."""
+    for where, folders, files in os.walk(source):
+        folders[:] = [] if "config.json" in files else sorted(set(folders) - NOT_RUNS)
+        yield Path(where), files
+
+
+def _run(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        WorkdirError: its config cannot be read.
+    """
+    path = folder / "config.json"
+    content = _json(path)
+    if content is None:
+        raise WorkdirError(f"{path} is damaged: the run is left out.")
+    config = _config(content, path)
+    environment = _json(folder / "environment.json") or {}
+    summary = _json(folder / "summary.json")
+    lines = _lines(folder / "metrics.jsonl", config)
+    status = UNFINISHED if summary is None else str(summary.get("status", UNFINISHED))
+    if status == FINISHED and lines and lines[-1]["round"] + 1 < config["federation.rounds"]:
+        status = UNFINISHED  # it was extended, and goes on
+    error = None
+    if status == DIVERGED and summary is not None:
+        error = f"training stopped being finite in round {summary.get('diverged_round')} (counted from 0)"
+    return _made(str(folder), folder, config, environment, lines, status, error, summary or {})
+
+
+def _made(
+    name: str,
+    folder: Path | None,
+    config: dict[str, Any],
+    environment: dict[str, Any],
+    lines: list[dict[str, Any]],
+    status: str,
+    error: str | None,
+    summary: Mapping[str, Any],
+) -> Run:
+    facts = environment.get("data")
+    note = summary.get("data_note") or (facts.get("note") if isinstance(facts, dict) else "") or ""
+    oracle = bool(summary.get("oracle")) or any(
+        path.startswith("aggregator.options.oracle_") and bool(value) for path, value in config.items()
+    )
+    malicious = _malicious(config)
+    numbers = {name: _mean([number(line.get(name)) for line in lines[-metrics.LAST_ROUNDS :]]) for name in _SCALARS}
+    if not lines:
+        numbers = {name: number(summary.get(name)) for name in _SCALARS}
+        numbers |= {name: number(summary.get(name)) for name in PER_RUN}
+    else:
+        numbers |= _over_run(lines, malicious)
+    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, numbers)
+
+
+_SCALARS = metrics.SCALARS
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _over_run(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
+    """Flags pooled over all evaluated rounds; mean weights of benign and malicious clients, smallest and largest."""
+    here = np.concatenate([took_part(line) for line in lines])
+    ids = np.concatenate([ids_of(line) for line in lines])[here]
+    flagged, weights = (np.concatenate([by_row(line, name) for line in lines])[here] for name in ("flagged", "weights"))
+    bad = malicious[ids]
+
+    def mean(values: np.ndarray) -> float:
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else math.nan
+
+    known = weights[~np.isnan(weights)]
+    ends = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
+    values = (100 * mean(flagged[bad]), 100 * mean(flagged[~bad]), mean(weights[~bad]), mean(weights[bad]), *ends)
+    return dict(zip(PER_RUN, values, strict=True))
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _lines(path: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines that can be read and fit the config, by round; of two lines of a round the later one."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    by_round: dict[int, dict[str, Any]] = {}
+    for raw in text.split("\n"):
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if not isinstance(line, dict) or type(line.get("round")) is not int:
+            continue
+        ids = line.get("client_ids", [])
+        clients = config["federation.num_clients"]
+        if isinstance(ids, list) and all(type(i) is int and 0 <= i < clients for i in ids):
+            by_round[line["round"]] = line
+    return [by_round[index] for index in sorted(by_round)]
+
+
+def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by dotted path, those that are missing at their defaults."""
+    defaults = {path: _plain(option.default) for path, option in configs.FIELDS.items()}
+    return defaults | {path: _plain(value) for path, value in configs.flatten(content).items()}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    flat = flat_config(content)
+    for name, kind in _NEEDED.items():
+        if not isinstance(flat[name], kind) or isinstance(flat[name], bool):
+            raise WorkdirError(f"{path} is damaged ({name} = {flat[name]!r}): the run is left out.")
+    return flat
+
+
+_NEEDED: dict[str, Any] = {
+    "seed": int, "federation.num_clients": int, "federation.rounds": int, "federation.eval_every": int,
+    "federation.clients_per_round": int, "attack.malicious_fraction": (int, float), "partition.beta": (int, float),
+    "data.name": str, "local.rule": str, "aggregator.name": str, "attack.placement": str,
+}  # fmt: skip
+"""Fields that the report computes with, and their types."""
+
+
+def _malicious(config: Mapping[str, Any]) -> np.ndarray:
+    """[N] bool: who is malicious, as `setup.roster` draws it."""
+    from fedjax_spmc import setup
+
+    made = configs.default_config()
+    for name in ("federation.num_clients", "attack.malicious_fraction", "attack.placement", "attack.name"):
+        configs.set_field(made, name, config[name])
+    count = configs.num_malicious(made)
+    clients = config["federation.num_clients"]
+    if config["attack.placement"] != "random" or not count:
+        return np.arange(clients) >= clients - count
+    import jax
+
+    return np.asarray(setup.roster(made, jax.random.key(config["seed"])).malicious)
+
+
+def _rows(
+    folder: Path, runs: Mapping[str, Run], problems: list[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Rows of a sweep's table whose cells have no folder, each with the fields of a cell beside it or None."""
+    try:
+        text = (folder / "results.jsonl").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        problems.append(f"{folder / 'results.jsonl'} cannot be read.")
+        return
+    inside = os.path.realpath(folder) + os.sep
+    base = next((run.config for key, run in runs.items() if key.startswith(inside)), None)
+    for raw in text.split("\n"):
+        try:
+            row = json.loads(raw)
+        except ValueError:
+            continue
+        if not isinstance(row, dict) or not {"config_hash", "status", "seed", "data"} <= row.keys():
+            continue  # a study's own table: its cells stand beside it in full
+        kept = row.get("folder")
+        if not isinstance(kept, str) or not os.path.isfile(folder / kept / "config.json"):
+            yield row, base
+
+
+def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Run:
+    """What a row alone says: its fields over those of a cell of the same sweep, or over the defaults."""
+    flat = dict(base) if base is not None else flat_config({})
+    changes: dict[str, Any] = {}
+    if isinstance(row.get("method"), str):
+        try:
+            changes = presets.changes_of(row["method"])
+        except ConfigError:  # of a plug-in, or of another version
+            changes = {"aggregator.name": row["method"]}
+    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}
+    for section, (_, field) in configs.PARTS.items():
+        if field in changes:
+            flat = {path: value for path, value in flat.items() if not path.startswith(f"{section}.options.")}
+    flat |= changes | {"data.name": row["data"], "seed": row["seed"]}
+    if type(row.get("rounds")) is int:
+        flat["federation.rounds"] = row["rounds"]
+    device = {"platform": row.get("platform"), "kind": row.get("device")}
+    facts = {"name": row["data"], "fingerprint": row.get("fingerprint"), "note": row.get("data_note")}
+    environment = {"versions": row.get("versions") or {}, "device": device, "commit": row.get("commit"), "data": facts}
+    name = f"{folder}/results.jsonl, {row['config_hash']}"
+    return _made(name, None, flat, environment, [], str(row["status"]), row.get("error"), row)

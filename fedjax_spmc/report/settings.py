@@ -1,0 +1,292 @@
+"""Runs that differ only in their seed are one setting: its numbers are means over seeds with a bootstrap interval."""
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import presets
+from fedjax_spmc.errors import UserError
+from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
+
+RESAMPLES = 2000
+MARKS = {
+    "o": "oracle: the aggregator was told who is malicious; never ranked",
+    "s": "a single seed: no interval; never ranked",
+    "u": "unfinished: the mean of the last five rounds so far; never ranked",
+    "x": "not all seeds count: some runs are unfinished, failed or diverged, the mean is over the others",
+    "f": "failed or diverged: no seed finished",
+    "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
+}
+"""What is marked in a table, in the order of the legend."""
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95 % interval; no interval below two seeds, NaN where undefined."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a mean."""
+        return not math.isnan(self.mean)
+
+    @property
+    def interval(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+class Setting(NamedTuple):
+    """Runs of one config under several seeds.
+
+    Attributes:
+        config: flat, without the seed and without fields that do not touch the numbers.
+        runs: one per seed, by seed.
+        counted: those that the means are over: the finished ones, or the unfinished where none is.
+    """
+
+    config: dict[str, Any]
+    runs: list[Run]
+    counted: list[Run]
+
+    def estimate(self, name: str) -> Estimate:
+        """One of `Run.numbers` over the seeds."""
+        return estimate([run.numbers[name] for run in self.counted])
+
+    def marks(self) -> str:
+        """Letters of `MARKS`."""
+        states = [run.status for run in self.runs]
+        found = {
+            "o": any(run.oracle for run in self.runs),
+            "s": len(self.counted) == 1,
+            "u": bool(self.counted) and self.counted[0].status == UNFINISHED,
+            "x": bool(self.counted) and len(self.counted) < len(self.runs),
+            "f": not self.counted and any(state in (FAILED, DIVERGED) for state in states),
+            "j": any("JPEG" in run.note for run in self.runs),
+        }
+        return "".join(letter for letter, holds in found.items() if holds)
+
+    def ranked(self) -> bool:
+        """Whether its numbers may be called best: two finished seeds or more, and no oracle."""
+        return not set(self.marks()) & set("osuf")
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(rounds, mean, low, high) over the seeds, all [rounds]; low and high NaN below two seeds."""
+        series = [run.series(name) for run in self.counted if run.lines]
+        if not series:
+            return np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0)
+        rounds = np.unique(np.concatenate([one[0] for one in series]))
+        values = np.full((len(series), len(rounds)), np.nan)
+        for row, (at, known) in zip(values, series, strict=True):
+            row[np.searchsorted(rounds, at)] = known
+        whole = ~np.isnan(values).any(axis=0)  # a round that some seeds have not reached would jump
+        low, high = bootstrap(values[:, whole])
+        return rounds[whole], values[:, whole].mean(axis=0), low, high
+
+
+def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile intervals of the mean over the rows.
+
+    Args:
+        values: [seeds, columns], finite.
+
+    Returns:
+        low, high: [columns]; NaN below two rows. The draws are always the same.
+    """
+    count, columns = values.shape
+    if count < 2 or not columns:
+        return np.full(columns, np.nan), np.full(columns, np.nan)
+    means = (_shares(count) @ values.reshape(count, -1)).reshape(RESAMPLES, columns)
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return low, high
+
+
+@functools.cache
+def _shares(count: int) -> np.ndarray:
+    """[RESAMPLES, count]: with what weight each row enters each resampled mean."""
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    return (draws[:, :, None] == np.arange(count)).mean(axis=1)
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and interval of the values that are defined."""
+    known = np.array([value for value in values if not math.isnan(value)])
+    if not len(known):
+        return NOTHING
+    low, high = bootstrap(known[:, None])
+    return Estimate(float(known.mean()), float(low[0]), float(high[0]), len(known))
+
+
+def telling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that name a setting: all that touch the numbers but the seed."""
+    free = {*configs.FREE_FIELDS, "seed"} - {"federation.rounds"}
+    return {path: value for path, value in sorted(config.items()) if path not in free}
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:
+    """Settings in a fixed order, and sentences about runs of one experiment that were found twice."""
+    by_key: dict[str, list[Run]] = {}
+    for run in runs:
+        by_key.setdefault(json.dumps(telling(run.config), sort_keys=True, default=str), []).append(run)
+    settings, notes = [], []
+    for members in by_key.values():
+        by_seed: dict[int, Run] = {}
+        for run in members:
+            other = by_seed.get(run.config["seed"])
+            if other is not None:
+                run, left_out = (run, other) if _standing(run) > _standing(other) else (other, run)
+                notes.append(f"{left_out.name} is the same experiment as {run.name} and counts once.")
+            by_seed[run.config["seed"]] = run
+        kept = [by_seed[seed] for seed in sorted(by_seed)]
+        finished = [run for run in kept if run.status == FINISHED]
+        open_ones = [run for run in kept if run.status == UNFINISHED and run.lines]
+        settings.append(Setting(telling(kept[0].config), kept, finished or open_ones))
+    return sorted(settings, key=_order), notes
+
+
+def _standing(run: Run) -> tuple[bool, int, bool]:
+    return run.status == FINISHED, len(run.lines), run.has_model()
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    config = setting.config
+    names = list(presets.methods())
+    method = method_of(config)
+    place = names.index(method) if method in names else len(names)
+    first = (config["data.name"], config["attack.malicious_fraction"], config["partition.beta"])
+    return (*map(str, first), place, method, json.dumps(config, sort_keys=True, default=str))
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The method in words: its preset's name, or the local rule and the aggregator."""
+    return _method(config["local.rule"], config["aggregator.name"])
+
+
+@functools.cache
+def _method(rule: str, aggregator: str) -> str:
+    for name, fields in presets.methods().items():
+        if (rule, aggregator) == (fields["local.rule"], fields["aggregator.name"]):
+            return name
+    return f"{rule} + {aggregator}"
+
+
+def is_of_method(path: str) -> bool:
+    """Whether a field belongs to the method rather than to the conditions under which methods are compared."""
+    return path.startswith(("local.options.", "aggregator.")) or path == "local.rule"
+
+
+def differing(settings: Sequence[Setting]) -> list[str]:
+    """The fields in which settings differ, but for those that the name of the method tells."""
+    paths = sorted({path for one in settings for path in one.config})
+    told = {"local.rule", "aggregator.name"}
+    seen = {path: {json.dumps(one.config.get(path), default=str) for one in settings} for path in paths}
+    return [path for path in paths if len(seen[path]) > 1 and path not in told]
+
+
+def shown(value: Any) -> str:
+    """A field's value for a reader."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return str(value)
+
+
+@functools.cache
+def paper_config(rule: str, aggregator: str, variant: str, clients: int, per_round: int) -> dict[str, Any] | None:
+    """The config in which a paper, or with variant "reference" its authors' code, runs a method; flat.
+
+    None where there is none: a pair that cannot be made, or a part of a plug-in.
+    """
+    method = _method(rule, aggregator)
+    try:
+        known = method in presets.methods()
+        made = presets.make_config(
+            ",".join(word for word in (method if known else "fedavg", variant) if word),
+            federation__num_clients=clients,
+            federation__clients_per_round=per_round,
+        )
+        if not known:
+            for path, value in {"local.rule": rule, "aggregator.name": aggregator, "aggregator.options": {}}.items():
+                configs.set_field(made, path, value)
+        flat = configs.flatten(configs.recorded(configs.resolve(made)))
+    except UserError:
+        return None
+    return {path: list(value) if isinstance(value, tuple) else value for path, value in flat.items()}
+
+
+def departures(config: Mapping[str, Any], variant: str = "") -> dict[str, Any]:
+    """Path -> value of the fields in which a setting departs from the paper's, or its code's, with its method."""
+    names = ("local.rule", "aggregator.name", "federation.num_clients", "federation.clients_per_round")
+    rule, aggregator, clients, per_round = (config[name] for name in names)
+    paper = paper_config(rule, aggregator, variant, clients, per_round)
+    if paper is None:
+        paper = paper_config("sgd", "mean", variant, clients, per_round) or {}
+        config = {path: value for path, value in config.items() if ".options." not in path}
+    own = telling(config)
+    return {
+        path: own[path]
+        for path in own
+        if path in paper and json.dumps(own[path], default=str) != json.dumps(paper[path], default=str)
+    }
+
+
+def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The departures from the paper that are not the method's: what a comparison of methods must hold fast.
+
+    The authors' code trains averaging for one epoch and everything else for ten: that belongs to their averaging.
+    """
+    own = departures(config)
+    if "local.epochs" not in departures(config, variant_of(config)):
+        own.pop("local.epochs", None)
+    return {path: value for path, value in own.items() if not is_of_method(path)}
+
+
+def variant_of(config: Mapping[str, Any]) -> str:
+    """ "reference" where a setting is nearer to the authors' code than to the paper, else ""."""
+    return "reference" if len(departures(config, "reference")) < len(departures(config)) else ""
+
+
+CONDITIONS = ("data.name", "attack.malicious_fraction", "partition.beta", "federation.rounds")
+"""Fields that are named wherever settings differ in them; others only where they depart from the paper's."""
+
+
+SHORT = {"data.name": "data", "attack.malicious_fraction": "γ", "partition.beta": "β", "attack.name": "attack"}
+
+
+def short(path: str) -> str:
+    """A field's name in labels."""
+    return SHORT.get(path, path.rpartition(".")[2])
+
+
+def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[str]:
+    """A name for each setting: the method, and what tells it from the paper's and from the other settings."""
+    everywhere = {path for path in differing(settings) if path in CONDITIONS}
+    by_data: dict[str, list[Setting]] = {}
+    for setting in settings:
+        by_data.setdefault(setting.config["data.name"], []).append(setting)
+    # What only tells data sets apart is told by their names.
+    within = {name: everywhere | set(differing(members)) for name, members in by_data.items()}
+    told = {*leave_out, "local.rule", "aggregator.name"}
+    named = []
+    for setting in settings:
+        variant = variant_of(setting.config)
+        own = departures(setting.config, variant)
+        words = [
+            f"{short(path)}={shown(setting.config[path])}"
+            for path in sorted(within[setting.config["data.name"]], key=lambda path: (path not in CONDITIONS, path))
+            if path in setting.config and path not in told and (path in CONDITIONS or path in own)
+        ]
+        named.append(", ".join([method_of(setting.config) + (":reference" if variant else ""), *words]))
+    return named

@@ -1,0 +1,352 @@
+"""The report: what it finds, its numbers, the papers' layouts, what it refuses."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedjax_spmc.report import __main__ as command
+from fedjax_spmc.report import overview, published, read, settings, tables
+from fedjax_spmc.report.settings import Estimate
+from fedjax_spmc.report.tables import BEST, SECOND
+from tests.kept_runs import config_of, line_of, make_run
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "experiments" / "results"
+
+
+def report(capsys, *arguments: str, code: int = 0) -> str:
+    """Runs the command; returns what it said, on a refusal the one sentence."""
+    capsys.readouterr()
+    assert command.main(list(arguments)) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert out == ""
+        assert len(err.splitlines()) == 1, err
+        assert err.rstrip().endswith(".")
+        return err
+    assert err == ""
+    return out
+
+
+def grouped(*folders: Path) -> list[settings.Setting]:
+    return settings.group(read.read(list(folders)).runs)[0]
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "index.html").read_text()
+
+
+def cells(folder: Path, table: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """(method, group, column) -> the row of the CSV."""
+    with (folder / "tables" / f"{table}.csv").open() as stream:
+        return {(row["method"], row["group"], row["column"]): row for row in csv.DictReader(stream)}
+
+
+# Numbers.
+
+
+def test_an_interval_is_the_percentile_bootstrap_of_the_mean():
+    values = np.random.default_rng(1).normal(50, 5, size=(20, 2))
+    low, high = settings.bootstrap(values)
+    draws = np.random.default_rng(0).integers(20, size=(settings.RESAMPLES, 20))
+    expected = np.quantile(values[draws].mean(axis=1), (0.025, 0.975), axis=0)
+    np.testing.assert_allclose([low, high], expected)
+    assert settings.estimate([3.0, math.nan]) == pytest.approx(Estimate(3.0, math.nan, math.nan, 1), nan_ok=True)
+    assert not settings.estimate([]).known
+
+
+def test_best_are_all_whose_intervals_overlap_the_best_one():
+    def cell(mean: float, half: float, allowed: bool = True) -> tuple[Estimate, bool]:
+        return Estimate(mean, mean - half, mean + half, 3), allowed
+
+    single = (Estimate(99.0, math.nan, math.nan, 1), True)
+    column = [cell(80, 3), cell(75, 3), cell(70, 1), cell(68.5, 1), cell(60, 1), cell(90, 1, allowed=False), single]
+    assert tables.ranks(column) == [BEST, BEST, SECOND, SECOND, 0, 0, 0]
+    assert tables.ranks([cell(80, 3), single]) == [0, 0]
+
+
+def test_means_are_over_seeds_and_the_last_five_rounds(tmp_path):
+    for seed, accuracy in enumerate((50.0, 60.0, 70.0)):
+        make_run(tmp_path / f"s{seed}", accuracy=accuracy, seed=seed)
+    lines = (tmp_path / "s0" / "metrics.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(line_of(0, 0.0, 0.0))  # before the last five
+    (tmp_path / "s0" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (one,) = grouped(tmp_path)
+    assert one.estimate("A").mean == 60
+    assert one.estimate("A").seeds == 3
+    assert (one.estimate("A").low, one.estimate("A").high) == (50, 70)
+    assert one.estimate("tpr_run").mean == 50
+    assert one.estimate("fpr_run").mean == 0
+    assert one.marks() == ""
+    rounds, mean, low, _ = one.curve("A")
+    assert list(rounds) == [1, 2, 3, 4, 5, 6]
+    assert mean[0] == pytest.approx(130 / 3)
+    assert low[0] == 0
+
+
+def test_unfinished_runs_count_only_where_nothing_else_does(tmp_path):
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, accuracy=10.0, played=3)
+    make_run(tmp_path / "c", "krum", seed=0, accuracy=30.0, played=2)
+    make_run(tmp_path / "d", "median", seed=0, summary={"status": "diverged", "diverged_round": 3})
+    fedavg, krum, median = sorted(grouped(tmp_path), key=lambda one: settings.method_of(one.config))
+    assert (fedavg.estimate("A").mean, fedavg.marks()) == (60, "sx")
+    assert (krum.estimate("A").mean, krum.marks()) == (30, "su")
+    assert (median.estimate("A").known, median.marks()) == (False, "f")
+    assert overview.rounds_played(krum) == "2 of 6"
+
+
+def test_a_run_that_was_found_twice_counts_once(tmp_path):
+    make_run(tmp_path / "whole", seed=0)
+    make_run(tmp_path / "part", seed=0, played=2, accuracy=1.0)
+    found = read.read([tmp_path, tmp_path / "whole"])
+    assert len(found.runs) == 2
+    (one,), (note,) = settings.group(found.runs)
+    assert [run.folder for run in one.runs] == [tmp_path / "whole"]
+    assert "same experiment" in note
+
+
+# What is found.
+
+
+def test_lines_of_older_versions_and_half_written_ones_are_read(tmp_path):
+    folder = make_run(tmp_path / "old", old=True)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('\nnull\n{"round": "x"}\n{"round": 7, "client_ids": [99]}\n{"round": 6, "A": 6')
+    (run,) = read.read([folder]).runs
+    assert len(run.lines) == 6
+    assert run.numbers["tpr_run"] == 50
+    assert math.isnan(run.numbers["auc"])
+
+
+def test_broken_folders_are_named_and_the_rest_is_shown(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "good")
+    for name, content in (("text", "{"), ("list", "[]"), ("field", '{"federation": {"num_clients": "many"}}')):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(content)
+    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}")
+    text = page_of(tmp_path / "out")
+    assert "1 run in 1 setting" in text
+    assert all(f"{name}/config.json is damaged" in text for name in ("text", "list", "field"))
+
+
+def test_an_empty_run_and_a_sweep_without_rows_give_a_page(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "started", played=0)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "results.jsonl").write_text("")
+    report(capsys, str(tmp_path / "runs"), str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}")
+    assert "1 run in 1 setting: 1 unfinished" in page_of(tmp_path / "out")
+    assert "0 of 6" in page_of(tmp_path / "out")
+    assert "holds no run yet" in page_of(tmp_path / "out")
+    report(capsys, str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}")
+    assert "No run has left anything yet" in page_of(tmp_path / "out")
+
+
+def test_rows_of_a_sweep_stand_for_cells_that_have_no_folder(tmp_path):
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "cells" / "aa", "krum", attack__malicious_fraction=0.2)
+    common = {"data": "cifar10", "seed": 0, "commit": None, "versions": {}, "fingerprint": "f", "rounds": 6}
+    rows = [
+        {"method": "krum", "attack.malicious_fraction": 0.2, "status": "finished", "config_hash": "aa"}
+        | common
+        | {"folder": "cells/aa", "A": 1.0},
+        {"method": "spmc", "attack.malicious_fraction": 0.3, "status": "failed", "error": "no memory"}
+        | common
+        | {"config_hash": "bb", "folder": None},
+        {"method": "fedavg", "attack.malicious_fraction": 0.3, "status": "finished", "A": 12.5, "R_all": 50.0}
+        | common
+        | {"config_hash": "cc", "folder": "cells/gone"},
+    ]
+    (sweep / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
+    by_method = {settings.method_of(run.config): run for run in read.read([sweep]).runs}
+    assert by_method["krum"].numbers["A"] == 60
+    assert (by_method["spmc"].status, by_method["spmc"].error) == ("failed", "no memory")
+    assert by_method["spmc"].config["attack.poison_fraction"] == 0.5
+    assert by_method["fedavg"].numbers["A"] == 12.5
+    assert by_method["fedavg"].config["attack.malicious_fraction"] == 0.3
+
+
+def test_random_placement_is_drawn_as_the_run_draws_it(tmp_path):
+    import jax
+
+    from fedjax_spmc import config as configs
+    from fedjax_spmc import setup
+
+    folder = make_run(tmp_path / "run", attack__placement="random", seed=5)
+    resolved = configs.resolve(json.loads((folder / "config.json").read_text()))
+    (run,) = read.read([folder]).runs
+    np.testing.assert_array_equal(run.malicious, setup.roster(resolved, jax.random.key(5)).malicious)
+    assert run.malicious.sum() == 3
+
+
+# The papers' tables.
+
+
+def test_published_figures_have_a_row_in_every_layout():
+    for name, layout in published.LAYOUTS.items():
+        assert {row for row, _ in published.figures(name)} == set(layout.rows)
+    assert published.figures("spmc2")["Ours (SPMC)", ("cifar10", 0.5, 0.3)] == (65.83, 80.14, 72.98)
+    assert published.figures("fdcr4")["FDCR", ("usps", 0.3, 0.2)] == (95.63, 90.51, 93.07)
+    assert sum(len(published.figures(name)) for name in published.LAYOUTS) == 266
+
+
+def test_every_row_of_every_table_is_what_its_sweep_plays():
+    from fedjax_spmc.run import call_config
+    from fedjax_spmc.sweep import expand
+
+    files = {"spmc2": ["spmc_table2"], "fdcr1": ["fdcr_table1"], "fdcr2": ["fdcr_table2"]}
+    files |= {"fdcr3": ["fdcr_table3", "fdcr_table3.py:fedavg"], "fdcr4": ["fdcr_table4"]}
+    for name, texts in files.items():
+        seen = set()
+        for text in texts:
+            path = f"{ROOT}/configs/sweeps/{text}" + ("" if ".py" in text else ".py")
+            made = call_config(path)[0]
+            narrow = {"data.name": made.grid["data.name"][:1], "attack.malicious_fraction": [0.3]}
+            narrow |= {"partition.beta": [0.5]} if "partition.beta" in made.grid else {}
+            for cell in expand(made._replace(grid={**made.grid, **narrow}, seeds=(0,))):
+                from fedjax_spmc import config as configs
+
+                config = read.flat_config(configs.to_plain(configs.recorded(cell.config)))
+                assert published.conditions_of(config) == {}
+                row = published.row_of(name, config)
+                assert row is not None, cell.fields
+                assert (row, published.case_of(config)) in published.figures(name)
+                seen.add(row)
+        assert seen == set(published.LAYOUTS[name].rows)
+
+
+def test_a_papers_table_shows_what_was_run_beside_the_published_figures(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / f"avg{seed}", "fedavg", 60.0 + seed, seed=seed, rounds=50)
+        make_run(tmp_path / "runs" / f"spmc{seed}", "spmc", 70.0 + seed, seed=seed, rounds=50, note="decoded from JPEG")
+    make_run(tmp_path / "runs" / "dnc", "dnc", 99.0, rounds=50)
+    leak = {"aggregator__options__oracle_fisher_noise": True}
+    make_run(tmp_path / "runs" / "leak", "fdcr", 98.0, rounds=50, **leak)
+    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}")
+    found = cells(tmp_path / "out", "spmc2")
+    ours = found["Ours (SPMC)", "CIFAR-10", "A"]
+    assert (float(ours["mean"]), float(ours["published"])) == (70.5, 65.83)
+    assert float(ours["difference"]) == pytest.approx(4.67)
+    assert (ours["marks"], ours["rank"], ours["seeds"]) == ("j", "1", "2")
+    assert found["FedAvg", "CIFAR-10", "A"]["rank"] == "2"
+    assert (found["DnC", "CIFAR-10", "A"]["rank"], found["DnC", "CIFAR-10", "A"]["marks"]) == ("", "s")
+    assert found["RFA", "CIFAR-10", "A"]["mean"] == ""
+    assert ("Ours (SPMC)", "MNIST", "A") not in found
+    leaked = next(row for key, row in cells(tmp_path / "out", "fdcr4").items() if "oracle" in key[0] and key[2] == "A")
+    assert set(leaked["marks"]) == set("os")
+    assert leaked["published"] == ""
+    text = (tmp_path / "out" / "tables" / "spmc2.md").read_text()
+    assert "Run under the paper's settings; seeds 0, 1." in text
+    assert "**70.50**<sup>j</sup> [70.00, 71.00] (paper 65.83, +4.67)" in text
+    latex = (tmp_path / "out" / "tables" / "spmc2.tex").read_text()
+    assert latex.count(r"\begin{") == latex.count(r"\end{")
+    assert r"\textbf{70.50}\textsuperscript{j}" in latex
+    assert not re.search(r"(?<!\\)[_%&#](?![^\n]*\\\\)[a-z]", latex.split(r"\midrule")[1].split(r"\bottomrule")[0])
+
+
+def test_other_conditions_and_variants_are_told_apart():
+    plain = read.flat_config(config_of("spmc", federation__rounds=12))
+    assert published.conditions_of(plain) == {"federation.rounds": 12}
+    assert published.row_of("spmc2", plain) == "Ours (SPMC)"
+    variant = read.flat_config(config_of("spmc", local__options__align="benign"))
+    assert published.row_of("spmc2", variant) is None
+    reference = read.flat_config(config_of("fedavg,reference"))
+    assert settings.variant_of(reference) == "reference"
+    assert "local.epochs" not in published.conditions_of(reference)  # one epoch is the code's averaging
+    assert published.conditions_of(reference) == published.conditions_of(read.flat_config(config_of("dnc,reference")))
+    assert published.row_of("spmc2", reference) == "FedAvg"
+    halves = read.flat_config(config_of("spmc", aggregator__name="mean", aggregator__options={}))
+    assert settings.method_of(halves) == "spmc + mean"
+    other = read.flat_config(config_of("fedavg", attack__name="dba", attack__options={}))
+    assert published.row_of("spmc2", other) is None
+
+
+# What is refused.
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    out = f"--out={tmp_path / 'out'}"
+    assert "no folder is given" in report(capsys, out, code=2)
+    assert "missing" in report(capsys, str(tmp_path / "missing"), out, code=2)
+    assert "holds no run" in report(capsys, str(tmp_path / "nothing"), out, code=2)
+    assert "no flag" in report(capsys, str(run), "--format=pdf", code=2)
+    assert "needs a value" in report(capsys, str(run), "--out=", code=2)
+    assert "--details" in report(capsys, str(run), "--details=few", code=2)
+    assert "spmc2" in report(capsys, str(run), "--tables=spmc7", code=2)
+    assert "no report" in report(capsys, str(run), f"--out={tmp_path / 'mine'}", code=2)
+    assert "no report" in report(capsys, str(run), f"--out={run}", code=2)
+    assert "no folder" in report(capsys, str(run), f"--out={tmp_path / 'file'}", code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "nothing", "run"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_report_is_replaced_and_its_old_tables_go(tmp_path, capsys):
+    make_run(tmp_path / "a" / "run", "spmc", rounds=50)
+    make_run(tmp_path / "b" / "run", data__name="digits")
+    out = tmp_path / "out"
+    report(capsys, str(tmp_path / "a"), f"--out={out}")
+    assert (out / "tables" / "spmc2.csv").exists()
+    (out / "tables" / "mine.txt").write_text("kept")
+    report(capsys, str(tmp_path / "b"), f"--out={out}")
+    assert sorted(path.name for path in (out / "tables").iterdir()) == [
+        "mine.txt", "runs.csv", "runs.md", "runs.tex", "settings.csv", "settings.md", "settings.tex",
+    ]  # fmt: skip
+
+
+# The whole.
+
+
+def test_two_reports_of_the_same_runs_are_alike_but_for_the_time(tmp_path, capsys):
+    for out in ("one", "two"):
+        report(capsys, str(KEPT), f"--out={tmp_path / out}", "--details=1")
+    first, second = (re.sub(r"Written .* UTC", "", page_of(tmp_path / out)) for out in ("one", "two"))
+    assert first == second
+
+
+def test_the_page_needs_nothing_else(tmp_path, capsys):
+    report(capsys, str(KEPT), f"--out={tmp_path / 'out'}", "--details=2")
+    text = page_of(tmp_path / "out")
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#|tables/)[^\"]*", text)
+    assert "@import" not in text
+    for link in set(re.findall(r'href="(tables/[^"]+)"', text)):
+        assert (tmp_path / "out" / link).is_file()
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert used <= set(ids)
+
+
+@pytest.mark.slow
+def test_five_hundred_cells_of_fifty_rounds(tmp_path, capsys):
+    lines = [json.dumps(line_of(i, 60.0, 40.0)) + "\n" for i in range(50)]
+    one = make_run(tmp_path / "one", rounds=50)
+    rows = ("fedavg", "dnc", "sageflow", "bulyan", "rfa", "rlr", "crfl", "foolsgold", "rsa", "finetuning", "spmc")
+    count = 0
+    for preset in rows:
+        for data in ("fashion_mnist", "cifar10", "mnist"):
+            for fraction in (0.2, 0.3):
+                config = config_of(preset, data__name=data, attack__malicious_fraction=fraction)
+                for seed in range(8):
+                    folder = tmp_path / "sweep" / "cells" / str(count)
+                    shutil.copytree(one, folder)
+                    (folder / "config.json").write_text(json.dumps(config | {"seed": seed}))
+                    (folder / "metrics.jsonl").write_text("".join(lines))
+                    count += 1
+    assert count == 528
+    start = time.process_time()
+    report(capsys, str(tmp_path / "sweep"), f"--out={tmp_path / 'out'}")
+    assert time.process_time() - start < 30
+    assert "528 runs in 66 settings" in page_of(tmp_path / "out")
+    assert len(cells(tmp_path / "out", "spmc2")) == 11 * 9
