@@ -268,9 +268,17 @@ def _lines(path: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by dotted path, those that are missing at their defaults."""
-    defaults = {path: _plain(option.default) for path, option in configs.FIELDS.items()}
-    return defaults | {path: _plain(value) for path, value in configs.flatten(content).items()}
+    """Fields and options by dotted path, those that are missing at their defaults: older versions knew fewer."""
+    fields = {path: _plain(option.default) for path, option in configs.FIELDS.items()}
+    given = fields | {path: _plain(value) for path, value in configs.flatten(content).items()}
+    options = {}
+    for section, (parts, name) in configs.PARTS.items():
+        own = configs.SECTION_FIELDS.get(section, ())
+        for part in given[name] if isinstance(given[name], list) else [given[name]]:
+            if part in parts.names():  # a plug-in's part may not be known here
+                known = parts.options(part).items()
+                options |= {f"{section}.options.{n}": _plain(o.default) for n, o in known if n not in own}
+    return options | given
 
 
 def _plain(value: Any) -> Any:
