@@ -4,12 +4,12 @@
                                         [--workdir=runs/fdcr_question] [--results=experiments/results/fdcr_question]
 
 Plays every cell that the results do not hold yet: Fisher (authors, batch, per_sample) x malicious augmentation (frozen,
-live) x attack (badnets, dba) with the leak off, and "leak" (authors' Fisher, frozen, badnets, leak on), each with every
-seed; 3 of 10 clients are malicious, Dirichlet 0.5, the trigger and poison fraction of the released code. `--cells`
-takes words that a cell's name must hold one of. Keeps its small files (config, environment, metrics, summary), writes
-one row a cell into `results.jsonl`, and prints the tables as Markdown: mean over seeds and half the width of the 95 %
-t-interval. A cell that was interrupted goes on where it stopped. A CIFAR-10 cell of 12 rounds takes about 10 minutes of
-one CPU core.
+live) x attack (badnets, dba) with the leak off, plain averaging under the same attacks, and "leak" (authors' Fisher,
+frozen, badnets, leak on), each with every seed; 3 of 10 clients are malicious, Dirichlet 0.5, the trigger and poison
+fraction of the released code. `--cells` takes words that a cell's name must hold one of. Keeps its small files (config,
+environment, metrics, summary), writes one row a cell into `results.jsonl`, and prints the tables as Markdown: mean over
+seeds and half the width of the 95 % t-interval. A cell that was interrupted goes on where it stopped. A CIFAR-10 cell
+of 12 rounds takes about 6 minutes of one CPU core that has nothing else to do.
 """
 
 import argparse
@@ -31,21 +31,26 @@ CELLS = [
     f"{fisher}-{augmentation}-{attack}" for attack in ATTACKS for augmentation in AUGMENTATIONS for fisher in FISHERS
 ]
 LEAK = "authors-frozen-badnets-leak"
+BASELINES = [f"averaging-{augmentation}-{attack}" for attack in ATTACKS for augmentation in AUGMENTATIONS]
+"""Plain averaging under the same attacks."""
+ALL = [*BASELINES, *CELLS, LEAK]
 COLUMNS = ("A", "ASR", "R_all", "V_all", "TPR", "FPR", "AUC")
 THIRDS = ("first", "middle", "last")
 
 
-def fields_of(cell: str, seed: int, rounds: int) -> dict[str, Any]:
-    """The fields that a cell sets on top of the preset `fdcr,reference`."""
+def setting_of(cell: str, seed: int, rounds: int) -> tuple[str, dict[str, Any]]:
+    """The preset of a cell, and the fields on top of it."""
     fisher, augmentation, attack, *leak = cell.split("-")
-    return {
+    fields = {
         "seed": seed,
         "federation.rounds": rounds,
         "attack.name": attack,
         "attack.options.augmentation": augmentation,
-        "local.options.fisher_kind": fisher,
-        "aggregator.options.oracle_fisher_noise": bool(leak),
     }
+    if fisher == "averaging":
+        return "fedavg", fields | {"attack.poison_fraction": 0.5, "attack.trigger": "fdcr_code"}
+    fields |= {"local.options.fisher_kind": fisher, "aggregator.options.oracle_fisher_noise": bool(leak)}
+    return "fdcr,reference", fields
 
 
 def row(folder: Path, cell: str, seed: int) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def tables(rows: Sequence[dict[str, Any]], data: str, rounds: int) -> str:
     texts = []
     for columns in (COLUMNS, [*thirds, "perfect_rounds"]):
         lines = ["| " + " | ".join((*heads, *columns)) + " |", "|" + "---|" * (len(heads) + len(columns))]
-        for cell in [*CELLS, LEAK]:
+        for cell in ALL:
             chosen = [one for one in rows if (one["data"], one["cell"], one["rounds"]) == (data, cell, rounds)]
             if chosen:
                 fisher, augmentation, attack, *leak = cell.split("-")
@@ -107,16 +112,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "fdcr_question")
     arguments = parser.parse_args()
     words = [word for word in arguments.cells.split(",") if word]
-    chosen = [cell for cell in [*CELLS, LEAK] if any(word in cell for word in words)]
+    chosen = [cell for cell in ALL if any(word in cell for word in words)]
     if words and not chosen:
-        parser.error(f"--cells = {arguments.cells!r} names no cell: they are {', '.join([*CELLS, LEAK])}.")
+        parser.error(f"--cells = {arguments.cells!r} names no cell: they are {', '.join(ALL)}.")
     for seed in [int(text) for text in arguments.seeds.split(",") if text]:
         for cell in chosen:
             place = Path(f"{arguments.data}_{arguments.rounds}_rounds", cell, f"seed{seed}")
             if (arguments.results / place).is_dir():
                 continue
-            fields = fields_of(cell, seed, arguments.rounds)
-            play("fdcr,reference", fields, arguments.data, arguments.workdir / place)
+            play(*setting_of(cell, seed, arguments.rounds), arguments.data, arguments.workdir / place)
             keep(arguments.workdir / place, arguments.results / place)
     arguments.results.mkdir(parents=True, exist_ok=True)
     print(tables(collect(arguments.results), arguments.data, arguments.rounds))
