@@ -20,6 +20,7 @@ def test_rows_are_dealt_out_evenly_and_none_is_forgotten(rows, among):
         assert loads.max() - loads.min() <= work[0] + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presets", ["spmc", "fdcr"])
 def test_two_devices_give_the_bits_of_one(presets, small_cache):
     """Five clients of unequal size, four drawn a round, so that rows are reordered, and states travel with them."""

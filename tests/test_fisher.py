@@ -72,6 +72,7 @@ def test_samples_one_by_one_or_together_give_the_same(chunk):
     np.testing.assert_allclose(ours, whole, atol=1e-5 * whole.max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_squares_within_the_layers_of_a_convolutional_network():
     model = models.make("simple_cnn", image_shape=(16, 16, 3))
     variables = model.init(jax.random.key(1))
@@ -94,6 +95,7 @@ def test_no_batch_gives_zeros(kind):
     assert flat(fisher.estimate(kind, MLP, START, few, drop_last=False)).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fisher.KINDS)
 def test_vmap_over_clients(kind):
     stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), START)
@@ -131,6 +133,7 @@ def test_what_is_not_allowed():
         fisher.estimate("per_sample", MLP, START, data, chunk=0)
 
 
+@pytest.mark.slow
 def test_the_local_rule_estimates_at_the_trained_model_on_an_epoch_of_its_own():
     """Shuffled and augmented anew: not the pass of any local epoch, and every sample once."""
     size, epochs = 20, 2
