@@ -6,7 +6,7 @@
 Plays every cell that the results do not hold yet: Fisher (authors, batch, per_sample) x malicious augmentation (frozen,
 live) x attack (badnets, dba) with the leak off, plain averaging under the same attacks, and "leak" (authors' Fisher,
 frozen, badnets, leak on), each with every seed; 3 of 10 clients are malicious, Dirichlet 0.5, the trigger and poison
-fraction of the released code. `--cells` takes words that a cell's name must hold one of. Keeps its small files (config,
+fraction of the released code. `--cells` takes names of cells, or words that a name must hold one of. Keeps its small files (config,
 environment, metrics, summary), writes one row a cell into `results.jsonl`, and prints the tables as Markdown: mean over
 seeds and half the width of the 95 % t-interval. A cell that was interrupted goes on where it stopped. A CIFAR-10 cell
 of 12 rounds takes about 6 minutes of one CPU core that has nothing else to do.
@@ -106,13 +106,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="numbers with commas (default 0,1,2)")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument(
-        "--cells", default="badnets", help="words that a cell's name must hold one of (default badnets)"
+        "--cells", default="badnets", help="names of cells, or words that a name must hold one of (default badnets)"
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/fdcr_question"))
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "fdcr_question")
     arguments = parser.parse_args()
     words = [word for word in arguments.cells.split(",") if word]
-    chosen = [cell for cell in ALL if any(word in cell for word in words)]
+    chosen = [cell for cell in ALL if any(word == cell or (word in cell and word not in ALL) for word in words)]
     if words and not chosen:
         parser.error(f"--cells = {arguments.cells!r} names no cell: they are {', '.join(ALL)}.")
     for seed in [int(text) for text in arguments.seeds.split(",") if text]:
