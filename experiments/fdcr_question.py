@@ -6,10 +6,10 @@
 Plays every cell that the results do not hold yet: Fisher (authors, batch, per_sample) x malicious augmentation (frozen,
 live) x attack (badnets, dba) with the leak off, plain averaging under the same attacks, and "leak" (authors' Fisher,
 frozen, badnets, leak on), each with every seed; 3 of 10 clients are malicious, Dirichlet 0.5, the trigger and poison
-fraction of the released code. `--cells` takes names of cells, or words that a name must hold one of. Keeps its small files (config,
-environment, metrics, summary), writes one row a cell into `results.jsonl`, and prints the tables as Markdown: mean over
-seeds and half the width of the 95 % t-interval. A cell that was interrupted goes on where it stopped. A CIFAR-10 cell
-of 12 rounds takes about 6 minutes of one CPU core that has nothing else to do.
+fraction of the released code. `--cells` takes names of cells, or words that a name must hold one of. Keeps its small
+files (config, environment, metrics, summary), writes one row a cell into `results.jsonl`, and prints the tables as
+Markdown: mean over seeds and half the width of the 95 % t-interval. A cell that was interrupted goes on where it
+stopped. A CIFAR-10 cell of 12 rounds takes about 6 minutes of one CPU core that has nothing else to do.
 """
 
 import argparse
