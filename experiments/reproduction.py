@@ -26,8 +26,7 @@ def made(folder: str) -> dict[str, tables.Table]:
     settings, _ = group(runs)
     listed = [
         *published.tables(settings, tuple(published.LAYOUTS)),
-        overview.settings_table(settings),
-        overview.runs_table(settings),
+        *overview.tables(settings),
     ]
     return {one.name: one for one in listed}
 

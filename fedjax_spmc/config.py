@@ -5,7 +5,7 @@ options of the chosen parts out in full.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax
@@ -285,6 +285,12 @@ def unknown_field(path: str) -> str:
     return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
 
 
+def telling(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by dotted path that touch the numbers of a whole run: with the rounds."""
+    free = set(FREE_FIELDS) - {"federation.rounds"}
+    return {path: value for path, value in flat.items() if path not in free}
+
+
 def difference(old: Config, new: Config) -> list[str]:
     """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out; options stand last."""
     a, b = flatten(old), flatten(new)
@@ -292,17 +298,18 @@ def difference(old: Config, new: Config) -> list[str]:
     return [
         path
         for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
-        if path not in FREE_FIELDS and _plain(a.get(path, missing)) != _plain(b.get(path, missing))
+        if path not in FREE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
     ]
 
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as nested plain values, ready for JSON."""
-    return {name: to_plain(v) if hasattr(v, "items") else _plain(v) for name, v in config.items()}
+    return {name: to_plain(v) if hasattr(v, "items") else plain(v) for name, v in config.items()}
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+def plain(value: Any) -> Any:
+    """A value as JSON has it: tuples become lists."""
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _words(value: Any) -> str:

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, models
+from fedjax_spmc import files, metrics, models
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.options import shown
@@ -140,15 +139,15 @@ class RunFolder:
 
     def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `metrics.jsonl`, atomically."""
-        self._replace("metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in history).encode())
+        try:
+            files.replace_lines(self.path / "metrics.jsonl", history)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl` and sees it on the disk."""
         try:
-            with (self.path / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            files.append_line(self.path / "metrics.jsonl", line)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -214,11 +213,7 @@ class RunFolder:
 
     def _replace(self, name: str, content: bytes) -> None:
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path / name)
+            files.replace(self.path / name, content)
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -94,18 +94,6 @@ def ravel_clients(stacked: Tree) -> Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
-def pairwise_squared_distances(points: Array) -> Array:
-    """[K, K] squared Euclidean distances of the rows of [K, D], from one Gram matrix of the centred rows.
-
-    Centring first matters: uncentred float32 weights lose three digits. Exactly 0 on the diagonal, never negative.
-    """
-    centred = points - points.mean(axis=0, keepdims=True)
-    gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
-    return jnp.where(jnp.eye(len(points), dtype=bool), 0.0, distances)
-
-
 def finite_rows(stacked: Tree) -> Array:
     """[K] bool: rows whose entries are finite and whose squared norm is below 1e36; all True for a tree without leaves.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc.report import __main__ as command
-from fedjax_spmc.report import overview, published, read, settings, tables
+from fedjax_spmc.report import fields, overview, published, read, settings, tables
 from fedjax_spmc.report.settings import Estimate
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
@@ -213,7 +213,7 @@ def test_every_row_of_every_table_is_what_its_sweep_plays():
             for cell in expand(made._replace(grid={**made.grid, **narrow}, seeds=(0,))):
                 from fedjax_spmc import config as configs
 
-                config = read.flat_config(configs.to_plain(configs.recorded(cell.config)))
+                config = fields.flat(configs.to_plain(configs.recorded(cell.config)))
                 assert published.conditions_of(config) == {}
                 row = published.row_of(name, config)
                 assert row is not None, cell.fields
@@ -252,19 +252,19 @@ def test_a_papers_table_shows_what_was_run_beside_the_published_figures(tmp_path
 
 
 def test_other_conditions_and_variants_are_told_apart():
-    plain = read.flat_config(config_of("spmc", federation__rounds=12))
+    plain = fields.flat(config_of("spmc", federation__rounds=12))
     assert published.conditions_of(plain) == {"federation.rounds": 12}
     assert published.row_of("spmc2", plain) == "Ours (SPMC)"
-    variant = read.flat_config(config_of("spmc", local__options__align="benign"))
+    variant = fields.flat(config_of("spmc", local__options__align="benign"))
     assert published.row_of("spmc2", variant) is None
-    reference = read.flat_config(config_of("fedavg,reference"))
+    reference = fields.flat(config_of("fedavg,reference"))
     assert settings.variant_of(reference) == "reference"
     assert "local.epochs" not in published.conditions_of(reference)  # one epoch is the code's averaging
-    assert published.conditions_of(reference) == published.conditions_of(read.flat_config(config_of("dnc,reference")))
+    assert published.conditions_of(reference) == published.conditions_of(fields.flat(config_of("dnc,reference")))
     assert published.row_of("spmc2", reference) == "FedAvg"
-    halves = read.flat_config(config_of("spmc", aggregator__name="mean", aggregator__options={}))
+    halves = fields.flat(config_of("spmc", aggregator__name="mean", aggregator__options={}))
     assert settings.method_of(halves) == "spmc + mean"
-    other = read.flat_config(config_of("fedavg", attack__name="dba", attack__options={}))
+    other = fields.flat(config_of("fedavg", attack__name="dba", attack__options={}))
     assert published.row_of("spmc2", other) is None
 
 

@@ -65,13 +65,6 @@ def test_ravel_clients_keeps_row_major_order():
     np.testing.assert_array_equal(trees.ravel_clients(tree), [[0, 1, 2, 3, 4, 5, 100], [6, 7, 8, 9, 10, 11, 200]])
 
 
-def test_pairwise_squared_distances_far_from_the_origin():
-    rng = np.random.default_rng(3)
-    points = (1000 + rng.normal(size=(6, 40))).astype(np.float32)
-    exact = ((points[:, None].astype(np.float64) - points[None]) ** 2).sum(axis=-1)
-    np.testing.assert_allclose(trees.pairwise_squared_distances(jnp.asarray(points)), exact, rtol=1e-4)
-
-
 def test_finite_rows():
     tree = {"a": jnp.array([[1.0], [jnp.nan], [jnp.inf], [1e30], [1e15]]), "b": jnp.zeros((5, 2, 2))}
     np.testing.assert_array_equal(trees.finite_rows(tree), [True, False, False, False, True])

@@ -86,7 +86,8 @@ def fdcr(
         oracle_fisher_noise: the leak of the released server: replaces the Fisher of malicious clients by N(0, 1) noise.
 
     Raises:
-        ConfigError: the leak without importances; an upload without Fisher; a name that no parameter has.
+        ConfigError: the leak without importances or without the ground truth; an upload without Fisher; a name that no
+            parameter has.
     """
     if oracle_fisher_noise and not importance:
         raise ConfigError(
@@ -113,7 +114,7 @@ def fdcr(
         took_part = upload.participating
         fisher = fisher_of(upload) if needed else ()
         if oracle_fisher_noise:
-            fisher = leak(fisher, upload.extras["malicious"], standard_noise(key, fisher))
+            fisher = leak(fisher, truth_of(upload), standard_noise(key, fisher))
         present = took_part & trees.finite_rows(fisher)
         fisher = trees.zero_rows(present, fisher)
         degrees = min_max(fisher, minmax_eps) if importance else jax.tree.map(jnp.ones_like, upload.client_params)
@@ -161,6 +162,19 @@ def fisher_of(upload: Upload) -> Params:
             "aggregator fdcr: extras['fisher'] is missing: it must be sent by the clients, as local rule 'fdcr' does."
         )
     return upload.extras["fisher"]
+
+
+def truth_of(upload: Upload) -> Array:
+    """[K] bool: who is malicious, which an upload holds only for an oracle.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "malicious" not in upload.extras:
+        raise ConfigError(
+            "aggregator fdcr: extras['malicious'] is missing: it must be there with oracle_fisher_noise = True."
+        )
+    return upload.extras["malicious"]
 
 
 def leak(fisher: Params, malicious: Array, noise: Params) -> Params:

@@ -73,18 +73,16 @@ def dba(
         fraction = jnp.where(roster.attacks_now(client_id), own.fraction, 0.0)
         return poison_samples(images, labels, poison_draws(own.key, sample_ids), fraction, own.target, stamp)
 
+    def backdoor(state: AttackState, images: Array, labels: Array) -> tuple[Array, Array]:
+        assert whole.backdoor is not None
+        return whole.backdoor(inner(state), images, labels)
+
     return Attack(
         init=init,
         poison=poison,
-        backdoor=lambda state, images, labels: inner_backdoor(whole, inner(state), images, labels),
+        backdoor=backdoor,
         freezes=lambda state, client_id: whole.freezes(inner(state), client_id),
     )
-
-
-def inner_backdoor(whole: Attack, state: AttackState, images: Array, labels: Array) -> tuple[Array, Array]:
-    """The backdoor of the whole trigger."""
-    assert whole.backdoor is not None
-    return whole.backdoor(state, images, labels)
 
 
 def part(rank: Array | int, parts: Array | int, length: int) -> tuple[Array, Array]:

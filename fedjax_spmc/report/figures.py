@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_spmc import plots
 from fedjax_spmc.report import read
+from fedjax_spmc.report.history import ids_of
 from fedjax_spmc.report.read import Run
 from fedjax_spmc.report.settings import CONDITIONS, Setting, conditions_of, differing, labels, short, shown
 
@@ -215,7 +216,7 @@ def _detection(axis: Any, run: Run) -> None:
 
 def _importances(run: Run) -> list[Picture]:
     details = _details(run.folder)
-    ids = read.ids_of(run.lines[-1])
+    ids = ids_of(run.lines[-1])
     shares, similarity = details.get("importance_shares"), details.get("importance_similarity")
     if shares is None or shares.ndim != 2 or len(shares) != len(ids) or "importance_edges" not in details:
         return []

@@ -1,5 +1,7 @@
 """Grad-CAM: where in an image a network looks when it answers (SPMC's Figure 7)."""
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,23 +58,13 @@ def heat(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray,
 def _last_map(model: Model, variables: Variables, images: Array) -> tuple[int, tuple[int, ...], bool] | None:
     """The last call of a module that answers with a map: its number, the map's shape, and whether the batch is last."""
     calls: list[tuple[int, tuple[int, ...], bool]] = []
-    count = 0
 
-    def look(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        nonlocal count
-        if context.method_name != "__call__":
-            return next_function(*arguments, **keywords)
-        number, count = count, count + 1
-        made = next_function(*arguments, **keywords)
+    def look(number: int, module: nn.Module, made: Any) -> Any:
         if getattr(made, "ndim", 0) == 4 and min(made.shape) > 0:
-            calls.append((number, made.shape, isinstance(context.module, ConvolutionPool)))
+            calls.append((number, made.shape, isinstance(module, ConvolutionPool)))
         return made
 
-    def run() -> Array:
-        with nn.intercept_methods(look):
-            return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
-
-    jax.eval_shape(run)
+    jax.eval_shape(lambda: _watched(model, variables, images, look))
     # Calls are listed as they end, so that a block stands behind its own convolutions: the last map of the network.
     return calls[-1] if calls else None
 
@@ -80,19 +72,26 @@ def _last_map(model: Model, variables: Variables, images: Array) -> tuple[int, t
 def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, shift: Array) -> tuple[Array, Array]:
     """(logits, the wanted map), the map shifted before the network goes on."""
     kept: list[Array] = []
-    count = 0
 
-    def shifted(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        nonlocal count
+    def shifted(number: int, module: nn.Module, made: Any) -> Any:
+        del module
+        if number != wanted:
+            return made
+        kept.append(made)
+        return made + shift
+
+    return _watched(model, variables, images, shifted), kept[0]
+
+
+def _watched(model: Model, variables: Variables, images: Array, look: Callable[[int, nn.Module, Any], Any]) -> Array:
+    """The logits, when every call of a module has its answer replaced by look(number of the call, module, answer)."""
+    numbers = itertools.count()
+
+    def intercept(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         if context.method_name != "__call__":
             return next_function(*arguments, **keywords)
-        number, count = count, count + 1
-        made = next_function(*arguments, **keywords)
-        if number == wanted:
-            kept.append(made)
-            return made + shift
-        return made
+        number = next(numbers)
+        return look(number, context.module, next_function(*arguments, **keywords))
 
-    with nn.intercept_methods(shifted):
-        logits, _ = model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
-    return logits, kept[0]
+    with nn.intercept_methods(intercept):
+        return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.report import read
+from fedjax_spmc.report.history import DETECTED, THIRDS
 from fedjax_spmc.report.read import Found, Run
 from fedjax_spmc.report.settings import Estimate, Setting, departures, differing, labels, shown
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
@@ -19,6 +20,11 @@ class Fact(NamedTuple):
 
     name: str
     values: list[tuple[str, int]]
+
+
+def tables(settings: Sequence[Setting]) -> list[Table]:
+    """The tables that every report has: "settings", "detection" (without lines where nobody was flagged) and "runs"."""
+    return [settings_table(settings), detection_table(settings), runs_table(settings)]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
@@ -41,6 +47,27 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     ]
     columns = ["seeds", "rounds", *SETTINGS_COLUMNS, *DETECTION_COLUMNS]
     return Table("settings", "Every setting", notes, ("setting",), [("", len(columns))], columns, rows)
+
+
+def detection_table(settings: Sequence[Setting]) -> Table:
+    """A line per setting whose rule flagged anybody: detection over the run and by thirds of it."""
+    names = [f"{name}_{part}" for name in DETECTED for part in ("run", *THIRDS)]
+    rows = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        flagging = any(run.numbers[name] > 0 for run in setting.counted for name in ("tpr_run", "fpr_run"))
+        if flagging:
+            marks = setting.marks()
+            cells = [Cell(text=_count(setting)), Cell(text=rounds_played(setting))]
+            cells += [Cell(setting.estimate(name), marks=marks, digits=2 if "auc" in name else 1) for name in names]
+            rows.append(Row("", (label,), [*cells, Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1)]))
+    columns = ["seeds", "rounds", *(part for _ in DETECTED for part in ("run", *THIRDS)), "perfect"]
+    groups = [("", 2), *((name.upper(), 1 + len(THIRDS)) for name in DETECTED), ("rounds", 1)]
+    notes = [
+        "Flags pooled over all evaluated rounds of the run, and over each third of them, percent; AUC of the scores: "
+        "mean over the rounds. Perfect: rounds in which exactly the malicious who took part were flagged. In brackets "
+        "the 95 % percentile bootstrap interval over seeds."
+    ]
+    return Table("detection", "Detection, by thirds of the run", notes, ("setting",), groups, columns, rows)
 
 
 def _count(setting: Setting) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.files import replace
 from fedjax_spmc.report import figures, overview, published, read, tables
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import Looker, Strip
@@ -62,7 +62,7 @@ def build(
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)
-    listed = [*published.tables(settings, wanted), overview.settings_table(settings), overview.runs_table(settings)]
+    listed = [*published.tables(settings, wanted), *overview.tables(settings)]
     files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
     files["index.html"] = _page(found, settings, notes, listed, details, data_dir, title)
     files[MARKER] = json.dumps({"report": found.sources, "files": sorted(files)}, indent=2) + "\n"
@@ -103,11 +103,7 @@ def _write(path: Path, files: dict[str, str], old: Sequence[str]) -> None:
     try:
         (path / "tables").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            handle, temporary = tempfile.mkstemp(dir=path, prefix=".report-")
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path / name)
+            replace(path / name, content.encode())
         for name in set(old) - files.keys():
             if name.startswith("tables/") and ".." not in name:
                 (path / name).unlink(missing_ok=True)
@@ -142,9 +138,8 @@ def _page(
         facts=overview.facts(found),
         varied=varied,
         common=common,
-        papers=[one for one in listed if one.name not in ("settings", "runs")],
-        settings_table=next(one for one in listed if one.name == "settings"),
-        runs_table=next(one for one in listed if one.name == "runs"),
+        papers=[one for one in listed if one.name in published.LAYOUTS],
+        overview={one.name: one for one in listed if one.name not in published.LAYOUTS},
         panels=panels,
         panels_left_out=panels_left_out,
         details=_details(shown_runs, settings, Looker(data_dir)),

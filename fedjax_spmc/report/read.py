@@ -16,12 +16,12 @@ import numpy as np
 from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.report import fields
+from fedjax_spmc.report.history import PER_RUN, by_row, ids_of, number, numbers_of, read_lines, took_part
 
 FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
 NOT_RUNS = {"checkpoint", "tensorboard", "work"}
 """Folders that belong to a run or a sweep and hold no run."""
-PER_RUN = ("tpr_run", "fpr_run", "alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
-"""Numbers of a whole run that `Run.numbers` has besides the means of the last five evaluated rounds."""
 
 
 class Run(NamedTuple):
@@ -122,32 +122,6 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Found:
     return Found(list(runs.values()), problems, [str(source) for source in sources])
 
 
-def number(value: Any) -> float:
-    """A float; NaN for what is none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
-def by_row(line: Mapping[str, Any], name: str) -> np.ndarray:
-    """[K] float: a per-client entry of a line by row; NaN where it is undefined, all NaN where the line lacks it."""
-    ids, values = line.get("client_ids"), line.get(name)
-    length = len(ids) if isinstance(ids, list) else 0
-    if not isinstance(values, list) or len(values) != length:
-        return np.full(length, np.nan)
-    return np.array([math.nan if value is None else value for value in values], float)
-
-
-def took_part(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] bool; older lines do not say who did, then everyone who was drawn."""
-    stated = by_row(line, "participating")
-    return np.where(np.isnan(stated), 1.0, stated) > 0
-
-
-def ids_of(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] int: who stands in which row."""
-    ids = line.get("client_ids")
-    return np.array(ids if isinstance(ids, list) else [], int)
-
-
 def by_client(run: Run, name: str) -> np.ndarray:
     """[evaluated rounds, N] float, NaN for those who did not take part."""
     table = np.full((len(run.lines), len(run.malicious)), np.nan)
@@ -174,10 +148,10 @@ def _run(folder: Path) -> Run:
     content = _json(path)
     if content is None:
         raise WorkdirError(f"{path} is damaged: the run is left out.")
-    config = _config(content, path)
+    config = fields.checked(content, path)
     environment = _json(folder / "environment.json") or {}
     summary = _json(folder / "summary.json")
-    lines = _lines(folder / "metrics.jsonl", config)
+    lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"])
     status = UNFINISHED if summary is None else str(summary.get("status", UNFINISHED))
     if status == FINISHED and lines and lines[-1]["round"] + 1 < config["federation.rounds"]:
         status = UNFINISHED  # it was extended, and goes on
@@ -202,39 +176,12 @@ def _made(
     oracle = bool(summary.get("oracle")) or any(
         path.startswith("aggregator.options.oracle_") and bool(value) for path, value in config.items()
     )
-    malicious = _malicious(config)
-    numbers = {name: _mean([number(line.get(name)) for line in lines[-metrics.LAST_ROUNDS :]]) for name in _SCALARS}
-    if not lines:
-        numbers = {name: number(summary.get(name)) for name in _SCALARS}
-        numbers |= {name: number(summary.get(name)) for name in PER_RUN}
+    malicious = fields.malicious(config)
+    if lines:
+        numbers = numbers_of(lines, malicious)
     else:
-        numbers |= _over_run(lines, malicious)
+        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *PER_RUN)}
     return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, numbers)
-
-
-_SCALARS = metrics.SCALARS
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _over_run(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
-    """Flags pooled over all evaluated rounds; mean weights of benign and malicious clients, smallest and largest."""
-    here = np.concatenate([took_part(line) for line in lines])
-    ids = np.concatenate([ids_of(line) for line in lines])[here]
-    flagged, weights = (np.concatenate([by_row(line, name) for line in lines])[here] for name in ("flagged", "weights"))
-    bad = malicious[ids]
-
-    def mean(values: np.ndarray) -> float:
-        known = values[~np.isnan(values)]
-        return float(known.mean()) if len(known) else math.nan
-
-    known = weights[~np.isnan(weights)]
-    ends = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
-    values = (100 * mean(flagged[bad]), 100 * mean(flagged[~bad]), mean(weights[~bad]), mean(weights[bad]), *ends)
-    return dict(zip(PER_RUN, values, strict=True))
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -244,77 +191,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _lines(path: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines that can be read and fit the config, by round; of two lines of a round the later one."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    by_round: dict[int, dict[str, Any]] = {}
-    for raw in text.split("\n"):
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            continue
-        if not isinstance(line, dict) or type(line.get("round")) is not int:
-            continue
-        ids = line.get("client_ids", [])
-        clients = config["federation.num_clients"]
-        if isinstance(ids, list) and all(type(i) is int and 0 <= i < clients for i in ids):
-            by_round[line["round"]] = line
-    return [by_round[index] for index in sorted(by_round)]
-
-
-def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields and options by dotted path, those that are missing at their defaults: older versions knew fewer."""
-    fields = {path: _plain(option.default) for path, option in configs.FIELDS.items()}
-    given = fields | {path: _plain(value) for path, value in configs.flatten(content).items()}
-    options = {}
-    for section, (parts, name) in configs.PARTS.items():
-        own = configs.SECTION_FIELDS.get(section, ())
-        for part in given[name] if isinstance(given[name], list) else [given[name]]:
-            if part in parts.names():  # a plug-in's part may not be known here
-                known = parts.options(part).items()
-                options |= {f"{section}.options.{n}": _plain(o.default) for n, o in known if n not in own}
-    return options | given
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    flat = flat_config(content)
-    for name, kind in _NEEDED.items():
-        if not isinstance(flat[name], kind) or isinstance(flat[name], bool):
-            raise WorkdirError(f"{path} is damaged ({name} = {flat[name]!r}): the run is left out.")
-    return flat
-
-
-_NEEDED: dict[str, Any] = {
-    "seed": int, "federation.num_clients": int, "federation.rounds": int, "federation.eval_every": int,
-    "federation.clients_per_round": int, "attack.malicious_fraction": (int, float), "partition.beta": (int, float),
-    "data.name": str, "local.rule": str, "aggregator.name": str, "attack.placement": str,
-}  # fmt: skip
-"""Fields that the report computes with, and their types."""
-
-
-def _malicious(config: Mapping[str, Any]) -> np.ndarray:
-    """[N] bool: who is malicious, as `setup.roster` draws it."""
-    from fedjax_spmc import setup
-
-    made = configs.default_config()
-    for name in ("federation.num_clients", "attack.malicious_fraction", "attack.placement", "attack.name"):
-        configs.set_field(made, name, config[name])
-    count = configs.num_malicious(made)
-    clients = config["federation.num_clients"]
-    if config["attack.placement"] != "random" or not count:
-        return np.arange(clients) >= clients - count
-    import jax
-
-    return np.asarray(setup.roster(made, jax.random.key(config["seed"])).malicious)
 
 
 def _rows(
@@ -342,7 +218,7 @@ def _rows(
 
 def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Run:
     """What a row alone says: its fields over those of a cell of the same sweep, or over the defaults."""
-    flat = dict(base) if base is not None else flat_config({})
+    flat = dict(base) if base is not None else fields.flat({})
     changes: dict[str, Any] = {}
     if isinstance(row.get("method"), str):
         try:

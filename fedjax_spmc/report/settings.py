@@ -130,8 +130,7 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that name a setting: all that touch the numbers but the seed."""
-    free = {*configs.FREE_FIELDS, "seed"} - {"federation.rounds"}
-    return {path: value for path, value in sorted(config.items()) if path not in free}
+    return {path: value for path, value in sorted(configs.telling(config).items()) if path != "seed"}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:

@@ -115,7 +115,7 @@ def expand(sweep: Sweep) -> list[Cell]:
     cells: list[Cell] = []
     refused: list[str] = []
     for values in itertools.product(*sweep.grid.values()):
-        fields = dict(zip(names, map(_plain, values), strict=True))
+        fields = dict(zip(names, map(configs.plain, values), strict=True))
         if any(_matches(rule, fields) for rule in sweep.leave_out):
             continue
         for seed in sweep.seeds:
@@ -136,11 +136,6 @@ def expand(sweep: Sweep) -> list[Cell]:
             raise ConfigError(f"cells {seen[cell.id].title()} and {cell.title()} are the same experiment.")
         seen[cell.id] = cell
     return cells
-
-
-def _plain(value: Any) -> Any:
-    """A value as a row of the table has it: tuples become lists."""
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _matches(rule: Rule, fields: Mapping[str, Any]) -> bool:
@@ -177,13 +172,7 @@ def _hash(flat: Mapping[str, Any]) -> str:
 
 def cell_id(config: Any) -> str:
     """Names an experiment; unlike the name of a run folder it tells numbers of rounds apart."""
-    return _hash(_telling(config))
-
-
-def _telling(config: Any) -> dict[str, Any]:
-    """The fields that touch the numbers, those of a whole run: with the rounds."""
-    free = set(configs.FREE_FIELDS) - {"federation.rounds"}
-    return {path: value for path, value in configs.flatten(config).items() if path not in free}
+    return _hash(configs.telling(configs.flatten(config)))
 
 
 def program_key(config: Any) -> str:
@@ -195,7 +184,11 @@ def program_key(config: Any) -> str:
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
             arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
-    shape = {path: value for path, value in _telling(config).items() if path not in {*HOST_FIELDS, *inert}}
+    shape = {
+        path: value
+        for path, value in configs.telling(configs.flatten(config)).items()
+        if path not in {*HOST_FIELDS, *inert}
+    }
     # An option that is None is left to the rule, which is another program than any number.
     shape |= {path: "an array" for path in arrays if shape.get(path) is not None}
     return _hash(shape | {"oracle": setup.is_oracle(config)})

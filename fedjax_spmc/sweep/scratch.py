@@ -6,12 +6,12 @@ A folder for each program's load of cells: `cells.json` says whose, `lines.jsonl
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_spmc import files
 from fedjax_spmc.checkpoint import Checkpoints
 from fedjax_spmc.errors import WorkdirError
 
@@ -70,9 +70,7 @@ class Scratch:
         shutil.rmtree(self._path, ignore_errors=True)
         try:
             self._path.mkdir(parents=True)
-            fresh = self._path / ".cells.json"
-            fresh.write_text(json.dumps(self._load._asdict()))
-            os.replace(fresh, self._path / "cells.json")
+            files.replace(self._path / "cells.json", json.dumps(self._load._asdict()).encode())
         except OSError as error:
             raise _unwritable(self._path, error) from None
         self._checkpoints = Checkpoints(self._path / "checkpoint")
@@ -83,10 +81,7 @@ class Scratch:
         if self._path is None:
             return
         try:
-            with (self._path / "lines.jsonl").open("a") as stream:
-                stream.write(json.dumps(entry, allow_nan=False) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            files.append_line(self._path / "lines.jsonl", entry)
         except OSError as error:
             raise _unwritable(self._path, error) from None
 
@@ -119,9 +114,7 @@ class Scratch:
 
     def _rewrite(self, entries: Sequence[Entry]) -> None:
         assert self._path is not None
-        fresh = self._path / ".lines.jsonl"
-        fresh.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
-        os.replace(fresh, self._path / "lines.jsonl")
+        files.replace_lines(self._path / "lines.jsonl", entries)
 
 
 def loads_in(folder: Path) -> Iterator[Load]:

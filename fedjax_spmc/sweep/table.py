@@ -7,7 +7,6 @@ written before its row: a row stands only for what is there.
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fedjax_spmc import results
+from fedjax_spmc import files, results
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import shown
 from fedjax_spmc.record import RunFolder
@@ -135,10 +134,7 @@ class Table:
     def _append(self, row: Mapping[str, Any]) -> None:
         """Appends a row and sees it on the disk."""
         try:
-            with (self.path / NAME).open("a") as stream:
-                stream.write(json.dumps(row, allow_nan=False) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            files.append_line(self.path / NAME, row)
         except OSError as error:
             raise self._unwritable(error) from None
         self.rows[row["config_hash"]] = dict(row)
@@ -164,17 +160,11 @@ class Table:
         return rows
 
     def _rewrite(self) -> None:
-        content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows.values())
+        content = "".join(map(files.json_line, self.rows.values()))
         if os.path.exists(self.path / NAME) and (self.path / NAME).read_text() == content:
             return
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{NAME}-")
-            with os.fdopen(handle, "w") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path / NAME)
+            files.replace(self.path / NAME, content.encode())
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -1,0 +1,118 @@
+"""What the lines of a run's `metrics.jsonl` say, whatever version wrote them: by row, and as numbers of the run."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_spmc import metrics
+
+THIRDS = ("first", "middle", "last")
+DETECTED = ("tpr", "fpr", "auc")
+WEIGHTS = ("alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
+PER_RUN = (
+    *(f"{name}_{part}" for part in ("run", *THIRDS) for name in DETECTED),
+    "perfect_rounds",
+    *WEIGHTS,
+)
+"""Numbers of a whole run: detection over it and by thirds of it, percent (auc 0..1), and the clients' weights."""
+
+
+def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
+    """The lines that can be read and name clients of the run, by round; of two lines of a round the later one."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    by_round: dict[int, dict[str, Any]] = {}
+    for raw in text.split("\n"):
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if not isinstance(line, dict) or type(line.get("round")) is not int:
+            continue
+        ids = line.get("client_ids", [])
+        if isinstance(ids, list) and all(type(i) is int and 0 <= i < num_clients for i in ids):
+            by_round[line["round"]] = line
+    return [by_round[index] for index in sorted(by_round)]
+
+
+def number(value: Any) -> float:
+    """A float; NaN for what is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def by_row(line: Mapping[str, Any], name: str) -> np.ndarray:
+    """[K] float: a per-client entry of a line by row; NaN where it is undefined, all NaN where the line lacks it."""
+    ids, values = line.get("client_ids"), line.get(name)
+    length = len(ids) if isinstance(ids, list) else 0
+    if not isinstance(values, list) or len(values) != length:
+        return np.full(length, np.nan)
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+def took_part(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] bool; older lines do not say who did, then everyone who was drawn."""
+    stated = by_row(line, "participating")
+    return np.where(np.isnan(stated), 1.0, stated) > 0
+
+
+def ids_of(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] int: who stands in which row."""
+    ids = line.get("client_ids")
+    return np.array(ids if isinstance(ids, list) else [], int)
+
+
+def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
+    """All numbers of a run: `metrics.SCALARS`, means of the last five evaluated rounds, and `PER_RUN`; NaN = undefined.
+
+    Args:
+        lines: at least one.
+        malicious: [N] bool.
+    """
+    last = lines[-metrics.LAST_ROUNDS :]
+    found = {name: _mean(number(line.get(name)) for line in last) for name in metrics.SCALARS}
+    parts = [lines, *([lines[i] for i in part] for part in np.array_split(np.arange(len(lines)), len(THIRDS)))]
+    for name, part in zip(("run", *THIRDS), parts, strict=True):
+        found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}
+    found["perfect_rounds"] = 100 * _mean(_is_perfect(line, malicious) for line in lines)
+    return found | _weights(lines, malicious)
+
+
+def _detection(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
+    """Flags pooled over the rounds; auc is the mean of the rounds that have one."""
+    bad, flagged = _pooled(lines, malicious, "flagged")
+    areas = _mean(number(line.get("auc")) for line in lines)
+    return dict(zip(DETECTED, (100 * _mean(flagged[bad]), 100 * _mean(flagged[~bad]), areas), strict=True))
+
+
+def _is_perfect(line: Mapping[str, Any], malicious: np.ndarray) -> float:
+    """Whether exactly the malicious were flagged; NaN where the line does not say who was."""
+    bad, flagged = _pooled([line], malicious, "flagged")
+    return math.nan if np.isnan(flagged).any() else float(np.array_equal(flagged > 0, bad))
+
+
+def _weights(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
+    """Mean weights of benign and of malicious clients, the smallest and the largest of all."""
+    bad, weights = _pooled(lines, malicious, "weights")
+    known = weights[~np.isnan(weights)]
+    ends = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
+    return dict(zip(WEIGHTS, (_mean(weights[~bad]), _mean(weights[bad]), *ends), strict=True))
+
+
+def _pooled(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Over all rounds, of those who took part: who is malicious (bool), and an entry of the lines (float)."""
+    here = [took_part(line) for line in lines]
+    ids = [ids_of(line)[mask] for line, mask in zip(lines, here, strict=True)]
+    values = [by_row(line, name)[mask] for line, mask in zip(lines, here, strict=True)]
+    empty = np.zeros(0)
+    return malicious[np.concatenate([empty.astype(int), *ids])], np.concatenate([empty, *values])
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
