@@ -113,6 +113,35 @@ def test_a_run_that_was_found_twice_counts_once(tmp_path):
     assert "same experiment" in note
 
 
+def test_detection_is_told_by_thirds_of_the_run(tmp_path):
+    folder = make_run(tmp_path / "flags")
+    lines = [line_of(index, 60.0, 40.0) for index in range(6)]
+    flags = {0: range(7, 10), 1: range(7, 10), 2: [], 3: [0, 9], 4: range(7), 5: range(7)}
+    for index, line in enumerate(lines):
+        line["flagged"] = [k in flags[index] for k in range(10)]
+        line["auc"] = index / 5
+    lines[5]["participating"] = [k > 0 for k in range(10)]  # who did not take part does not count
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    nobody = make_run(tmp_path / "nobody", "krum")
+    quiet = [line | {"flagged": [False] * 10} for line in lines]
+    (nobody / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in quiet))
+    table = overview.detection_table(grouped(tmp_path))
+    (row,) = table.rows
+    found = {
+        (table.group_of(i), name): cell.estimate.mean
+        for i, (name, cell) in enumerate(zip(table.columns, row.cells, strict=True))
+    }
+    expected = {
+        "TPR": (100 * 7 / 18, 100, 100 / 6, 0),
+        "FPR": (100 * 14 / 41, 0, 100 / 14, 100),
+        "AUC": (0.5, 0.1, 0.5, 0.9),
+    }
+    for group, values in expected.items():
+        for name, value in zip(("run", "first", "middle", "last"), values, strict=True):
+            assert found[group, name] == pytest.approx(value), (group, name)
+    assert found["rounds", "perfect"] == pytest.approx(100 / 3)
+
+
 # What is found.
 
 
