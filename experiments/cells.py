@@ -1,16 +1,59 @@
-"""What the studies of this folder share: cells (a config and a seed) that are played once and kept as small files."""
+"""A study: named cells (a preset and fields on top of it), played once with each seed and kept as small files."""
 
+import argparse
 import json
 import shutil
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from fedjax_spmc.report import overview, read, tables
+from fedjax_spmc.report.settings import group
 
+RESULTS = Path(__file__).resolve().parent / "results"
 KEPT = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
+
+Cells = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""Name -> preset, fields."""
+
+
+def study(doc: str | None, name: str, cells: Cells, default: str, shown: Sequence[str]) -> None:
+    """The command of a study: plays the cells that the results do not hold yet, then prints the report's tables.
+
+    A cell's files go to RESULTS/DATA_ROUNDS_rounds/CELL/seedN.
+
+    Args:
+        doc: of the script.
+        name: of the study's folder.
+        cells: all of them.
+        default: of `--cells`.
+        shown: the report's tables that are printed.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--seeds", default="0,1,2", help="numbers with commas (default 0,1,2)")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument(
+        "--cells", default=default, help="names of cells, or words that a name must hold one of; default: %(default)r"
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs") / name)
+    parser.add_argument("--results", type=Path, default=RESULTS / name)
+    flags = parser.parse_args()
+    words = flags.cells.split(",")
+    chosen = [cell for cell in cells if any(word == cell or (word in cell and word not in cells) for word in words)]
+    if not chosen:
+        parser.error(f"--cells = {flags.cells!r} names no cell: they are {', '.join(cells)}.")
+    for seed in [int(text) for text in flags.seeds.split(",") if text]:
+        for cell in chosen:
+            place = Path(f"{flags.data}_{flags.rounds}_rounds", cell, f"seed{seed}")
+            if (flags.results / place).is_dir():
+                continue
+            preset, fields = cells[cell]
+            fixed = {"seed": seed, "federation.rounds": flags.rounds}
+            play(preset, {**fixed, **fields}, flags.data, flags.workdir / place)
+            keep(flags.workdir / place, flags.results / place)
+    settings, _ = group(read.read([flags.results]).runs)
+    print("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in shown))
 
 
 def play(preset: str, fields: Mapping[str, Any], data: str, workdir: Path) -> None:
@@ -33,33 +76,3 @@ def keep(workdir: Path, kept: Path) -> None:
     kept.mkdir(parents=True)
     for name in KEPT:
         shutil.copy(workdir / name, kept / name)
-
-
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """config, environment, summary and the lines of `metrics.jsonl` of a kept cell."""
-    config, environment, summary = (json.loads((folder / name).read_text()) for name in (KEPT[0], KEPT[1], KEPT[3]))
-    return config, environment, summary, [json.loads(line) for line in (folder / KEPT[2]).read_text().splitlines()]
-
-
-def malicious(config: Mapping[str, Any]) -> np.ndarray:
-    """[N] bool: the last int(N * fraction) clients, as `attack.placement = "last"` has it."""
-    num_clients = config["federation"]["num_clients"]
-    return np.arange(num_clients) >= num_clients - int(num_clients * config["attack"]["malicious_fraction"])
-
-
-def by_client(lines: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """[rounds, N] of a per-client entry, where all clients take part in every round."""
-    return np.array([np.array(line[name])[np.argsort(line["client_ids"])] for line in lines])
-
-
-def interval(values: Sequence[float | None], digits: int | None = None) -> str:
-    """Mean and half the width of its 95 % t-interval; the mean alone for one seed, a dash for none."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    mean = statistics.fmean(known)
-    digits = (4 if mean < 1 else 2) if digits is None else digits
-    if len(known) < 2:
-        return f"{mean:.{digits}f}"
-    half = stats.t.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"

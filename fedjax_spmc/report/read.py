@@ -210,7 +210,7 @@ def _rows(
         except ValueError:
             continue
         if not isinstance(row, dict) or not {"config_hash", "status", "seed", "data"} <= row.keys():
-            continue  # a study's own table: its cells stand beside it in full
+            continue  # no row of a sweep
         kept = row.get("folder")
         if not isinstance(kept, str) or not os.path.isfile(folder / kept / "config.json"):
             yield row, base
