@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -85,3 +86,31 @@ def test_kept_cells_are_not_played_again(workdir, tmp_path, monkeypatch, capsys)
 def test_bad_flags_are_one_sentence(monkeypatch, capsys):
     assert play(monkeypatch, "spmc_fig6", "--rounds=1", "--sedes=1") == 2
     assert capsys.readouterr().err == "error: --sedes=1 is no flag of this command; see --help.\n"
+
+
+def test_a_study_plays_what_is_missing_and_prints_its_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import cells
+
+    small = {
+        "model.name": "mlp", "data.limit_train": 120, "data.limit_test": 60, "local.epochs": 1, "local.batch_size": 8,
+        "partition.min_size": 1,
+    }  # fmt: skip
+    study = {"plain": ("fedavg", small), "median": ("median", small)}
+    kept, workdir = tmp_path / "kept", tmp_path / "work"
+    flags = [
+        "study", "--data=synthetic", "--rounds=1", "--seeds=0,1", f"--results={kept}", f"--workdir={workdir}",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [*flags, "--cells=plain"])
+    cells.study("", "toy", study, "", ("settings",))
+    assert sorted(path.name for path in kept.glob("*/plain/*")) == ["seed0", "seed1"]
+    assert not list(kept.glob("*/median"))
+    assert "| fedavg | 2 | 1 |" in capsys.readouterr().out
+    shutil.rmtree(workdir)
+    cells.study("", "toy", study, "", ("settings",))  # what is kept is not played again
+    assert not workdir.exists()
+    monkeypatch.setattr(sys, "argv", [*flags, "--cells=nothing"])
+    with pytest.raises(SystemExit) as ended:
+        cells.study("", "toy", study, "", ("settings",))
+    assert ended.value.code == 2
+    assert "'nothing' names no cell: they are plain, median." in capsys.readouterr().err
