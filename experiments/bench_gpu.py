@@ -226,9 +226,13 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     if missing is not None:
         budget.skip("torch", missing)
     elif budget.allows("torch", 10):
-        times = forms.torch_times(size.batch, 100)
+        try:
+            times = forms.torch_times(size.batch, 100)
+        except Exception as error:  # what was measured so far must not be lost
+            budget.skip("torch", f"{type(error).__name__}: {str(error)[:200]}")
+            times = {}
         found["torch"] = {f"ms_{rule}": ms for rule, ms in times.items()}
-        for row in [row for row in rows if row["section"] == "experiments" and row["ms_per_client_step"]]:
+        for row in [row for row in rows if times and row["section"] == "experiments" and row["ms_per_client_step"]]:
             row["torch_ratio"] = times[row["method"]] / row["ms_per_client_step"]
             say(
                 f"torch: {row['method']} {times[row['method']]:.3f} ms, {row['torch_ratio']:.1f} x {row['experiments']}"
