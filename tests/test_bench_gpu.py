@@ -1,0 +1,93 @@
+"""The GPU bench, at a size for a CPU: what it prints, what it says that it left out, and when it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+
+pytestmark = pytest.mark.slow
+BENCH = ROOT / "experiments" / "bench_gpu.py"
+KEYS = {
+    *("jax", "toy", "size", "ceilings", "step_costs", "rows", "goals", "forms", "deterministic", "torch", "skipped"),
+    "seconds",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    # As in conftest.py: compiling takes most of the time.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    command = [sys.executable, str(BENCH), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_toy_goes_through_all_sections(tmp_path):
+    out = tmp_path / "gpu.json"
+    done = run("--toy", "--json", "--seconds=3000", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found == json.loads(out.read_text())
+    assert found.keys() == KEYS
+    assert {row["section"] for row in found["rows"]} == {"experiments", "precision", "client_batch"}
+    for row in found["rows"]:
+        assert {"ms_per_sequential_step", "ms_per_client_step", "scaled_by", "share_of_copy_rate"} <= row.keys()
+    assert [row["form"] for row in found["forms"]] == ["present", "grouped", "patches"]
+    assert max(row["loss_differs_by"] for row in found["forms"]) < 1e-5
+    assert found["deterministic"].keys() == {"as_usual", "deterministic"}
+    for rows in found["deterministic"].values():
+        assert all(row["repeats"] and row["resumes"] for row in rows.values())
+    assert found["skipped"] == ["torch (a toy)"]
+
+
+def test_what_does_not_fit_is_named():
+    done = run("--toy", "--seconds=0")
+    assert done.returncode == 0, done.stderr
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
+    for what in ("experiments: spmc x 2", "precision: ", "client_batch: ", "forms: grouped", "deterministic", "torch"):
+        assert any(what in line for line in skipped), what
+
+
+def test_without_a_gpu_it_says_so():
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "needs a GPU" in done.stderr
+
+
+def test_a_missing_library_is_one_sentence():
+    code = f"import sys; sys.modules['ml_collections'] = None; sys.argv = ['{BENCH}']; import runpy; " + (
+        f"runpy.run_path('{BENCH}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ml_collections cannot be imported")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_compilers_count_is_the_one_by_hand():
+    import ceilings
+
+    from fedjax_spmc import models
+
+    model = models.make("simple_cnn", num_classes=10, image_shape=(32, 32, 3))
+    counted = ceilings.step_cost(model, "spmc", 8)["flops"]
+    by_hand = ceilings.simple_cnn_flops("spmc", 8, as_written=True)
+    assert by_hand <= counted <= 1.05 * by_hand
+
+
+def test_sequential_steps_are_those_of_the_longest_in_each_group():
+    import gpu_rounds
+
+    steps = np.array([[5, 1, 2, 2], [1, 3, 4, 1]])
+    assert gpu_rounds.step_counts(steps, 4) == (5, 19)
+    assert gpu_rounds.step_counts(steps, 2) == (5 + 4, 19)
+    assert gpu_rounds.step_counts(steps, 1) == (5 + 3 + 4 + 2, 19)
