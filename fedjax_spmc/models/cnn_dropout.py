@@ -45,8 +45,8 @@ def cnn_dropout(
     """Two convolutions, one hidden layer and dropout, with torch's default initialisation.
 
     In training a unit is dropped with the layer's probability and the others are divided by the rest, as torch does;
-    the draws come from the key of `Model.apply`. Whoever looks at the model in train mode (FDCR's "authors" Fisher, say)
-    sees dropout too.
+    the draws come from the key of `Model.apply`. FDCR's "authors" Fisher, which takes the model in train mode, sees
+    dropout too.
 
     Args:
         dropout_1: probability of dropping a unit behind the pool.
