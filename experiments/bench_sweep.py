@@ -32,7 +32,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import counting
 
@@ -55,6 +54,7 @@ from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
 from fedjax_spmc.sweep.player import Player
 
+HERE = Path(__file__).resolve().parent
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
 PARTITIONS = {"equal": "iid", "unequal": "dirichlet"}
 Found = dict[str, float]
@@ -95,17 +95,15 @@ def speed(step: counting.Cost, steps: float, seconds: float) -> float:
     return (max(step.flops, step.products) if step.in_loops else step.flops) * steps / seconds / 1e9
 
 
-def part_experiments(images: int, repeats: int, counts: list[int]) -> Found:
-    found: Found = {}
+def part_experiments(images: int, repeats: int, counts: list[int]) -> Iterator[Found]:
     for share, partition in PARTITIONS.items():
         for method in METHODS:
-            for size, values in of_group(method, partition, images, repeats, counts).items():
-                found |= {f"{name}_{method}_{share}_{size}": value for name, value in values.items()}
-    return found
+            for size, values in of_group(method, partition, images, repeats, counts):
+                yield {f"{name}_{method}_{share}_{size}": value for name, value in values.items()}
 
 
-def of_group(method: str, partition: str, images: int, repeats: int, counts: list[int]) -> dict[int, Found]:
-    """S -> seconds per experiment and round in a sweep and alone, their ratio, and how fast the sweep computes."""
+def of_group(method: str, partition: str, images: int, repeats: int, counts: list[int]) -> Iterator[tuple[int, Found]]:
+    """S, seconds per experiment and round in a sweep and alone, their ratio, and how fast the sweep computes."""
     sweep = Sweep(made_up(method, images, 10, 64, partition), seeds=range(max(counts)))
     (group,) = groups_of(expand(sweep))
     config = group.cells[0].config
@@ -119,7 +117,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     for _, lane in starts:
         helds.append(devices.hold((train, lane.indices), lane.indices.sizes, used))
         train = helds[0].shared[0][0]  # one copy of the images on each device
-    step, found = cost(federation, config.local.batch_size), {}
+    step = cost(federation, config.local.batch_size)
     for count in counts:
         cells = group.cells[:count]
         layout = player.fit(programs.layout_of(config, count, jax.local_devices()), cells[0])
@@ -140,14 +138,16 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
 
         seconds = medians({"sweep": together, "alone": alone}, repeats)
         steps = sum(int((np.asarray(lane.indices.sizes) // 64).sum()) for _, lane in starts[:count])
-        found[count] = {
-            "sweep_seconds": seconds["sweep"] / count,
-            "alone_seconds": seconds["alone"] / count,
-            "ratio": seconds["sweep"] / seconds["alone"],
-            "gflops": speed(step, steps, seconds["sweep"]),
-            "alone_gflops": speed(step, steps, seconds["alone"]),
-        }
-    return found
+        yield (
+            count,
+            {
+                "sweep_seconds": seconds["sweep"] / count,
+                "alone_seconds": seconds["alone"] / count,
+                "ratio": seconds["sweep"] / seconds["alone"],
+                "gflops": speed(step, steps, seconds["sweep"]),
+                "alone_gflops": speed(step, steps, seconds["alone"]),
+            },
+        )
 
 
 def single(config: Any) -> tuple[Callable[[], int], setup.Experiment]:
@@ -158,19 +158,17 @@ def single(config: Any) -> tuple[Callable[[], int], setup.Experiment]:
     return lambda: int(np.sum(play(experiment.state, experiment.key)[1].steps)), experiment
 
 
-def part_clients(images: int, repeats: int, counts: list[int]) -> Found:
-    found: Found = {}
+def part_clients(images: int, repeats: int, counts: list[int]) -> Iterator[Found]:
     for method in METHODS:
         made = {str(k): single(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
         seconds = medians({name: run for name, (run, _) in made.items()}, repeats)
         for name, (run, experiment) in made.items():
             steps = run()
-            found |= {
+            yield {
                 f"clients_seconds_{method}_{name}": seconds[name],
                 f"clients_ms_{method}_{name}": seconds[name] / steps * 1e3,
                 f"clients_gflops_{method}_{name}": speed(cost(experiment.federation, 16), steps, seconds[name]),
             }
-    return found
 
 
 def torch_round(clients: int, images: int, batch: int, rate: float) -> Run:
@@ -197,7 +195,7 @@ def torch_round(clients: int, images: int, batch: int, rate: float) -> Run:
     return run
 
 
-def part_s1(images: int, repeats: int, clients: int) -> Found:
+def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
     config, _ = read_config(str(HERE.parent / "configs" / "s1.py"))
     for path, value in {
         "data.name": "synthetic", "data.options.num_train": images, "federation.clients_per_round": clients,
@@ -210,7 +208,7 @@ def part_s1(images: int, repeats: int, clients: int) -> Found:
     runs = {"ours": run, "torch": torch_round(clients, 50, local.batch_size, local.learning_rate)}
     seconds, steps = medians(runs, repeats), run()
     step = cost(experiment.federation, local.batch_size)
-    return {
+    yield {
         "s1_seconds": seconds["ours"],
         "s1_torch_seconds": seconds["torch"],
         "s1_clients_per_second": clients / seconds["ours"],
@@ -236,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse_args(argv)
-    parts: dict[str, Callable[[], Found]] = {
+    parts: dict[str, Callable[[], Iterator[Found]]] = {
         "experiments": lambda: part_experiments(given.images or 6400, given.repeats, given.experiments),
         "clients": lambda: part_clients(given.images or 16000, given.repeats, given.clients),
         "s1": lambda: part_s1(given.images or 50_000, given.repeats, given.s1_clients),
@@ -251,12 +249,10 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
     results: Found = {}
     for name in chosen:
-        found = parts[name]()
-        results |= found
-        if not given.json:
-            print(name)
-            for key, value in found.items():
-                print(f"  {key:<36} {value:10.4f}", flush=True)
+        for found in parts[name]():
+            results |= found
+            if not given.json:
+                print(f"{name}: {'  '.join(f'{key} {value:.4g}' for key, value in found.items())}", flush=True)
     if given.json:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
 
