@@ -109,6 +109,8 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     config = group.cells[0].config
     dataset = setup.load_data(config)
     player = Player(group, dataset, {})
+    if player.refused:
+        raise SystemExit(f"--images={images}: {next(iter(player.refused.values()))}")
     federation = setup.assemble(config, dataset.info, None)
     used = devices.chosen(config.federation.clients_per_round, None)
     play = devices.make_program(federation, used)
