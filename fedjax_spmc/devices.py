@@ -9,7 +9,7 @@ split.
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,20 @@ def map_clients_over(
     return trees.take_rows(results, back) if gathered else results
 
 
+class Held(NamedTuple):
+    """What the rounds of one experiment read: (arrays, sizes) on all devices, and the sizes as they were given."""
+
+    shared: tuple[Any, Array]
+    sizes: Array
+
+
+def hold(arrays: Any, sizes: Array, devices: Sequence[Any]) -> Held:
+    """Puts what the rounds read on the devices; arrays that lie there already are not copied."""
+    if len(devices) == 1:
+        return Held((arrays, sizes), sizes)
+    return Held(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
+
+
 def make_round(
     federation: Federation, arrays: Any, sizes: Array, devices: Sequence[Any]
 ) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
@@ -120,29 +134,39 @@ def make_round(
     Returns:
         (state, key) -> (state, report).
     """
+    play, held = make_program(federation, devices), hold(arrays, sizes, devices)
+    return lambda state, key: play(held, state, key)
+
+
+def make_program(
+    federation: Federation, devices: Sequence[Any]
+) -> Callable[[Held, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
+    """The programs of `make_round` for any arrays of one shape: (held, state, key) -> (state, report)."""
 
     @jax.jit
     def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, sizes: Array, server: Any) -> Any:
         return aggregate(federation._replace(server=server), sizes, state, key, trainings)
 
-    train_all = _training(federation, arrays, sizes, devices)
+    train_all = _training(federation, devices)
 
-    def play(state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
+    def play(held: Held, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
         # The first state is nowhere in particular, later ones are here: said for both, they share a program.
         state, key = jax.device_put((state, key), devices[0])
-        return server_part(state, key, train_all(state, key), sizes, federation.server)
+        return server_part(state, key, train_all(held, state, key), held.sizes, federation.server)
 
     return play
 
 
-def _training(
-    federation: Federation, arrays: Any, sizes: Array, devices: Sequence[Any]
-) -> Callable[[FederationState, PRNGKey], Trainings]:
-    """(state, key) -> what the clients have trained, on the first device."""
+def _mesh(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.array(devices), (CLIENTS,))
+
+
+def _training(federation: Federation, devices: Sequence[Any]) -> Callable[[Held, FederationState, PRNGKey], Trainings]:
+    """(held, state, key) -> what the clients have trained, on the first device."""
     if len(devices) == 1:
         jitted = jax.jit(functools.partial(train, federation))
-        return lambda state, key: jitted(arrays, sizes, state, key)
-    mesh = Mesh(np.array(devices), (CLIENTS,))
+        return lambda held, state, key: jitted(*held.shared, state, key)
+    mesh = _mesh(devices)
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
     sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
     jitted = jax.jit(
@@ -150,20 +174,19 @@ def _training(
         in_shardings=everywhere,
         out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
     )
-    held = jax.device_put((arrays, sizes), everywhere)
     compiled: list[Any] = []
 
     @jax.jit
     def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
         return trees.take_rows(trained, dealt_order(sizes[client_ids], len(devices))[1])
 
-    def train_all(state: FederationState, key: PRNGKey) -> Trainings:
+    def train_all(held: Held, state: FederationState, key: PRNGKey) -> Trainings:
         if not compiled:
             # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*held, state, key))
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*held.shared, state, key))
             compiled.append(jitted.lower(*shapes).compile())
-        client_ids, attack, trained = compiled[0](*held, *jax.device_put((state, key), everywhere))
+        client_ids, attack, trained = compiled[0](*held.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
-        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, sizes))
+        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, held.sizes))
 
     return train_all

@@ -32,7 +32,8 @@ class Model(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (params, stats, images [B, H, W, C] float32, train: bool, key) -> (logits [B, classes], stats).
+        apply: (params, stats, images [B, H, W, C] float32, train: bool, key) -> (logits [B, classes], stats). A network
+            that draws random numbers, such as dropout's, does so from `key`, and only in training.
         param_order: parameter paths in torch registration order: the order of every flat vector and of
             `jax.tree.leaves(params)`. Every leaf has torch's layout.
         num_classes: number of logits.

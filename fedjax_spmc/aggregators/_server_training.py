@@ -68,6 +68,8 @@ def train(
 ) -> Params:
     """SGD on the server's data with a fresh optimiser, in train mode; a pure function of the batches' order.
 
+    A network with dropout draws anew in every step, and the same in every round.
+
     Args:
         server: the data.
         params: where training starts.
@@ -78,18 +80,20 @@ def train(
     """
     update = optimizer(hyper)
 
-    def loss(params: Params, stats: Stats, positions: Array) -> tuple[Array, Stats]:
+    def loss(params: Params, stats: Stats, positions: Array, key: PRNGKey) -> tuple[Array, Stats]:
         images, labels = images_at(server, positions), server.labels[positions]
-        logits, new_stats = server.model.apply(params, stats, images, True, jax.random.key(0))
+        logits, new_stats = server.model.apply(params, stats, images, True, key)
         return cross_entropy(logits, labels, jnp.ones(labels.shape, bool)), new_stats
 
-    def step(carry: tuple[Params, Stats, Any], positions: Array) -> tuple[tuple[Params, Stats, Any], None]:
+    def step(carry: tuple[Params, Stats, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Stats, Any], None]:
         params, stats, moments = carry
-        direction, new_stats = step_gradient(lambda at: jax.grad(loss, has_aux=True)(at, stats, positions), params)
+        positions, index = batch
+        key = jax.random.fold_in(jax.random.key(0), index)
+        direction, new_stats = step_gradient(lambda at: jax.grad(loss, has_aux=True)(at, stats, positions, key), params)
         updates, moments = update.update(direction, moments, params)
         return (optax.apply_updates(params, updates), new_stats, moments), None
 
-    (params, _, _), _ = jax.lax.scan(step, (params, stats, update.init(params)), order)
+    (params, _, _), _ = jax.lax.scan(step, (params, stats, update.init(params)), (order, jnp.arange(len(order))))
     return params
 
 
@@ -99,7 +103,8 @@ def evaluate(server: ServerData, params: Params, stats: Stats, train: bool = Fal
     Args:
         server: the data.
         params, stats: the model.
-        train: whether the model runs in train mode, on batch statistics of the images themselves.
+        train: whether the model runs in train mode, on batch statistics of the images themselves; a network with
+            dropout then leaves out the same units in every batch.
 
     Returns:
         Two float32 scalars, in nats.

@@ -88,15 +88,17 @@ def task_and_guidance(
 ) -> tuple[Params, Params, Stats, tuple[Array, Array]]:
     """Gradients of the cross entropy and of the distillation loss, from one forward pass of the student.
 
-    The teacher runs in train mode (on batch statistics), as in the code; its own statistics are not updated.
+    The teacher runs in train mode (on batch statistics), as in the code; its own statistics are not updated. Where the
+    networks have dropout, teacher and student draw apart, as they do in torch.
 
     Returns:
         task gradients, guidance gradients, the student's new batch statistics, (task loss, guidance loss).
     """
-    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.images, True, key)
+    teacher_key, student_key = jax.random.split(key)
+    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.images, True, teacher_key)
 
     def forward(params: Params) -> tuple[Array, Stats]:
-        return model.apply(params, stats, batch.images, True, key)
+        return model.apply(params, stats, batch.images, True, student_key)
 
     logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
     task_loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)

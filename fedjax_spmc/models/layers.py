@@ -142,6 +142,40 @@ class ConvolutionPool(nn.Module):
         return convolution_pool(images, weight, bias)
 
 
+def convolution(images: Array, kernel: Array, bias: Array) -> Array:
+    """Valid convolution with stride 1 as one matrix product over the patches: [C, H, W, B] -> [O, rows, columns, B].
+
+    Args:
+        images: [C, H, W, B].
+        kernel: [O, C, k, k].
+        bias: [O].
+    """
+    outputs, channels, size, _ = kernel.shape
+    rows, columns = images.shape[1] - size + 1, images.shape[2] - size + 1
+    # Columns first, as in `pooled_patches`.
+    strips = jnp.stack([images[:, :, v : v + columns] for v in range(size)])
+    patches = jnp.stack([strips[:, :, u : u + rows] for u in range(size)])
+    weight = kernel.transpose(0, 2, 3, 1).reshape(outputs, -1)
+    products = product(weight, patches.reshape(channels * size * size, -1))
+    return products.reshape(outputs, rows, columns, -1) + bias[:, None, None, None]
+
+
+class Convolution(nn.Module):
+    """A `convolution` with its own kernel and bias: [C, H, W, B] -> [features, H - size + 1, W - size + 1, B]."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Convolves."""
+        shape = (self.features, images.shape[0], self.size, self.size)
+        fan_in = images.shape[0] * self.size * self.size
+        weight = self.param("weight", torch_uniform(fan_in), shape)
+        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
+        return convolution(images, weight, bias)
+
+
 class Linear(nn.Module):
     """Affine map [in, B] -> [features, B]."""
 
@@ -175,11 +209,18 @@ def paths(tree: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
+def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, int], dropout: bool = False) -> Model:
     """Wraps a Flax module called as `module(images [B, H, W, C], train)`.
 
     The module must create its parameters in torch's registration order, under torch's names and in torch's layout; its
-    batch statistics are the collection "batch_stats". It draws no random numbers of its own.
+    batch statistics are the collection "batch_stats".
+
+    Args:
+        module: the network.
+        num_classes: number of logits.
+        image_shape: (H, W, C).
+        dropout: whether it draws random numbers in training; they come from Flax's stream "dropout", which begins with
+            the `key` that `Model.apply` is given. A module without it never reads that key.
     """
 
     def init(key: PRNGKey) -> Variables:
@@ -190,10 +231,13 @@ def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, i
     def apply(
         params: Params, stats: Stats, images: Array, train: bool, key: PRNGKey | None = None
     ) -> tuple[Array, Stats]:
-        del key
+        if dropout and train and key is None:
+            raise ValueError(f"{type(module).__name__} draws random numbers in training: Model.apply needs a key.")
+        draws = {"dropout": key} if dropout and train and key is not None else {}
         if not stats:
-            return jnp.asarray(module.apply({"params": params}, images, train)), stats
-        logits, new = module.apply({"params": params, "batch_stats": stats}, images, train, mutable=["batch_stats"])
+            return jnp.asarray(module.apply({"params": params}, images, train, rngs=draws)), stats
+        variables = {"params": params, "batch_stats": stats}
+        logits, new = module.apply(variables, images, train, rngs=draws, mutable=["batch_stats"])
         return logits, ordered(new["batch_stats"], like=stats)
 
     order = paths(jax.eval_shape(init, jax.random.key(0)).params)

@@ -1,0 +1,99 @@
+"""FLOPs and bytes of local steps, so that benchmarks can say how far a machine is used.
+
+XLA's `cost_analysis` counts the body of a loop once, whatever its trip count: of a round, whose steps stand in loops
+over clients and steps, it tells next to nothing. So one step is compiled by itself and counted, and the benchmark
+multiplies by its steps. `in_loops` says whether the step itself holds a loop, as residual nets do on a CPU: there XLA's
+count is too small, and `products` is the one to take.
+
+`flops` is XLA's count, elementwise operations among them, `products` that of the matrix products and convolutions alone
+(2 M N K each), read from the program as it is traced: it does not depend on the compiler, and multiplies loops of known
+length out. `bytes` is what XLA's operations read and write after fusion, caches not considered: an upper bound of the
+traffic to memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from fedjax_spmc.types import Batch, Context, LocalRule, Model
+
+
+class Cost(NamedTuple):
+    """One call of a function.
+
+    Attributes:
+        flops, bytes: XLA's account of the compiled program; NaN where it gives none.
+        products: FLOPs of the matrix products and convolutions alone, as traced.
+        in_loops: whether the compiled program has loops, which XLA counts as if they ran once.
+    """
+
+    flops: float
+    bytes: float
+    products: float
+    in_loops: bool
+
+
+def of_call(function: Callable[..., Any], *arguments: Any) -> Cost:
+    """The cost of one call, for arguments or their shapes; compiles the function and does not run it."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    found: Any = compiled.cost_analysis() or {}
+    account = found[0] if isinstance(found, list) else found
+    return Cost(
+        flops=float(account.get("flops", math.nan)),
+        bytes=float(account.get("bytes accessed", math.nan)),
+        products=_products(jax.make_jaxpr(function)(*arguments).jaxpr),
+        in_loops=" while(" in (compiled.as_text() or ""),
+    )
+
+
+def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
+    """The gradient of one local step on `batch_size` images; not the optimiser's step, nor how the batch is made."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(model.init, key)
+    state = jax.eval_shape(lambda variables: rule.init(variables, 1), variables)
+    images = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
+
+    def step(variables: Any, state: Any, images: Any, key: Any) -> Any:
+        labels = jnp.zeros(batch_size, jnp.int32)
+        batch = Batch(images, labels, labels, jnp.ones(batch_size, bool))
+        ctx = Context(model, variables, variables, {}, 1, jnp.int32(0), shared=state.server)
+        own = jax.tree.map(lambda x: x[0], state.clients)
+        return rule.gradients(ctx, variables.params, variables.stats, batch, own, key)
+
+    return of_call(step, variables, state, images, key)
+
+
+def _products(jaxpr: Jaxpr) -> float:
+    """Of those operations whose results are used: a first layer's gradient by the images, say, is not."""
+    total, used = 0.0, set(map(id, jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if not any(id(made) in used for made in equation.outvars):
+            continue
+        used.update(map(id, equation.invars))
+        name, shapes = equation.primitive.name, [getattr(x.aval, "shape", ()) for x in equation.invars]
+        made = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
+        if name == "dot_general":
+            ((summed, _), _) = equation.params["dimension_numbers"]
+            total += 2 * made * math.prod(shapes[0][axis] for axis in summed)
+        elif name == "conv_general_dilated":
+            kernel, outputs = shapes[1], equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * made * math.prod(kernel) / kernel[outputs]
+        inner = sum(map(_products, _inside(equation.params)))
+        total += inner * (equation.params["length"] if name == "scan" else 1)
+    return total
+
+
+def _inside(params: dict[str, Any]) -> list[Jaxpr]:
+    """The programs inside of an operation: of a loop, a call, a function with a gradient of its own."""
+    found = []
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                found.append(one.jaxpr)
+            elif isinstance(one, Jaxpr):
+                found.append(one)
+    return found

@@ -1,0 +1,94 @@
+"""The benchmarks run, at toy size, and say what they promise; no time is asserted."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_spmc import local_rules, models
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def json_line(script, capsys, *argv: str) -> dict[str, float]:
+    script("bench_sweep").main([*argv, "--repeats=1", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+def test_products_and_loops_are_counted(script):
+    counting = script("counting")
+    left, right = jnp.zeros((5, 7)), jnp.zeros((7, 11))
+    plain = counting.of_call(jnp.matmul, left, right)
+    assert plain.products == 2 * 5 * 7 * 11
+    assert not plain.in_loops
+    assert plain.bytes > 0
+
+    def thrice(left, right):
+        return jax.lax.fori_loop(0, 3, lambda i, x: x + jnp.sin(x @ right) @ right.T, left)
+
+    looped = counting.of_call(thrice, left, right)
+    assert looped.in_loops
+    assert looped.products == 3 * 2 * 2 * 5 * 7 * 11
+    assert looped.flops < looped.products, "XLA counts a loop's body once"
+    unused = counting.of_call(lambda left, right: (left @ right, left)[1], left, right)
+    assert unused.products == 0
+    images, kernel = jnp.zeros((1, 3, 6, 6)), jnp.zeros((4, 3, 3, 3))
+    convolved = counting.of_call(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"), images, kernel)
+    assert convolved.products == 2 * (4 * 4 * 4) * (3 * 3 * 3)
+
+
+def test_a_step_of_a_perceptron_costs_its_products(script):
+    model = models.make("mlp", hidden=(16,), image_shape=(4, 4, 3))
+    one = script("counting").of_step(model, local_rules.make("sgd"), 8)
+    forward = 2 * 8 * (48 * 16 + 16 * 10)
+    assert one.products == 2 * forward + 2 * 8 * 16 * 10  # the first layer needs no gradient by the images
+    assert one.products <= one.flops < 2 * one.products
+
+
+@pytest.mark.slow
+def test_experiments(script, capsys):
+    found = json_line(script, capsys, "--parts=experiments", "--images=800", "--experiments=1,2")
+    for method in ("sgd", "spmc"):
+        for share in ("equal", "unequal"):
+            for count in (1, 2):
+                for name in ("sweep_seconds", "alone_seconds", "ratio", "gflops", "alone_gflops"):
+                    assert found.pop(f"{name}_{method}_{share}_{count}") > 0
+    assert found == {}
+
+
+@pytest.mark.slow
+def test_clients(script, capsys):
+    found = json_line(script, capsys, "--parts=clients", "--images=64", "--clients=2,4")
+    for method in ("sgd", "spmc"):
+        for count in (2, 4):
+            for name in ("seconds", "ms", "gflops"):
+                assert found.pop(f"clients_{name}_{method}_{count}") > 0
+    assert found == {}
+
+
+@pytest.mark.slow
+def test_s1(script, capsys):
+    pytest.importorskip("torch")
+    found = json_line(script, capsys, "--parts=s1", "--images=200", "--s1-clients=2")
+    names = ("seconds", "torch_seconds", "clients_per_second", "torch_clients_per_second", "ratio", "gflops", "step_mb")
+    assert sorted(found) == sorted(f"s1_{name}" for name in names)
+    assert all(value > 0 for value in found.values())
+
+
+def test_an_unknown_part_is_refused(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script("bench_sweep").main(["--parts=nothing"])
+    assert ended.value.code == 2
+    assert "nothing" in capsys.readouterr().err
+    assert "bench_sweep" in sys.modules
