@@ -193,11 +193,12 @@ def against_goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """All sections; one dict of what was found."""
     import ceilings
+    import counting
     import gpu_forms as forms
     import gpu_rounds as rounds
     import jax
 
-    from fedjax_spmc import models
+    from fedjax_spmc import local_rules, models
 
     budget, toy = Budget(arguments.seconds), arguments.toy
     size = rounds.TOY if toy else rounds.Size()
@@ -205,11 +206,12 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     machine = ceilings.ceilings(small=toy)
     say("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in machine.items()))
     model = models.make(size.model, num_classes=10, image_shape=(32, 32, 3))
-    costs = {rule: ceilings.step_cost(model, rule, size.batch) for rule in rounds.METHODS}
-    for rule, cost in costs.items():
+    costs: dict[str, dict[str, float]] = {}
+    for rule in rounds.METHODS:
+        counted = counting.of_step(model, local_rules.make(rule), size.batch)
+        cost = costs[rule] = {"flops": counted.products, "bytes": counted.bytes}
         if size.model == "simple_cnn":
-            cost["flops_by_hand"] = ceilings.simple_cnn_flops(rule, size.batch)
-            cost["flops_by_hand_as_written"] = ceilings.simple_cnn_flops(rule, size.batch, as_written=True)
+            cost["flops_of_plain_convolutions"] = counting.simple_cnn_flops(rule, size.batch)
         say(f"a local step of {rule}: " + "  ".join(f"{name} {value:,.0f}" for name, value in cost.items()))
     dataset = rounds.made_up(size)
     rows, kept = play_cases(size, dataset, budget, say, 0.0 if toy else sum(RESERVED.values()))

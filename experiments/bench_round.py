@@ -17,12 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 import numpy as np
+import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, setup
@@ -37,21 +36,6 @@ def resolved(method: str, data: str, epochs: int, limit: int):
     configs.set_field(config, "local.epochs", epochs)
     configs.set_field(config, "attack.name", "none")
     return configs.resolve(config)
-
-
-def ours(config, dataset) -> Callable[[], int]:
-    """A function that plays one round of this simulator and returns the client-steps taken."""
-    experiment = setup.build(config, dataset)
-    used = devices.chosen(config.federation.clients_per_round, None)
-    play = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
-    state = experiment.state
-
-    def run() -> int:
-        nonlocal state
-        state, report = jax.block_until_ready(play(state, experiment.key))
-        return int(np.sum(report.steps))
-
-    return run
 
 
 @contextmanager
@@ -93,7 +77,7 @@ def measure(method: str, data: str, epochs: int, repeats: int, limit: int) -> di
     config = resolved(method, data, epochs, limit)
     dataset = setup.load_data(config)
     with theirs(config, dataset, method) as torch_round:
-        runs = {"ours": ours(config, dataset), "torch": torch_round}
+        runs = {"ours": single.rounds(config, dataset)[0], "torch": torch_round}
         runs["ours"]()
         times: dict[str, list[float]] = {name: [] for name in runs}
         steps = {}

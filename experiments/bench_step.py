@@ -19,17 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import single
 from torch_reference.local import make_optimizer, train_sgd, train_spmc
 from torch_reference.model import ResNet, SimpleCNN
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, setup
+from fedjax_spmc import devices
 from fedjax_spmc.presets import make_config
 
 BATCH = 64
@@ -65,18 +64,7 @@ def ours(model: str, method: str) -> Callable[[], int]:
         "federation.clients_per_round": work.clients,
     }.items():
         configs.set_field(config, path, value)
-    config = configs.resolve(config)
-    experiment = setup.build(config, setup.load_data(config))
-    used = devices.chosen(work.clients, None)
-    play = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
-    state = experiment.state
-
-    def run() -> int:
-        nonlocal state
-        state, report = jax.block_until_ready(play(state, experiment.key))
-        return int(np.sum(report.steps))
-
-    return run
+    return single.rounds(configs.resolve(config))[0]
 
 
 def theirs(model: str, method: str) -> Callable[[], int]:

@@ -3,8 +3,8 @@
     python experiments/bench_sweep.py [--parts=experiments,clients,s1] [--repeats=3] [--images=N] [--json]
 
 Everything is a round of local training and aggregation, compiled before it is timed, without evaluation, checkpoints
-and the reading of data. Contestants play in turn in one process, always from the same state; the medians are compared.
-On a CPU every core is a device.
+and the reading of data. Contestants play in turn in one process; the medians are compared. On a CPU every core is a
+device.
 
 experiments: S = 1, 4, 16, 64 experiments of one group as a sweep plays them (its own program and layout), against the
     same S experiments one after another as `python -m fedjax_spmc.run` plays each. SimpleCNN, ten clients, made-up
@@ -43,6 +43,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import counting
+import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, setup
@@ -152,17 +153,9 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
         )
 
 
-def single(config: Any) -> tuple[Callable[[], int], setup.Experiment]:
-    """A function that plays the next round as a single run does and returns the steps taken; the experiment."""
-    experiment = setup.build(config, setup.load_data(config))
-    used = devices.chosen(config.federation.clients_per_round, None)
-    play = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
-    return lambda: int(np.sum(play(experiment.state, experiment.key)[1].steps)), experiment
-
-
 def part_clients(images: int, repeats: int, counts: list[int]) -> Iterator[Found]:
     for method in METHODS:
-        made = {str(k): single(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
+        made = {str(k): single.rounds(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
         seconds = medians({name: run for name, (run, _) in made.items()}, repeats)
         for name, (run, experiment) in made.items():
             steps = run()
@@ -205,7 +198,7 @@ def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
     }.items():  # fmt: skip
         set_field(config, path, value)
     config = configs.resolve(config)
-    run, experiment = single(config)
+    run, experiment = single.rounds(config)
     local = config.local
     runs = {"ours": run, "torch": torch_round(clients, 50, local.batch_size, local.learning_rate)}
     seconds, steps = medians(runs, repeats), run()

@@ -8,12 +8,9 @@ is one multiplication of 1,024 numbers a step, once with a number of steps that 
 one that is data, as the simulator's loops have it. Each is told for one device and for all of them at work at once; on
 a CPU, where the devices share the cores, also for a process that is bound to one core. The median of `REPEATS` calls
 after one that is not counted.
-
-`step_cost` has the other side: the operations and bytes of one local step, from the compiler's account of it.
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -27,13 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import DotAlgorithmPreset, Precision
 
-from fedjax_spmc import local_rules
 from fedjax_spmc.devices import use_cores
-from fedjax_spmc.types import Batch, Context, Model
 
-CONVOLUTIONS = ((28, 6, 3), (10, 16, 6))
-"""Of SimpleCNN: rows of the output, kernels, channels of the input; all kernels are 5x5."""
-LINEAR = (400, 120, 84, 84, 256)
 REPEATS = 5
 BOUND = (
     "import os, runpy, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); sys.argv = sys.argv[1:]; "
@@ -144,67 +136,6 @@ def on_one_core(small: bool) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {f"{name}_one_core": found[name] for name in ("copy_gb_s", "gflops_float32")}
-
-
-def step_cost(model: Model, rule_name: str, batch: int) -> dict[str, float]:
-    """Operations and bytes of one local step's gradients of one client, from the compiler's own account.
-
-    One step, no loop: the account of a loop counts its body once. The operations are those of the program as written,
-    because a library's product in the compiled one is a call that may be counted as nothing; the bytes are those of the
-    compiled program, in which elementwise operations are fused. Bytes that stay in a cache are counted like any others.
-
-    Args:
-        model: the network.
-        rule_name: a local rule, "sgd" or "spmc" say.
-        batch: images.
-
-    Returns:
-        flops, bytes; a number that the compiler does not give is NaN.
-    """
-    rule = local_rules.make(rule_name)
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)
-    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-
-    def gradients(variables: Any, images: Any, labels: Any, key: Any) -> Any:
-        ctx = Context(model, variables, variables, {"learning_rate": 0.01}, 1, jnp.int32(0))
-        clients = rule.init(variables, 1).clients
-        state = jax.tree.map(lambda x: x[0], clients)
-        one = Batch(images, labels, labels, jnp.ones(batch, bool))
-        return rule.gradients(ctx, variables.params, variables.stats, one, state, key)[0]
-
-    lowered = jax.jit(gradients).lower(variables, images, numbers, jax.random.key(0))
-    written, compiled = _account(lowered), _account(lowered.compile())
-    return {"flops": written.get("flops", float("nan")), "bytes": compiled.get("bytes accessed", float("nan"))}
-
-
-def _account(program: Any) -> dict[str, float]:
-    account = program.cost_analysis()
-    if isinstance(account, (list, tuple)):  # older versions: one for each device
-        account = account[0] if account else None
-    return dict(account or {})
-
-
-def simple_cnn_flops(rule_name: str, batch: int, num_classes: int = 10, as_written: bool = False) -> float:
-    """Operations of SimpleCNN's products in one local step, counted by hand, for 32x32x3 images.
-
-    Forward, the gradients by the weights, and by the inputs of every layer but the first. SPMC has the teacher's
-    forward pass and the second backward pass on top.
-
-    Args:
-        rule_name: "sgd" or "spmc".
-        batch: images.
-        num_classes: logits.
-        as_written: as `layers.convolution_pool` computes it, where each convolution's kernel is 6x6 for 5x5: the four
-            outputs under a pooling window share one patch.
-    """
-    taps = 36 if as_written else 25
-    convolutions = [rows * rows * kernels * channels * taps for rows, kernels, channels in CONVOLUTIONS]
-    widths = (*LINEAR, num_classes)
-    linear = sum(a * b for a, b in itertools.pairwise(widths))
-    forward, backward = sum(convolutions) + linear, 2 * (sum(convolutions) + linear) - convolutions[0]
-    passes = forward + backward if rule_name == "sgd" else 2 * forward + 2 * backward
-    return 2.0 * batch * passes
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ length out. `bytes` is what XLA's operations read and write after fusion, caches
 traffic to memory.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,10 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fedjax_spmc.types import Batch, Context, LocalRule, Model
+
+CONVOLUTIONS = ((28, 6, 3), (10, 16, 6))
+"""Of SimpleCNN: rows of the output, kernels, channels of the input; all kernels are 5x5."""
+LINEAR = (400, 120, 84, 84, 256)
 
 
 class Cost(NamedTuple):
@@ -65,6 +70,28 @@ def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
         return rule.gradients(ctx, variables.params, variables.stats, batch, own, key)
 
     return of_call(step, variables, state, images, key)
+
+
+def simple_cnn_flops(rule_name: str, batch: int, num_classes: int = 10, as_written: bool = False) -> float:
+    """Operations of SimpleCNN's products in one local step, counted by hand, for 32x32x3 images.
+
+    Forward, the gradients by the weights, and by the inputs of every layer but the first. SPMC has the teacher's
+    forward pass and the second backward pass on top.
+
+    Args:
+        rule_name: "sgd" or "spmc".
+        batch: images.
+        num_classes: logits.
+        as_written: as `layers.convolution_pool` computes it, where each convolution's kernel is 6x6 for 5x5: the four
+            outputs under a pooling window share one patch.
+    """
+    taps = 36 if as_written else 25
+    convolutions = [rows * rows * kernels * channels * taps for rows, kernels, channels in CONVOLUTIONS]
+    widths = (*LINEAR, num_classes)
+    linear = sum(a * b for a, b in itertools.pairwise(widths))
+    forward, backward = sum(convolutions) + linear, 2 * (sum(convolutions) + linear) - convolutions[0]
+    passes = forward + backward if rule_name == "sgd" else 2 * forward + 2 * backward
+    return 2.0 * batch * passes
 
 
 def _products(jaxpr: Jaxpr) -> float:

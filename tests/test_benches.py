@@ -56,6 +56,14 @@ def test_a_step_of_a_perceptron_costs_its_products(script):
     assert one.products <= one.flops < 2 * one.products
 
 
+@pytest.mark.parametrize("rule", ["sgd", "spmc"])
+def test_products_of_simple_cnn_are_those_by_hand(rule, script):
+    counting, model = script("counting"), models.make("simple_cnn")
+    assert counting.of_step(model, local_rules.make(rule), 8).products == counting.simple_cnn_flops(
+        rule, 8, as_written=True
+    )
+
+
 @pytest.mark.slow
 def test_experiments(script, capsys):
     found = json_line(script, capsys, "--parts=experiments", "--images=800", "--experiments=1,2")

@@ -1,0 +1,30 @@
+"""What the benchmarks share: the rounds of one experiment as `python -m fedjax_spmc.run` plays them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_spmc import devices, setup
+from fedjax_spmc.data import Dataset
+
+
+def rounds(config: Any, dataset: Dataset | None = None) -> tuple[Callable[[], int], setup.Experiment]:
+    """A function that plays the next round, on all devices, and returns the client-steps taken; and the experiment.
+
+    Args:
+        config: resolved.
+        dataset: the config's, where it was read already.
+    """
+    experiment = setup.build(config, setup.load_data(config) if dataset is None else dataset)
+    used = devices.chosen(config.federation.clients_per_round, None)
+    play = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
+    state = experiment.state
+
+    def run() -> int:
+        nonlocal state
+        state, report = jax.block_until_ready(play(state, experiment.key))
+        return int(np.sum(report.steps))
+
+    return run, experiment
