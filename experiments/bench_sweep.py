@@ -1,6 +1,7 @@
 """What many experiments, many clients and a published workload cost, on the devices of this machine.
 
-    python experiments/bench_sweep.py [--parts=experiments,clients,s1] [--repeats=3] [--images=N] [--json]
+    python experiments/bench_sweep.py [--parts=experiments,clients,s1] [--methods=sgd,spmc] [--shares=equal,unequal]
+                                      [--repeats=3] [--images=N] [--json]
 
 Everything is a round of local training and aggregation, compiled before it is timed, without evaluation, checkpoints
 and the reading of data. Contestants play in turn in one process; the medians are compared. On a CPU every core is a
@@ -32,7 +33,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from fedjax_spmc.sweep.player import Player
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
+PARTS = ("experiments", "clients", "s1")
 PARTITIONS = {"equal": "iid", "unequal": "dirichlet"}
 Found = dict[str, float]
 Run = Callable[[], Any]
@@ -96,10 +98,12 @@ def speed(step: counting.Cost, steps: float, seconds: float) -> float:
     return (max(step.flops, step.products) if step.in_loops else step.flops) * steps / seconds / 1e9
 
 
-def part_experiments(images: int, repeats: int, counts: list[int]) -> Iterator[Found]:
-    for share, partition in PARTITIONS.items():
-        for method in METHODS:
-            for size, values in of_group(method, partition, images, repeats, counts):
+def part_experiments(
+    images: int, repeats: int, counts: list[int], methods: Sequence[str], shares: Sequence[str]
+) -> Iterator[Found]:
+    for share in shares:
+        for method in methods:
+            for size, values in of_group(method, PARTITIONS[share], images, repeats, counts):
                 yield {f"{name}_{method}_{share}_{size}": value for name, value in values.items()}
 
 
@@ -153,8 +157,8 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
         )
 
 
-def part_clients(images: int, repeats: int, counts: list[int]) -> Iterator[Found]:
-    for method in METHODS:
+def part_clients(images: int, repeats: int, counts: list[int], methods: Sequence[str]) -> Iterator[Found]:
+    for method in methods:
         made = {str(k): single.rounds(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
         seconds = medians({name: run for name, (run, _) in made.items()}, repeats)
         for name, (run, experiment) in made.items():
@@ -214,13 +218,27 @@ def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
     }
 
 
+def words(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A parser of words with commas, each one that is known."""
+
+    def parse(text: str) -> list[str]:
+        for word in text.split(","):
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return parse
+
+
 def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="experiments,clients,s1")
+    parser.add_argument("--parts", type=words(PARTS), default=list(PARTS))
+    parser.add_argument("--methods", type=words(METHODS), default=list(METHODS))
+    parser.add_argument("--shares", type=words(PARTITIONS), default=list(PARTITIONS), help="of the experiments")
     parser.add_argument("--repeats", type=int, default=3, help="counted rounds of each (default 3)")
     parser.add_argument("--images", type=int, default=None, help="training images, in place of each part's own number")
     parser.add_argument("--experiments", type=numbers, default=[1, 4, 16, 64], help="sizes of groups")
@@ -230,20 +248,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse_args(argv)
     parts: dict[str, Callable[[], Iterator[Found]]] = {
-        "experiments": lambda: part_experiments(given.images or 6400, given.repeats, given.experiments),
-        "clients": lambda: part_clients(given.images or 16000, given.repeats, given.clients),
+        "experiments": lambda: part_experiments(
+            given.images or 6400, given.repeats, given.experiments, given.methods, given.shares
+        ),
+        "clients": lambda: part_clients(given.images or 16000, given.repeats, given.clients, given.methods),
         "s1": lambda: part_s1(given.images or 50_000, given.repeats, given.s1_clients),
     }
-    chosen = given.parts.split(",")
-    if unknown := set(chosen) - parts.keys():
-        parser.error(f"--parts={given.parts}: {', '.join(sorted(unknown))} is none of {', '.join(parts)}")
     devices.use_cores()
     if given.threads is not None:
         import torch
 
         torch.set_num_threads(given.threads)
     results: Found = {}
-    for name in chosen:
+    for name in given.parts:
         for found in parts[name]():
             results |= found
             if not given.json:

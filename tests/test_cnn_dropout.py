@@ -187,12 +187,13 @@ def test_every_fisher_takes_it(kind, small, params):
 def test_a_round_trains_it_and_the_seed_decides():
     config = make_config("fedavg", data__name="digits", model__name="cnn_dropout")
     for path, value in {
-        "data.limit_train": 64,
-        "local.epochs": 1,
+        "data.limit_train": 160,
+        "local.epochs": 2,
         "local.batch_size": 8,
-        "local.learning_rate": 0.1,
+        "local.learning_rate": 0.05,
+        "local.momentum": 0.0,
         "federation.num_clients": 4,
-        "federation.clients_per_round": 2,
+        "federation.clients_per_round": 4,
         "partition.name": "iid",
         "attack.name": "none",
     }.items():
@@ -205,8 +206,8 @@ def test_a_round_trains_it_and_the_seed_decides():
     again, _ = play(experiment.state, experiment.key)
     np.testing.assert_array_equal(flat_of(state.variables.params), flat_of(again.variables.params))
     assert int(report.steps.sum()) > 0
-    losses = []
-    for _ in range(5):
+    losses = [float(report.metrics["loss"])]
+    for _ in range(3):
         state, report = play(state, experiment.key)
         losses.append(float(report.metrics["loss"]))
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.9 * losses[0], losses
