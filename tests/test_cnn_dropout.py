@@ -210,4 +210,4 @@ def test_a_round_trains_it_and_the_seed_decides():
     for _ in range(3):
         state, report = play(state, experiment.key)
         losses.append(float(report.metrics["loss"]))
-    assert losses[-1] < 0.9 * losses[0], losses
+    assert losses[-1] < 0.95 * losses[0], losses
