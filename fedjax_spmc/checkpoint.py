@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_spmc import files
 from fedjax_spmc.errors import WorkdirError
 
 MANIFEST = "manifest.json"
@@ -46,9 +46,7 @@ class Checkpoints:
         try:
             self._manager.save(rounds, args=args.StandardSave(_plain(state)), force=True)
             manifest = {"rounds": rounds, "sha256": self._sums(rounds)}
-            fresh = self._folder / f".{MANIFEST}"
-            fresh.write_text(json.dumps(manifest, indent=1))
-            os.replace(fresh, self._folder / MANIFEST)
+            files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         except Exception as error:  # a full disk comes as an exception of Orbax's storage, not as an OSError
             raise WorkdirError(
                 f"checkpoint {self._folder} cannot be written ({_first_line(error)}): the one before is kept."
