@@ -3,8 +3,9 @@
     python experiments/reproduction.py            # writes them anew
     python experiments/reproduction.py --check    # exit code 1 where a page is not what the results say
 
-A table stands between `<!-- report FOLDER TABLE [methods=NAME,NAME] [columns=NAME,NAME] -->` and `<!-- end -->`: TABLE
-of `python -m fedjax_spmc.report FOLDER`, with these columns, and these rows by the first word of their first head.
+A table stands between `<!-- report FOLDER,FOLDER TABLE [methods=NAME,NAME] [columns=NAME,NAME] -->` and `<!-- end -->`:
+TABLE of `python -m fedjax_spmc.report FOLDER FOLDER`, the folders below experiments/results, with these columns, and
+these rows by the first word of their first head.
 """
 
 import re
@@ -20,9 +21,10 @@ BLOCK = re.compile(r"(<!-- report (\S+) (\S+)([^>]*?) -->\n)(.*?)(<!-- end -->)"
 
 
 @cache
-def made(folder: str) -> dict[str, tables.Table]:
-    """All tables of the report of a folder, by name."""
-    runs = [run._replace(name=str(Path(run.name).relative_to(ROOT))) for run in read.read([ROOT / folder]).runs]
+def made(folders: str) -> dict[str, tables.Table]:
+    """All tables of the report of some folders, by name."""
+    found = read.read([ROOT / "experiments" / "results" / folder for folder in folders.split(",")])
+    runs = [run._replace(name=str(Path(run.name).relative_to(ROOT))) for run in found.runs]
     settings, _ = group(runs)
     listed = [
         *published.tables(settings, tuple(published.LAYOUTS)),
@@ -48,10 +50,10 @@ def narrowed(table: tables.Table, options: dict[str, list[str]]) -> tables.Table
     return table._replace(columns=[table.columns[i] for i in keep], rows=rows, groups=groups)
 
 
-def block(folder: str, name: str, words: str) -> str:
+def block(folders: str, name: str, words: str) -> str:
     """The table and its legend as Markdown."""
     options = {key: value.split(",") for key, _, value in (word.partition("=") for word in words.split())}
-    table = narrowed(made(folder)[name], options)
+    table = narrowed(made(folders)[name], options)
     legend = "".join(f"* {line}\n" for line in table.legend())
     return f"\n{tables.markdown_rows(table)}\n{legend}" + "\n" * bool(legend)
 

@@ -143,6 +143,7 @@ def test_convolution_is_xlas():
     np.testing.assert_allclose(ours.transpose(3, 0, 1, 2), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", local_rules.names())
 def test_every_local_rule_trains_it(name, small):
     rule = local_rules.make(name)
@@ -165,6 +166,7 @@ def test_every_local_rule_trains_it(name, small):
     assert not np.allclose(flat_of(one.variables.params), flat_of(two.variables.params)), "the key must reach dropout"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fisher.KINDS)
 def test_every_fisher_takes_it(kind, small, params):
     images, labels = jax.random.normal(jax.random.key(0), (1, 3, *SMALL)), jnp.array([[1, 2, 3]], jnp.int32)

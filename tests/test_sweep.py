@@ -386,6 +386,7 @@ def test_array_options_have_the_effect_that_they_have_in_a_single_run(preset, tm
 # What a table survives.
 
 
+@pytest.mark.slow
 def test_finished_cells_are_left_alone_and_new_ones_join(tmp_path, monkeypatch):
     made = small_sweep(rounds=1, local__learning_rate=[0.01])
     first = sweep.run(made, tmp_path)
@@ -442,6 +443,7 @@ def test_a_failed_cell_is_a_row_that_says_why_and_the_sweep_goes_on(tmp_path, ca
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
     """In one program with a sound cell: the same line as in a single run, and the sound one plays to its end."""
     fields = {"federation__eval_every": 2, "local__rule": "sgd", "aggregator__name": "mean"}
@@ -456,6 +458,7 @@ def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
     assert curve(tmp_path, lost) == small.lines(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_group_whose_program_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
     compiling, original = [], player.Player.program
 
@@ -477,6 +480,7 @@ def test_a_partition_that_cannot_be_made_fails_alone(tmp_path):
     assert "partition.min_size = 39" in bad["error"]
 
 
+@pytest.mark.slow
 def test_a_program_without_memory_is_halved(tmp_path, monkeypatch):
     original, batches = player.Player.play, []
 
@@ -500,6 +504,7 @@ def test_the_batch_is_sized_by_what_a_program_needs():
     assert not program.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
 
 
+@pytest.mark.slow
 def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
     cells = sweep.expand(small_sweep(rounds=1, seeds=range(8), fields={"sweep__experiment_batch": 4}))
     (group,) = sweep.groups_of(cells)
