@@ -140,6 +140,7 @@ def test_detection_is_told_by_thirds_of_the_run(tmp_path):
         for name, value in zip(("run", "first", "middle", "last"), values, strict=True):
             assert found[group, name] == pytest.approx(value), (group, name)
     assert found["rounds", "perfect"] == pytest.approx(100 / 3)
+    assert [one.name for one in overview.tables(grouped(nobody))] == ["settings", "runs"]
 
 
 # What is found.
@@ -330,7 +331,7 @@ def test_a_report_is_replaced_and_its_old_tables_go(tmp_path, capsys):
     (out / "tables" / "mine.txt").write_text("kept")
     report(capsys, str(tmp_path / "b"), f"--out={out}")
     assert sorted(path.name for path in (out / "tables").iterdir()) == [
-        "mine.txt", "runs.csv", "runs.md", "runs.tex", "settings.csv", "settings.md", "settings.tex",
+        "detection.csv", "detection.md", "detection.tex", "mine.txt", "runs.csv", "runs.md", "runs.tex", "settings.csv", "settings.md", "settings.tex",
     ]  # fmt: skip
 
 

@@ -23,8 +23,9 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables that every report has: "settings", "detection" (without lines where nobody was flagged) and "runs"."""
-    return [settings_table(settings), detection_table(settings), runs_table(settings)]
+    """The tables "settings", "runs", and where anybody was flagged "detection"."""
+    listed = [settings_table(settings), detection_table(settings), runs_table(settings)]
+    return [one for one in listed if one.rows or one.name != "detection"]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
