@@ -331,7 +331,8 @@ def test_a_report_is_replaced_and_its_old_tables_go(tmp_path, capsys):
     (out / "tables" / "mine.txt").write_text("kept")
     report(capsys, str(tmp_path / "b"), f"--out={out}")
     assert sorted(path.name for path in (out / "tables").iterdir()) == [
-        "detection.csv", "detection.md", "detection.tex", "mine.txt", "runs.csv", "runs.md", "runs.tex", "settings.csv", "settings.md", "settings.tex",
+        "detection.csv", "detection.md", "detection.tex", "mine.txt", "runs.csv", "runs.md", "runs.tex",
+        "settings.csv", "settings.md", "settings.tex",
     ]  # fmt: skip
 
 
