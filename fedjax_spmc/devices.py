@@ -50,35 +50,37 @@ def chosen(clients_per_round: int, wanted: int | None) -> tuple[Any, ...]:
     return tuple(devices[: min(len(devices), clients_per_round, wanted or len(devices))])
 
 
-def shared_out(num_rows: int, num_devices: int) -> np.ndarray:
-    """Which rank goes where when rows are ranked by their work, the largest first.
-
-    Dealt back and forth (device 0, 1, 1, 0, 0, 1, ...), so that every device gets as many rows and about as much work.
-
-    Returns:
-        [num_devices * rows each] ranks, those of device 0 first; where the rows do not divide evenly the last rank, the
-        least work, is given out again.
-    """
-    each = -(-num_rows // num_devices)
-    dealt = np.arange(each * num_devices).reshape(each, num_devices)
-    dealt[1::2] = dealt[1::2, ::-1]
-    return np.minimum(dealt.T.ravel(), num_rows - 1)
-
-
 def dealt_order(work: Array, num_devices: int) -> tuple[Array, Array]:
-    """Rows as `shared_out` deals them, and where each row's result then stands.
+    """Rows shared out so that every device gets as many of them and about as much work.
+
+    Ranked by work, every `num_devices` rows in a row make a tier, of which each device gets one. The tiers are dealt by
+    how far apart their rows are, the widest first, the most work to the device that has the least so far: what is left
+    to even out shrinks with every tier (the differencing method of Karmarkar and Karp, for shares of equal size).
 
     Args:
         work: [K], how long each row takes.
         num_devices: among so many.
 
     Returns:
-        [num_devices * rows each] rows; [K] positions in it, of a row that was given out twice the first.
+        [num_devices * rows each] rows, those of device 0 first, the longest first; where K does not divide evenly the
+        row of least work is given out again. [K] positions in it, of a row that was given out twice the first.
     """
+    num_rows = len(work)
+    each = -(-num_rows // num_devices)
     order = jnp.argsort(-work, stable=True)
-    places = shared_out(len(work), num_devices)
-    first = np.array([np.flatnonzero(places == rank)[0] for rank in range(len(work))], np.int32)
-    return order[places], jnp.zeros(len(work), jnp.int32).at[order].set(jnp.asarray(first))
+    ranks = np.minimum(np.arange(each * num_devices), num_rows - 1).reshape(each, num_devices)
+    tiers = work[order][ranks]
+    widest = jnp.argsort(tiers[:, -1] - tiers[:, 0], stable=True)
+
+    def deal(loads: Array, tier: Array) -> tuple[Array, Array]:
+        idlest = jnp.argsort(loads, stable=True)
+        return loads.at[idlest].add(tier), jnp.zeros(num_devices, jnp.int32).at[idlest].set(jnp.arange(num_devices))
+
+    _, dealt = jax.lax.scan(deal, jnp.zeros(num_devices, work.dtype), tiers[widest])
+    place_in_tier = jnp.zeros((each, num_devices), jnp.int32).at[widest].set(dealt)
+    places = jnp.take_along_axis(jnp.asarray(ranks), place_in_tier, axis=1).T.ravel()
+    rows = order[places]
+    return rows, jnp.full(num_rows, len(places), jnp.int32).at[rows].min(jnp.arange(len(places), dtype=jnp.int32))
 
 
 def map_clients_over(

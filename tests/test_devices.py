@@ -6,18 +6,34 @@ import pytest
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, experiment, setup
+from fedjax_spmc.data import partition
 from tests import small
 
 
-@pytest.mark.parametrize(("rows", "among"), [(1, 2), (2, 2), (5, 2), (10, 4), (7, 8), (100, 8)])
+@pytest.mark.parametrize(("rows", "among"), [(1, 2), (2, 2), (5, 2), (10, 2), (10, 4), (7, 8), (96, 8)])
 def test_rows_are_dealt_out_evenly_and_none_is_forgotten(rows, among):
-    places = devices.shared_out(rows, among).reshape(among, -1)
-    assert set(places.ravel()) == set(range(rows))
-    assert places.size - rows < among
-    work = np.sort(np.random.default_rng(0).gamma(2, size=rows))[::-1]
-    if rows % among == 0:
-        loads = work[places].sum(axis=1)
-        assert loads.max() - loads.min() <= work[0] + 1e-9
+    deal = jax.jit(devices.dealt_order, static_argnums=1)
+    for seed in range(5):
+        work = np.random.default_rng(seed).gamma(2, 50, size=rows).astype(np.int32) + 1
+        dealt, back = map(np.asarray, deal(work, among))
+        assert set(dealt) == set(range(rows))
+        assert len(dealt) - rows < among
+        np.testing.assert_array_equal(dealt[back], np.arange(rows))
+        assert all(list(dealt).index(row) == back[row] for row in range(rows))
+        loads = work[dealt].reshape(among, -1)
+        assert (np.diff(loads, axis=1) <= 0).all(), "rows side by side are of about one length"
+        if rows % among == 0:
+            assert np.ptp(loads.sum(axis=1)) <= np.ptp(work)
+
+
+def test_two_devices_get_the_same_work():
+    """Local steps of ten clients in five Dirichlet partitions of CIFAR-10's size, of which either device has half."""
+    labels = np.repeat(np.arange(10), 4500)
+    for seed in range(5):
+        parts = partition.dirichlet(labels, 10, 0.5, np.random.RandomState(seed))
+        steps = np.array([len(part) // 64 for part in parts], np.int32)
+        loads = steps[np.asarray(devices.dealt_order(steps, 2)[0])].reshape(2, 5).sum(axis=1)
+        assert loads.max() <= 1.02 * loads.mean()
 
 
 @pytest.mark.slow

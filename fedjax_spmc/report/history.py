@@ -12,13 +12,15 @@ from fedjax_spmc import metrics
 
 THIRDS = ("first", "middle", "last")
 DETECTED = ("tpr", "fpr", "auc")
+SCORES = ("score_benign", "score_malicious")
 WEIGHTS = ("alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
 PER_RUN = (
     *(f"{name}_{part}" for part in ("run", *THIRDS) for name in DETECTED),
     "perfect_rounds",
+    *SCORES,
     *WEIGHTS,
 )
-"""Numbers of a whole run: detection over it and by thirds of it, percent (auc 0..1), and the clients' weights."""
+"""Numbers of a whole run: detection over it and by thirds of it, percent (auc 0..1); clients' scores and weights."""
 
 
 def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
@@ -80,6 +82,8 @@ def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
     for name, part in zip(("run", *THIRDS), parts, strict=True):
         found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}
     found["perfect_rounds"] = 100 * _mean(_is_perfect(line, malicious) for line in lines)
+    bad, scores = _pooled(lines, malicious, "scores")
+    found |= dict(zip(SCORES, (_mean(scores[~bad]), _mean(scores[bad])), strict=True))
     return found | _weights(lines, malicious)
 
 

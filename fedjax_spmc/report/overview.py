@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.report import read
-from fedjax_spmc.report.history import DETECTED, THIRDS
+from fedjax_spmc.report.history import DETECTED, SCORES, THIRDS
 from fedjax_spmc.report.read import Found, Run
 from fedjax_spmc.report.settings import Estimate, Setting, departures, differing, labels, shown
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
+KINDS = ("benign", "malicious")
 SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
 DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
 
@@ -60,13 +61,16 @@ def detection_table(settings: Sequence[Setting]) -> Table:
             marks = setting.marks()
             cells = [Cell(text=_count(setting)), Cell(text=rounds_played(setting))]
             cells += [Cell(setting.estimate(name), marks=marks, digits=2 if "auc" in name else 1) for name in names]
-            rows.append(Row("", (label,), [*cells, Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1)]))
-    columns = ["seeds", "rounds", *(part for _ in DETECTED for part in ("run", *THIRDS)), "perfect"]
-    groups = [("", 2), *((name.upper(), 1 + len(THIRDS)) for name in DETECTED), ("rounds", 1)]
+            cells.append(Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1))
+            cells += [Cell(setting.estimate(name), marks=marks, digits=3) for name in SCORES]
+            rows.append(Row("", (label,), cells))
+    columns = ["seeds", "rounds", *(part for _ in DETECTED for part in ("run", *THIRDS)), "perfect", *KINDS]
+    groups = [("", 2), *((name.upper(), 1 + len(THIRDS)) for name in DETECTED), ("rounds", 1), ("score", len(KINDS))]
     notes = [
         "Flags pooled over all evaluated rounds of the run, and over each third of them, percent; AUC of the scores: "
-        "mean over the rounds. Perfect: rounds in which exactly the malicious who took part were flagged. In brackets "
-        "the 95 % percentile bootstrap interval over seeds."
+        "mean over the rounds. Perfect: rounds in which exactly the malicious who took part were flagged. Score: mean "
+        "over rounds and clients, on the rule's own scale, larger = more suspicious. In brackets the 95 % percentile "
+        "bootstrap interval over seeds."
     ]
     return Table("detection", "Detection, by thirds of the run", notes, ("setting",), groups, columns, rows)
 
