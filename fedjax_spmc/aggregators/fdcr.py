@@ -152,29 +152,24 @@ def fdcr(
 
 
 def fisher_of(upload: Upload) -> Params:
-    """The stacked Fisher of an upload.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if "fisher" not in upload.extras:
-        raise ConfigError(
-            "aggregator fdcr: extras['fisher'] is missing: it must be sent by the clients, as local rule 'fdcr' does."
-        )
-    return upload.extras["fisher"]
+    """The stacked Fisher of an upload; raises as `extra`."""
+    return extra(upload, "fisher", "sent by the clients, as local rule 'fdcr' does")
 
 
 def truth_of(upload: Upload) -> Array:
-    """[K] bool: who is malicious, which an upload holds only for an oracle.
+    """[K] bool: who is malicious, which an upload holds only for an oracle; raises as `extra`."""
+    return extra(upload, "malicious", "there with oracle_fisher_noise = True")
+
+
+def extra(upload: Upload, name: str, wanted: str) -> Any:
+    """What an upload holds beyond the models.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: nothing of that name; says what is wanted.
     """
-    if "malicious" not in upload.extras:
-        raise ConfigError(
-            "aggregator fdcr: extras['malicious'] is missing: it must be there with oracle_fisher_noise = True."
-        )
-    return upload.extras["malicious"]
+    if name not in upload.extras:
+        raise ConfigError(f"aggregator fdcr: extras[{name!r}] is missing: it must be {wanted}.")
+    return upload.extras[name]
 
 
 def leak(fisher: Params, malicious: Array, noise: Params) -> Params:

@@ -126,6 +126,13 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     return nn.relu(largest + bias[:, None, None, None])
 
 
+def _kernel_and_bias(module: nn.Module, features: int, channels: int, size: int) -> tuple[Array, Array]:
+    """The parameters of a convolution, in torch's order: weight [features, channels, size, size], bias [features]."""
+    draw = torch_uniform(channels * size * size)
+    weight = module.param("weight", draw, (features, channels, size, size))
+    return weight, module.param("bias", draw, (features,))
+
+
 class ConvolutionPool(nn.Module):
     """A `convolution_pool` with its own kernel and bias: [C, H, W, B] -> [features, rows, columns, B]."""
 
@@ -135,11 +142,7 @@ class ConvolutionPool(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """Convolves, cuts off at zero and pools."""
-        shape = (self.features, images.shape[0], self.size, self.size)
-        fan_in = images.shape[0] * self.size * self.size
-        weight = self.param("weight", torch_uniform(fan_in), shape)
-        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
-        return convolution_pool(images, weight, bias)
+        return convolution_pool(images, *_kernel_and_bias(self, self.features, len(images), self.size))
 
 
 def convolution(images: Array, kernel: Array, bias: Array) -> Array:
@@ -169,11 +172,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """Convolves."""
-        shape = (self.features, images.shape[0], self.size, self.size)
-        fan_in = images.shape[0] * self.size * self.size
-        weight = self.param("weight", torch_uniform(fan_in), shape)
-        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
-        return convolution(images, weight, bias)
+        return convolution(images, *_kernel_and_bias(self, self.features, len(images), self.size))
 
 
 class Linear(nn.Module):
