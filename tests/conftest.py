@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+from tests.flags import QUICK
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-# Compiling takes most of the suite's time. Tests of exact bits ask for the usual level themselves (tests/small.py).
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=2"
 
 import jax
 import pytest

@@ -68,10 +68,6 @@ def refused(capsys, argv: list[str], *words: str, code: int = 2) -> str:
     return lines[0]
 
 
-AS_USUAL = {"xla_backend_optimization_level": 3}
-"""Compiler options of the package in use; the suite compiles without optimisation."""
-
-
 def contents(folder: Path) -> dict[str, bytes | None]:
     """All files below a folder with their bytes, but for the lock; folders have None."""
     return {

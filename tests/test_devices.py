@@ -54,6 +54,7 @@ def test_two_devices_give_the_bits_of_one(presets, small_cache):
     assert [small.without_times(line) for line in one.history] == [small.without_times(line) for line in two.history]
 
 
+@pytest.mark.slow
 def test_states_and_reports_stay_on_one_device(small_cache):
     config = configs.resolve(small.config(1))
     built = setup.build(config, setup.load_data(config))

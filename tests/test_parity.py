@@ -50,12 +50,17 @@ def tamper(path, name, change):
     np.savez(path, **arrays)
 
 
+def walked(*arguments: str, **environment: str) -> list[dict]:
+    """The rows of the command in a process of its own, where warnings are errors; it must succeed."""
+    command = [sys.executable, "-W", "error", "-m", "fedjax_spmc.parity", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)["checks"]
+
+
 @pytest.mark.slow
 def test_every_golden_file_that_has_a_check_passes(golden):
-    command = [sys.executable, "-W", "error", "-m", "fedjax_spmc.parity", f"--golden={golden}", "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    outcomes = [Outcome(**row) for row in json.loads(run.stdout)["checks"]]
+    outcomes = [Outcome(**row) for row in walked(f"--golden={golden}")]
     assert [one for one in outcomes if one.verdict == "failed"] == []
     passed = {(one.check, one.source.removesuffix(".npz")) for one in outcomes if one.verdict == "passed"}
     files = {path.stem for path in golden.glob("*.npz")}
@@ -201,10 +206,10 @@ def test_recorded_training_that_was_changed_fails(golden, tmp_path):
 
 
 @pytest.mark.slow
-def test_beside_torch(capsys):
+def test_beside_torch():
+    """In a process of its own, compiled as usual: training takes most of the time here."""
     pytest.importorskip("torch")
-    assert main(["--torch", "--json"]) == 0
-    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
+    rows = {row["check"]: row for row in walked("--torch", XLA_FLAGS="")}
     for method in ("fedavg", "spmc"):
         assert rows[f"{method}, 5 rounds"]["error"] <= 1e-5
         assert rows[f"{method}, A and ASR"]["error"] <= 1e-9

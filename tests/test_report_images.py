@@ -15,6 +15,7 @@ from fedjax_spmc.types import Variables
 SHAPE = (32, 32, 3)
 
 
+@pytest.mark.slow
 def test_heat_is_the_gradient_weighted_sum_of_the_last_map():
     model = models.make("simple_cnn", num_classes=10, image_shape=SHAPE)
     variables = model.init(jax.random.key(0))

@@ -64,6 +64,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(moment, finished_run, tmp
     small.assert_same_run(tmp_path / "run", finished_run)
 
 
+@pytest.mark.slow
 def test_half_a_line_and_left_over_files_vanish(finished_run, tmp_path, capsys):
     folder = tmp_path / "run"
     experiment.run(small.config(rounds=2), folder)
@@ -183,6 +184,7 @@ def test_rounds_off_the_grid_of_evaluations_leave_no_trace(tmp_path):
     small.assert_same_run(folder, tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_run_that_did_not_evaluate_its_last_round_cannot_end_there(tmp_path, capsys):
     folder, fields = tmp_path / "run", ("federation.eval_every=2",)
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.federation import make_round, play_round
 from fedjax_spmc.presets import make_config
 from fedjax_spmc.types import Batch, ClientData, Context, Variables
-from tests.small import AS_USUAL
+from tests.flags import AS_USUAL
 
 
 def small_config(**fields):
@@ -89,6 +89,7 @@ def test_client_batch_changes_nothing_beyond_rounding(experiment):
         chex.assert_trees_all_close(one.client_params, several.client_params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_whole_round_equals_a_plain_loop(experiment):
     """The jitted round against a Python loop over clients and steps with hand-written torch-style SGD."""
     upload = locals_of(experiment, experiment.arrays)

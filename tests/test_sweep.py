@@ -316,6 +316,7 @@ def played(arrays_sweep, cache_folder, tmp_path_factory):
     return folder, rows, len(traces)
 
 
+@pytest.mark.slow
 def test_there_are_no_more_programs_than_groups(played):
     folder, rows, traces = played
     assert len(rows) == 8
@@ -323,6 +324,7 @@ def test_there_are_no_more_programs_than_groups(played):
     assert not (folder / "work").exists()
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_cell(played, arrays_sweep):
     folder, rows, _ = played
     assert rows_of(folder) == rows
@@ -339,6 +341,7 @@ def test_the_table_has_a_row_for_every_cell(played, arrays_sweep):
     assert len({row["train_loss"] for row in rows}) == 8
 
 
+@pytest.mark.slow
 def test_pandas_reads_the_table_in_one_line(played):
     pandas = pytest.importorskip("pandas")
     folder, rows, _ = played
@@ -349,7 +352,8 @@ def test_pandas_reads_the_table_in_one_line(played):
     assert len(curves) == 16
 
 
-@pytest.mark.parametrize("index", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [6, 1])
 def test_a_cell_is_its_single_run_within_30_steps(index, played, arrays_sweep):
     """Two rounds of about five steps a client; a cell's folder is read like a run's."""
     folder, rows, _ = played

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from tests import small
+from tests.flags import QUICK
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = 8
-EIGHT = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
+EIGHT = f"{QUICK} --xla_force_host_platform_device_count={DEVICES}"
 
 PROGRAM = """
 import sys
@@ -22,6 +23,7 @@ import jax
 from fedjax_spmc import sweep
 from fedjax_spmc.sweep import program
 from tests import small
+from tests.flags import QUICK
 
 folder, fields = sys.argv[1], {"federation__num_clients": 5, "federation__clients_per_round": 5}
 fields |= {"sweep__experiment_batch": 2, "attack__malicious_fraction": 0.4}
