@@ -139,7 +139,7 @@ def test_convolution_of_any_size(shape, kernel, backend, monkeypatch):
     """Row by row as on a CPU, and in one product as elsewhere."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((5, *shape)), jnp.float32)
+    images = jnp.asarray(rng.standard_normal((40, *shape)), jnp.float32)
     weight = jnp.asarray(rng.standard_normal((6, shape[2], kernel, kernel)), jnp.float32)
     bias = jnp.asarray(rng.standard_normal(6), jnp.float32)
 

@@ -5,7 +5,8 @@ one column larger: phase (p, q) is the kernel shifted by (p, q). On the 2x2 spac
 with stride 1, so the patches are few and long slices. Activations are [channels, height, width, B], see `layers`.
 
 On a CPU one row of windows is taken at a time: its patches are copied, multiplied and forgotten while they lie in the
-cache, and copied again for the gradient. Elsewhere the whole image is one product.
+cache, and copied again for the gradient. Elsewhere, and where every row would have to read wide kernels for few
+patches, the whole image is one product.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array
 
 
@@ -36,11 +38,12 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     _, height, width, batch = images.shape
     size, features = kernel.shape[2], len(bias)
     rows, columns = (height - size + 1) // 2, (width - size + 1) // 2
-    if jax.default_backend() == "cpu":
-        largest = _largest_by_rows(strips(images, size), kernel_phases(kernel)).swapaxes(0, 1)
+    phases = kernel_phases(kernel)
+    if jax.default_backend() == "cpu" and 2 * len(phases) <= columns * batch:
+        largest = _largest_by_rows(strips(images, size), phases).swapaxes(0, 1)
     else:
-        products = kernel_phases(kernel) @ pooled_patches(images, size).reshape(-1, rows * columns * batch)
-        largest = max_of_first(products.reshape(4, features, -1))
+        patches = pooled_patches(images, size).reshape(-1, rows * columns * batch)
+        largest = max_of_first(product(phases, patches).reshape(4, features, -1))
     return nn.relu(largest.reshape(features, rows, columns, batch) + bias[:, None, None, None])
 
 
