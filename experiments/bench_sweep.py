@@ -14,8 +14,8 @@ experiments: S = 1, 4, 16, 64 experiments of one group as a sweep plays them (it
     by its cost alone, each with its own partition, whose index lists are padded to the group's longest in both.
     Alone, an experiment has the whole machine: its ten clients are shared among all devices, by their size. In the
     sweep each device plays whole experiments, on a CPU one at a time (two cores: loads of two experiments, which end
-    when the longer one does), on a GPU all at once. A group of one experiment has one CPU device; it uses the second
-    core only where XLA splits an operation. Python hands out a load's round in the sweep, and each round alone.
+    when the longer one does), on a GPU all at once; one that has no other beside it shares its clients as alone. Python
+    hands out a load's round in the sweep, and each round alone.
 clients: 10, 100 and 1000 clients of the same images (--images, 16000), batch 16: the same steps in all, and what each
     client costs besides. SPMC and averaging, as a single run.
 s1: a round of `configs/s1.py` on made-up images (50 of 1000 clients, 250 steps of 10 images, the CNN with dropout)

@@ -9,6 +9,7 @@ split.
 import functools
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +26,15 @@ from fedjax_spmc.types import Array, PRNGKey
 CLIENTS = "clients"
 MOST_CORES = 8
 """So many CPU devices at most: each has a copy of the images."""
+PATIENCE = "xla_cpu_collective_call"
+"""XLA's flags of this name say how long one CPU device may wait for another."""
 
 
 def use_cores(wanted: int | None = None) -> None:
     """Makes as many CPU devices as this process may use cores, `MOST_CORES` at most.
 
-    It has an effect only before JAX's first computation, and none on accelerators.
+    It has an effect only before JAX's first computation, and none on accelerators. Where it can, it lets these devices
+    wait for each other as long as they like (`may_wait`), by way of the variable XLA_FLAGS.
 
     Args:
         wanted: another number.
@@ -42,6 +46,18 @@ def use_cores(wanted: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", wanted or min(cores, MOST_CORES))
     except RuntimeError:  # JAX has computed something: the devices are what they are
         return
+    # XLA aborts on a flag that it does not know: these are set where they are known to be there and to work.
+    if version("jaxlib").startswith("0.10.") and PATIENCE not in os.environ.get("XLA_FLAGS", ""):
+        limits = (f"--{PATIENCE}_{what}_timeout_seconds=1000000" for what in ("warn_stuck", "terminate"))
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *limits]).strip()
+
+
+def may_wait(device: Any) -> bool:
+    """Whether a device may wait for others inside of a program: a CPU's only where `use_cores` could say so.
+
+    XLA aborts the process when one CPU device waits for another for longer than 40 s.
+    """
+    return device.platform != "cpu" or PATIENCE in os.environ.get("XLA_FLAGS", "")
 
 
 def chosen(clients_per_round: int, wanted: int | None) -> tuple[Any, ...]:

@@ -1,5 +1,10 @@
 """Several devices share the clients of a round: the numbers are those of one device, bit for bit."""
 
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import pytest
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, experiment, setup
 from fedjax_spmc.data import partition
+from fedjax_spmc.sweep import program
 from tests import small
 
 
@@ -71,3 +77,22 @@ def test_no_more_devices_than_clients_or_than_there_are():
     assert len(devices.chosen(100, None)) == count
     assert len(devices.chosen(100, 1)) == 1
     assert len(devices.chosen(100, 64)) == count
+
+
+def test_a_lone_cell_has_all_cores_where_they_may_wait(monkeypatch):
+    config = configs.resolve(small.config(1, federation__devices=None))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert program.layout_of(config, 1, jax.local_devices())[:2] == ((jax.devices()[0],), "experiments")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=1000000")
+    assert program.layout_of(config, 1, jax.local_devices()) == ((*jax.devices()[:2],), "clients", 1)
+    assert program.layout_of(config, 3, jax.local_devices())[:2] == ((*jax.devices()[:2],), "experiments")
+
+
+@pytest.mark.skipif(not version("jaxlib").startswith("0.10."), reason="XLA's flags for this are known of jaxlib 0.10")
+def test_cores_are_allowed_to_wait():
+    """In a process of its own: XLA reads its flags once, and aborts on one that it does not know."""
+    words = "from fedjax_spmc import devices; devices.use_cores(2); import jax; "
+    words += "print(len(jax.devices()), devices.may_wait(jax.devices()[0]))"
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "True"]

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_spmc import setup
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.pipeline import ClientIndices, Images
-from fedjax_spmc.devices import CLIENTS, map_clients_over
+from fedjax_spmc.devices import CLIENTS, map_clients_over, may_wait
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model, play_round
 from fedjax_spmc.metrics import Counts, make_evaluate
 from fedjax_spmc.setup import Numbers
@@ -76,10 +76,10 @@ class Outcome(NamedTuple):
 def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
     """How to spread a group of so many cells before anything is known of its memory.
 
-    A cell that is alone shares its clients among the devices. CPU devices do so only where `federation.devices` says
-    how many: XLA aborts the process when one of them waits for another for longer than 40 s.
+    A cell that is alone shares its clients among the devices, where these may wait for each other or
+    `federation.devices` says how many.
     """
-    shared = config.federation.devices or (1 if devices[0].platform == "cpu" else len(devices))
+    shared = config.federation.devices or (len(devices) if may_wait(devices[0]) else 1)
     shared = min(shared, len(devices), config.federation.clients_per_round)
     if num_cells == 1 and shared > 1:
         return Layout(tuple(devices[:shared]), CLIENTS, 1)
