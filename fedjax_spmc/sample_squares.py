@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_spmc.models.layers import ConvolutionPool, Linear
-from fedjax_spmc.models.pooled import kernel_phases, max_of_first, pooled_patches
+from fedjax_spmc.models.layers import ConvolutionPool, Linear, kernel_phases, max_of_first, pooled_patches
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
 
 KNOWN = (Linear, ConvolutionPool)
@@ -101,7 +100,7 @@ def _convolve(kernel: Array, images: Array) -> Array:
     """Kernels [O, C, k, k] in their four phases over images [C, H, W, B] -> [4, O, rows, columns, B]."""
     patches = pooled_patches(images, kernel.shape[2])
     products = kernel_phases(kernel) @ patches.reshape(len(patches), -1)
-    return products.reshape(4, kernel.shape[0], patches.shape[1], -1, images.shape[-1])
+    return products.reshape(4, kernel.shape[0], *patches.shape[1:])
 
 
 def _convolve_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
