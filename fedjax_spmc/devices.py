@@ -26,8 +26,8 @@ from fedjax_spmc.types import Array, PRNGKey
 CLIENTS = "clients"
 MOST_CORES = 8
 """So many CPU devices at most: each has a copy of the images."""
-PATIENCE = "xla_cpu_collective_call"
-"""XLA's flags of this name say how long one CPU device may wait for another."""
+PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
+"""XLA's flag that says how long one CPU device may wait for another."""
 
 
 def use_cores(wanted: int | None = None) -> None:
@@ -46,9 +46,9 @@ def use_cores(wanted: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", wanted or min(cores, MOST_CORES))
     except RuntimeError:  # JAX has computed something: the devices are what they are
         return
-    # XLA aborts on a flag that it does not know: these are set where they are known to be there and to work.
+    # XLA aborts on a flag that it does not know: these are set where they were tried.
     if version("jaxlib").startswith("0.10.") and PATIENCE not in os.environ.get("XLA_FLAGS", ""):
-        limits = (f"--{PATIENCE}_{what}_timeout_seconds=1000000" for what in ("warn_stuck", "terminate"))
+        limits = [f"--{name}=1000000" for name in (PATIENCE, PATIENCE.replace("terminate", "warn_stuck"))]
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *limits]).strip()
 
 

@@ -23,7 +23,6 @@ import jax
 from fedjax_spmc import sweep
 from fedjax_spmc.sweep import program
 from tests import small
-from tests.flags import QUICK
 
 folder, fields = sys.argv[1], {"federation__num_clients": 5, "federation__clients_per_round": 5}
 fields |= {"sweep__experiment_batch": 2, "attack__malicious_fraction": 0.4}
