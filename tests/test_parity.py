@@ -217,24 +217,53 @@ def test_beside_torch():
         assert rows[f"{method}, free-running"]["verdict"] == "not judged"
 
 
-@pytest.mark.slow
-def test_a_fault_on_the_torch_side_is_noticed(monkeypatch, capsys):
-    """A weight decay that one side alone has: the float64 round sees it, and the exit code says so."""
+@pytest.fixture
+def one_round_of_averaging(monkeypatch):
+    """`--torch` cut to one round of averaging, of which none or one may be replaced; gives the modules to spoil."""
     pytest.importorskip("torch")
-    from fedjax_spmc.parity import torch_rounds
+    from fedjax_spmc.parity import torch_rounds, torch_side
 
-    local = torch_rounds.torch_reference().make_optimizer
-    monkeypatch.setattr(
-        torch_rounds.torch_reference(),
-        "make_optimizer",
-        lambda model, lr, momentum, decay: local(model, lr, momentum, 0),
-    )
-    monkeypatch.setattr(torch_rounds, "METHODS", ("fedavg",))
-    monkeypatch.setattr(torch_rounds, "ROUNDS", 1)
-    monkeypatch.setattr(torch_rounds, "WARM_UP", 0)
+    for name, value in {"METHODS": ("fedavg",), "ROUNDS": 1, "SPARE": 1, "WARM_UP": 0}.items():
+        monkeypatch.setattr(torch_rounds, name, value)
+    return torch_side
+
+
+@pytest.mark.slow
+def test_a_fault_on_the_torch_side_is_noticed(one_round_of_averaging, monkeypatch, capsys):
+    """A weight decay that one side alone has: the float64 round sees it, and the exit code says so."""
+    loops = one_round_of_averaging.torch_reference()
+    local = loops.make_optimizer
+    monkeypatch.setattr(loops, "make_optimizer", lambda model, lr, momentum, decay: local(model, lr, momentum, 0))
     assert main(["--torch", "--json"]) == 1
     rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
     assert rows["fedavg, one round in float64"]["verdict"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("faulty", "verdict"), [(1, "passed"), (2, "failed")])
+def test_rounds_off_in_float32_alone_are_replaced_so_often_and_no_more(
+    one_round_of_averaging, monkeypatch, capsys, faulty, verdict
+):
+    """The first rounds of the torch side are off by 1e-4 in float32 and right in float64."""
+    side, left = one_round_of_averaging.TorchSide, [faulty]
+    honest = side.play
+
+    def play(self, state, teachers, taken):
+        played = honest(self, state, teachers, taken)
+        is_wide = any(str(tensor.dtype) == "torch.float64" for tensor in played.state.values())
+        if is_wide or not left[0]:
+            return played
+        left[0] -= 1
+        return played._replace(state={name: tensor + 1e-4 for name, tensor in played.state.items()})
+
+    monkeypatch.setattr(side, "play", play)
+    assert main(["--torch", "--json"]) == (0 if verdict == "passed" else 1)
+    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
+    assert rows["fedavg, 1 rounds"]["verdict"] == verdict
+    exact = rows["fedavg, one round in float64"]
+    assert (exact["cases"], exact["verdict"]) == (4, "passed")
+    if verdict == "passed":
+        assert rows["fedavg, 1 rounds"]["reason"] == "replaced, judged in float64: round 0 (1.0e-04)"
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from fedjax_spmc import aggregators, data, local_rules, models, training
 from fedjax_spmc.data import augment
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.parity.local import fixed_batches
-from fedjax_spmc.parity.torch_rounds import require
+from fedjax_spmc.parity.torch_side import require
 from fedjax_spmc.parity.walker import Comparison, Outcome
 from fedjax_spmc.types import Context, Model, Upload, Variables
 
