@@ -82,7 +82,7 @@ def simple_cnn_flops(rule_name: str, batch: int, num_classes: int = 10, as_writt
         rule_name: "sgd" or "spmc".
         batch: images.
         num_classes: logits.
-        as_written: as `layers.convolution_pool` computes it, where each convolution's kernel is 6x6 for 5x5: the four
+        as_written: as `pooled.convolution_pool` computes it, where each convolution's kernel is 6x6 for 5x5: the four
             outputs under a pooling window share one patch.
     """
     taps = 36 if as_written else 25

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ceilings import seconds_of
 
 from fedjax_spmc.losses import cross_entropy
-from fedjax_spmc.models import layers, simple_cnn
+from fedjax_spmc.models import layers, pooled, simple_cnn
+from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array, Params
 
 Convolution = Callable[[Array, Array, Array], Array]
@@ -50,7 +51,7 @@ def patches(images: Array, kernel: Array, bias: Array) -> Array:
     return _pool((kernel.reshape(features, -1) @ stacked).reshape(features, rows, columns, batch), bias)
 
 
-FORMS: dict[str, Convolution] = {"present": layers.convolution_pool, "grouped": library, "patches": patches}
+FORMS: dict[str, Convolution] = {"present": pooled.convolution_pool, "grouped": library, "patches": patches}
 
 
 def logits_of(form: str, params: Params, images: Array) -> Array:
@@ -60,7 +61,7 @@ def logits_of(form: str, params: Params, images: Array) -> Array:
         x = FORMS[form](x, params[name]["weight"], params[name]["bias"])
     x = x.reshape(-1, images.shape[0])
     for name in ("fc1", "fc2", "l1", "l2", "cls"):
-        x = layers.product(params[name]["weight"], x) + params[name]["bias"][:, None]
+        x = product(params[name]["weight"], x) + params[name]["bias"][:, None]
         x = nn.relu(x) if name in ("fc1", "fc2", "l1") else x
     return x.T
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_spmc.models.layers import ConvolutionPool, Linear, kernel_phases, max_of_first, pooled_patches
+from fedjax_spmc.models.layers import ConvolutionPool, Linear
+from fedjax_spmc.models.pooled import kernel_phases, max_of_first, pooled_patches
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
 
 KNOWN = (Linear, ConvolutionPool)

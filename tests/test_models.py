@@ -8,6 +8,7 @@ import pytest
 
 from fedjax_spmc import models
 from fedjax_spmc.models import layers
+from fedjax_spmc.models.pooled import convolution_pool, max_of_first
 from fedjax_spmc.types import Variables
 
 LINEAR = ("fc1", "fc2", "l1", "l2", "cls")
@@ -132,15 +133,18 @@ def test_agrees_with_the_plain_network(cnn, params, size):
     assert largest_difference(ours, plain) < 5e-7
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize(("shape", "kernel"), [((13, 10, 2), 5), ((8, 11, 4), 1)])
-def test_convolution_of_any_size(shape, kernel):
+def test_convolution_of_any_size(shape, kernel, backend, monkeypatch):
+    """Row by row as on a CPU, and in one product as elsewhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((5, *shape)), jnp.float32)
+    images = jnp.asarray(rng.standard_normal((40, *shape)), jnp.float32)
     weight = jnp.asarray(rng.standard_normal((6, shape[2], kernel, kernel)), jnp.float32)
     bias = jnp.asarray(rng.standard_normal(6), jnp.float32)
 
     def fast(images, weight):
-        return layers.convolution_pool(layers.batch_last(images), weight, bias).transpose(3, 1, 2, 0)
+        return convolution_pool(layers.batch_last(images), weight, bias).transpose(3, 1, 2, 0)
 
     def plain(images, weight):
         return pooled(images, weight, bias)
@@ -155,7 +159,7 @@ def test_convolution_of_any_size(shape, kernel):
 
 def test_ties_go_to_the_first():
     values = jnp.array([[1.0, 2.0, 0.0, 3.0], [1.0, 5.0, 0.0, 3.0], [1.0, 5.0, 4.0, 3.0], [0.0, 5.0, 4.0, 7.0]])
-    largest, pull = jax.vjp(layers.max_of_first, values)
+    largest, pull = jax.vjp(max_of_first, values)
     np.testing.assert_array_equal(largest, [1.0, 5.0, 4.0, 7.0])
     expected = np.zeros((4, 4), np.float32)
     expected[[0, 1, 2, 3], [0, 1, 2, 3]] = [1.0, 2.0, 3.0, 4.0]
@@ -165,7 +169,7 @@ def test_ties_go_to_the_first():
 def test_tied_windows_send_their_gradient_to_the_upper_left():
     # A 1x1 kernel of one on a constant image: all four entries of every window tie, in exact arithmetic too.
     images = jnp.ones((1, 4, 4, 2))
-    gradient = jax.grad(lambda x: layers.convolution_pool(x, jnp.ones((1, 1, 1, 1)), jnp.zeros(1)).sum())(images)
+    gradient = jax.grad(lambda x: convolution_pool(x, jnp.ones((1, 1, 1, 1)), jnp.zeros(1)).sum())(images)
     expected = np.zeros((1, 4, 4, 2), np.float32)
     expected[0, ::2, ::2] = 1
     np.testing.assert_array_equal(gradient, expected)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fedjax_spmc.models.pooled import convolution_pool
+from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
 
 
@@ -31,99 +33,6 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
 def batch_last(images: Array) -> Array:
     """[B, H, W, C] -> [C, H, W, B]."""
     return images.transpose(3, 1, 2, 0)
-
-
-@jax.custom_vjp
-def product(weight: Array, inputs: Array) -> Array:
-    """Matrix product [M, K] @ [K, N] whose two gradients are taken in the order of factors that a CPU runs fastest.
-
-    Over the many columns of a convolution, inputs @ cotangent^T takes 0.7 ms of CPU time where cotangent @ inputs^T,
-    the order of automatic differentiation, takes 1.3 ms.
-    """
-    return weight @ inputs
-
-
-def _product_forward(weight: Array, inputs: Array) -> tuple[Array, tuple[Array, Array]]:
-    return weight @ inputs, (weight, inputs)
-
-
-def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    weight, inputs = saved
-    by_weight = jax.lax.dot_general(inputs, cotangent, (((1,), (1,)), ((), ()))).T
-    by_inputs = jax.lax.dot_general(weight, cotangent, (((0,), (0,)), ((), ())))
-    return by_weight, by_inputs
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-@jax.custom_vjp
-def max_of_first(values: Array) -> Array:
-    """Maximum over the leading axis, [4, ...] -> [...]; on an exact tie the first gets the gradient, as in torch."""
-    return _max_forward(values)[0]
-
-
-def _max_forward(values: Array) -> tuple[Array, Array]:
-    largest = values[0]
-    index = jnp.zeros(largest.shape, jnp.int8)
-    for phase in range(1, 4):
-        above = values[phase] > largest
-        largest = jnp.where(above, values[phase], largest)
-        index = jnp.where(above, jnp.int8(phase), index)
-    return largest, index
-
-
-def _max_backward(index: Array, cotangent: Array) -> tuple[Array]:
-    # Stated by hand: automatic differentiation pads and adds the four parts, which costs more than the product itself.
-    return (jnp.stack([jnp.where(index == phase, cotangent, 0) for phase in range(4)]),)
-
-
-max_of_first.defvjp(_max_forward, _max_backward)
-
-
-def pooled_patches(images: Array, size: int) -> Array:
-    """What a `convolution_pool` of kernels size x size sees: [C, H, W, B] -> [C * (size + 1)^2, rows, columns, B]."""
-    channels, height, width, batch = images.shape
-    rows, columns, taps = (height - size + 1) // 2, (width - size + 1) // 2, (size + 1) // 2
-    down, right = rows + taps - 1, columns + taps - 1
-    blocks = images[:, : 2 * down, : 2 * right].reshape(channels, down, 2, right, 2, batch)
-    blocks = blocks.transpose(2, 4, 0, 1, 3, 5).reshape(4 * channels, down, right, batch)
-    # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
-    strips = jnp.stack([blocks[:, :, v : v + columns] for v in range(taps)])
-    strips = strips.reshape(4 * taps * channels, down, columns * batch)
-    patches = jnp.stack([strips[:, u : u + rows] for u in range(taps)])
-    return patches.reshape(4 * taps * taps * channels, rows, columns, batch)
-
-
-def kernel_phases(kernel: Array) -> Array:
-    """The kernel shifted by (p, q), for each of the four outputs under a window: [O, C, k, k] -> [4 O, C (k + 1)^2]."""
-    outputs, channels, size, _ = kernel.shape
-    taps = (size + 1) // 2
-    phases = jnp.stack([jnp.pad(kernel, ((0, 0), (0, 0), (p, 1 - p), (q, 1 - q))) for p in (0, 1) for q in (0, 1)])
-    phases = phases.reshape(4, outputs, channels, taps, 2, taps, 2).transpose(0, 1, 3, 5, 4, 6, 2)
-    return phases.reshape(4 * outputs, -1)
-
-
-def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
-    """Valid convolution with stride 1, ReLU and 2x2 max-pool with stride 2, as one matrix product.
-
-    The four outputs under a pooling window are four channels of one convolution with stride 2, whose kernel is one row
-    and one column larger: phase (p, q) is the kernel shifted by (p, q). On the 2x2 space-to-depth image that is a
-    convolution with stride 1, so the patches are few and long slices. Bias and ReLU come after the maximum, which
-    changes nothing because both are monotone and shared by the window. A size that leaves the pooling a rest drops it.
-
-    Args:
-        images: [C, H, W, B].
-        kernel: [O, C, k, k], k odd.
-        bias: [O].
-
-    Returns:
-        [O, (H - k + 1) // 2, (W - k + 1) // 2, B].
-    """
-    patches = pooled_patches(images, kernel.shape[2])
-    products = product(kernel_phases(kernel), patches.reshape(len(patches), -1))
-    largest = max_of_first(products.reshape(4, len(bias), *patches.shape[1:]))
-    return nn.relu(largest + bias[:, None, None, None])
 
 
 def _kernel_and_bias(module: nn.Module, features: int, channels: int, size: int) -> tuple[Array, Array]:
@@ -155,7 +64,7 @@ def convolution(images: Array, kernel: Array, bias: Array) -> Array:
     """
     outputs, channels, size, _ = kernel.shape
     rows, columns = images.shape[1] - size + 1, images.shape[2] - size + 1
-    # Columns first, as in `pooled_patches`.
+    # Columns first, as in `pooled.pooled_patches`.
     strips = jnp.stack([images[:, :, v : v + columns] for v in range(size)])
     patches = jnp.stack([strips[:, :, u : u + rows] for u in range(size)])
     weight = kernel.transpose(0, 2, 3, 1).reshape(outputs, -1)
