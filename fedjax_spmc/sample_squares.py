@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_spmc.models.layers import ConvolutionPool, Linear
-from fedjax_spmc.models.pooled import kernel_phases, max_of_first, pooled_patches
+from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches, to_index
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
 
 KNOWN = (Linear, ConvolutionPool)
@@ -64,7 +64,7 @@ def _squaring(next_function: Any, arguments: Any, keywords: Any, context: Any) -
     (inputs,) = arguments
     if isinstance(module, Linear):
         return _add_bias(_multiply(weight, inputs), bias)
-    return nn.relu(_add_bias(max_of_first(_convolve(weight, inputs)), bias))
+    return nn.relu(_add_bias(_largest(weight, inputs), bias))
 
 
 @jax.custom_vjp
@@ -97,31 +97,31 @@ _multiply.defvjp(lambda weight, inputs: (weight @ inputs, (weight, inputs)), _mu
 
 
 @jax.custom_vjp
-def _convolve(kernel: Array, images: Array) -> Array:
-    """Kernels [O, C, k, k] in their four phases over images [C, H, W, B] -> [4, O, rows, columns, B]."""
-    patches = pooled_patches(images, kernel.shape[2])
-    products = kernel_phases(kernel) @ patches.reshape(len(patches), -1)
-    return products.reshape(4, kernel.shape[0], *patches.shape[1:])
+def _largest(kernel: Array, images: Array) -> Array:
+    """Kernels [O, C, k, k] over images [C, H, W, B], the largest output under every window: [O, rows, columns, B]."""
+    return largest_and_index(images, kernel)[0]
 
 
-def _convolve_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    kernel, images = saved
+def _largest_forward(kernel: Array, images: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    largest, index = largest_and_index(images, kernel)
+    return largest, (kernel, images, index)
+
+
+def _largest_backward(saved: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    kernel, images, index = saved
     size, samples = kernel.shape[2], images.shape[-1]
     phases, by_kernel = jax.vjp(kernel_phases, kernel)
-    patches, by_images = jax.vjp(lambda images: pooled_patches(images, size), images)
-    flat = cotangent.reshape(len(phases), -1)
-    by_patches = jax.lax.dot_general(phases, flat, (((0,), (0,)), ((), ()))).reshape(patches.shape)
 
-    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, of_sample: tuple[Array, Array]) -> tuple[Array, None]:
         # One after another, patches and all: stacking the samples' patches takes twice the time on a CPU.
-        image, sent = pair
+        image, sent = of_sample
         seen = pooled_patches(image[..., None], size).reshape(phases.shape[1], -1)
         by_phases = jax.lax.dot_general(seen, sent, (((1,), (1,)), ((), ()))).T
         return total + jnp.square(by_kernel(by_phases)[0]), None
 
-    rows = (jnp.moveaxis(images, -1, 0), jnp.moveaxis(flat.reshape(len(phases), -1, samples), -1, 0))
-    total, _ = jax.lax.scan(add, jnp.zeros_like(kernel), rows)
-    return total, by_images(by_patches)[0]
+    sent = to_index(index, cotangent).reshape(len(phases), -1, samples)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(kernel), (jnp.moveaxis(images, -1, 0), jnp.moveaxis(sent, -1, 0)))
+    return total, images_gradient(images, kernel, index, cotangent)
 
 
-_convolve.defvjp(lambda kernel, images: (_convolve(kernel, images), (kernel, images)), _convolve_backward)
+_largest.defvjp(_largest_forward, _largest_backward)

@@ -10,7 +10,6 @@ patches, the whole image is one product.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +34,57 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     Returns:
         [O, (H - k + 1) // 2, (W - k + 1) // 2, B].
     """
-    _, height, width, batch = images.shape
-    size, features = kernel.shape[2], len(bias)
-    rows, columns = (height - size + 1) // 2, (width - size + 1) // 2
+    return nn.relu(_largest(images, kernel) + bias[:, None, None, None])
+
+
+def _goes_by_rows(images: Array, kernel: Array) -> bool:
+    (outputs, _, size, _), (_, _, width, batch) = kernel.shape, images.shape
+    return jax.default_backend() == "cpu" and 2 * 4 * outputs <= (width - size + 1) // 2 * batch
+
+
+def _largest(images: Array, kernel: Array) -> Array:
+    """The largest of the four outputs under every window: [O, rows, columns, B]."""
+    (outputs, _, size, _), batch = kernel.shape, images.shape[-1]
     phases = kernel_phases(kernel)
-    if jax.default_backend() == "cpu" and 2 * len(phases) <= columns * batch:
-        largest = _largest_by_rows(blocks(images, size), phases).swapaxes(0, 1)
-    else:
-        patches = pooled_patches(images, size)
-        largest = max_of_first(product(phases, patches.reshape(len(patches), -1)).reshape(4, features, -1))
-    return nn.relu(largest.reshape(features, rows, columns, batch) + bias[:, None, None, None])
+    if _goes_by_rows(images, kernel):
+        return _from_rows(_largest_by_rows(blocks(images, size), phases), batch)
+    patches = pooled_patches(images, size)
+    products = product(phases, patches.reshape(len(patches), -1))
+    return max_of_first(products.reshape(4, outputs, *patches.shape[1:]))
+
+
+def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
+    """What a `convolution_pool` finds before bias and ReLU, and where; for rules of differentiation of one's own.
+
+    Returns:
+        [O, rows, columns, B]: the largest output under every window, and int8: which of the four (2 p + q) it is.
+    """
+    phases = kernel_phases(kernel)
+    if _goes_by_rows(images, kernel):
+        largest, (*_, index) = _largest_forward(blocks(images, kernel.shape[2]), phases)
+        return _from_rows(largest, images.shape[-1]), _from_rows(index, images.shape[-1])
+    patches = pooled_patches(images, kernel.shape[2])
+    products = product(phases, patches.reshape(len(patches), -1))
+    return _max_and_index(products.reshape(4, len(kernel), *patches.shape[1:]))
+
+
+def images_gradient(images: Array, kernel: Array, index: Array, cotangent: Array) -> Array:
+    """Gradient with respect to the images [C, H, W, B], of `index` and a cotangent as `largest_and_index` has them."""
+    phases, size = kernel_phases(kernel), kernel.shape[2]
+    if _goes_by_rows(images, kernel):
+        parts, by_images = jax.vjp(lambda x: blocks(x, size), images)
+        return by_images(_parts_gradient(parts, phases, _to_rows(index), _to_rows(cotangent)))[0]
+    patches, by_images = jax.vjp(lambda x: pooled_patches(x, size), images)
+    sent = to_index(index, cotangent).reshape(len(phases), -1)
+    return by_images(lax.dot_general(phases, sent, (((0,), (0,)), ((), ()))).reshape(patches.shape))[0]
+
+
+def _to_rows(values: Array) -> Array:
+    return values.swapaxes(0, 1).reshape(values.shape[1], len(values), -1)
+
+
+def _from_rows(values: Array, batch: int) -> Array:
+    return values.swapaxes(0, 1).reshape(values.shape[1], len(values), -1, batch)
 
 
 def blocks(images: Array, size: int) -> Array:
@@ -90,13 +130,13 @@ def _max_and_index(values: Array) -> tuple[Array, Array]:
     return largest, index
 
 
-def _to_index(index: Array, cotangent: Array) -> Array:
+def to_index(index: Array, cotangent: Array) -> Array:
     """[...] -> [4, ...], zero but where `index` says. By hand: automatic differentiation pads and adds four parts."""
     phases = lax.broadcasted_iota(jnp.int8, (4, *index.shape), 0)
     return jnp.where(phases == index[None], cotangent[None], jnp.zeros((), cotangent.dtype))
 
 
-max_of_first.defvjp(_max_and_index, lambda index, cotangent: (_to_index(index, cotangent),))
+max_of_first.defvjp(_max_and_index, lambda index, cotangent: (to_index(index, cotangent),))
 
 
 @jax.custom_vjp
@@ -118,37 +158,46 @@ def _patches_of_row(parts: Array, row: Array, taps: int) -> Array:
     return seen.reshape(taps * taps * depth, -1)
 
 
-def _largest_forward(parts: Array, phases: Array) -> tuple[Array, Any]:
+def _largest_forward(parts: Array, phases: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     taps = _taps(parts, phases)
-    rows = jnp.arange(len(parts) - taps + 1)
 
     def forward(_: None, row: Array) -> tuple[None, tuple[Array, Array]]:
         products = phases @ _patches_of_row(parts, row, taps)
         return None, _max_and_index(products.reshape(4, len(phases) // 4, -1))
 
-    _, (largest, index) = lax.scan(forward, None, rows)
-    return largest, (parts, phases, rows, index)
+    _, (largest, index) = lax.scan(forward, None, _rows(parts, taps))
+    return largest, (parts, phases, index)
 
 
-def _largest_backward(saved: tuple[Array, Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    parts, phases, rows, index = saved
+def _rows(parts: Array, taps: int) -> Array:
+    return jnp.arange(len(parts) - taps + 1)
+
+
+def _largest_backward(saved: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    # Two loops: a first layer has no use for that of `_parts_gradient`.
+    parts, phases, index = saved
+    taps = _taps(parts, phases)
+
+    def add(total: Array, of_row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        row, index, cotangent = of_row
+        sent = to_index(index, cotangent).reshape(len(phases), -1)
+        # Patches times cotangents and not the other way round, as automatic differentiation has it: that takes a third
+        # longer on a CPU.
+        return total + lax.dot_general(_patches_of_row(parts, row, taps), sent, (((1,), (1,)), ((), ()))), None
+
+    total, _ = lax.scan(add, jnp.zeros(phases.shape[::-1], phases.dtype), (_rows(parts, taps), index, cotangent))
+    return _parts_gradient(parts, phases, index, cotangent), total.T
+
+
+def _parts_gradient(parts: Array, phases: Array, index: Array, cotangent: Array) -> Array:
     taps = _taps(parts, phases)
     height, depth, width, batch = parts.shape
     columns = width - taps + 1
 
-    def sent_to(index: Array, cotangent: Array) -> Array:
-        return _to_index(index, cotangent).reshape(len(phases), -1)
-
-    # Two loops: a first layer has no use for the second. Patches times cotangents and not the other way round, as
-    # automatic differentiation has it: that takes a third longer on a CPU.
-    def by_phases(total: Array, of_row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, of_row: tuple[Array, Array, Array]) -> tuple[Array, None]:
         row, index, cotangent = of_row
-        patches, sent = _patches_of_row(parts, row, taps), sent_to(index, cotangent)
-        return total + lax.dot_general(patches, sent, (((1,), (1,)), ((), ()))), None
-
-    def by_strips(total: Array, of_row: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        row, index, cotangent = of_row
-        by_patches = lax.dot_general(phases, sent_to(index, cotangent), (((0,), (0,)), ((), ())))
+        sent = to_index(index, cotangent).reshape(len(phases), -1)
+        by_patches = lax.dot_general(phases, sent, (((0,), (0,)), ((), ())))
         sum_so_far = lax.dynamic_slice_in_dim(total, row, taps)
         sum_now = sum_so_far + by_patches.reshape(sum_so_far.shape)
         return lax.dynamic_update_slice_in_dim(total, sum_now, row, 0), None
@@ -156,11 +205,9 @@ def _largest_backward(saved: tuple[Array, Array, Array, Array], cotangent: Array
     def strips(parts: Array) -> Array:
         return jnp.stack([parts[:, :, v : v + columns] for v in range(taps)], axis=1)
 
-    of_rows = rows, index, cotangent
-    phases_too, _ = lax.scan(by_phases, jnp.zeros(phases.shape[::-1], phases.dtype), of_rows)
-    strips_too, _ = lax.scan(by_strips, jnp.zeros((height, taps * depth, columns * batch), parts.dtype), of_rows)
-    (parts_too,) = jax.linear_transpose(strips, parts)(strips_too.reshape(height, taps, depth, columns, batch))
-    return parts_too, phases_too.T
+    empty = jnp.zeros((height, taps * depth, columns * batch), parts.dtype)
+    total, _ = lax.scan(add, empty, (_rows(parts, taps), index, cotangent))
+    return jax.linear_transpose(strips, parts)(total.reshape(height, taps, depth, columns, batch))[0]
 
 
 _largest_by_rows.defvjp(_largest_forward, _largest_backward)
