@@ -94,6 +94,30 @@ def simple_cnn_flops(rule_name: str, batch: int, num_classes: int = 10, as_writt
     return 2.0 * batch * passes
 
 
+def simple_cnn_bytes(rule_name: str, batch: int) -> float:
+    """What SimpleCNN's convolutions read and write in one local step row by row on a CPU, counted by hand.
+
+    XLA counts the body of a loop once, so that it cannot tell. A pass over a layer copies its patches (read, written,
+    read by the product); forward it writes and reads the four outputs of each window and keeps the largest and its
+    place, backward it reads these and spreads the gradient over the four; the gradient by the images is written, read
+    and added to a sum that is read and written. Caches are not considered: nearly all of it stays in them.
+
+    Args:
+        rule_name: "sgd" or "spmc".
+        batch: images.
+    """
+    numbers = []
+    for size, kernels, channels in CONVOLUTIONS:
+        windows = (size // 2) ** 2 * batch
+        patches, outputs = 36 * channels * windows, 4 * kernels * windows
+        kept = kernels * windows * 5 / 4
+        forward = by_weights = 3 * patches + 2 * outputs + kept
+        numbers.append((forward, by_weights, 4 * patches + 2 * outputs + kept))
+    forward = sum(one[0] for one in numbers)
+    backward = sum(one[1] for one in numbers) + numbers[1][2]
+    return 4.0 * (forward + backward) * (1 if rule_name == "sgd" else 2)
+
+
 def _products(jaxpr: Jaxpr) -> float:
     """Of those operations whose results are used: a first layer's gradient by the images, say, is not."""
     total, used = 0.0, set(map(id, jaxpr.outvars))

@@ -64,6 +64,15 @@ def test_products_of_simple_cnn_are_those_by_hand(rule, script):
     )
 
 
+@pytest.mark.parametrize("rule", ["sgd", "spmc"])
+def test_bytes_of_simple_cnn_are_about_those_of_whole_products(rule, script, monkeypatch):
+    """XLA can count where the convolutions are one product each, as on a GPU; it copies and reads about as much."""
+    counting, model = script("counting"), models.make("simple_cnn")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    whole = counting.of_step(model, local_rules.make(rule), 64)
+    assert 0.8 < counting.simple_cnn_bytes(rule, 64) / whole.bytes < 1.25
+
+
 @pytest.mark.slow
 def test_experiments(script, capsys):
     small = ("--images=800", "--experiments=1,2", "--methods=sgd", "--shares=unequal")
