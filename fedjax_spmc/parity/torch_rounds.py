@@ -1,10 +1,10 @@
 """Rounds of the simulator and of plain torch loops side by side: `python -m fedjax_spmc.parity --torch`.
 
 In float32 both sides round differently. A ReLU or a max-pool whose input lies within rounding of a switch may then fall
-the other way on one side, which moves a weight by as much as 1e-4 at once: plain averaging does so in about one round of
-twenty, and torch's own float32 departs from its float64 as often as ours does. Such a round says nothing about who is
-right, so it is played again with float64 on both sides, where the two must agree to 1e-9; it is named in the table, and
-another round is judged in its place, three times at most.
+the other way on one side, which moves a weight by as much as 1e-4 at once: plain averaging does so in about one round
+of twenty, and torch's own float32 departs from its float64 as often as ours does. Such a round says nothing about who
+is right, so it is played again with float64 on both sides, where the two must agree to 1e-9; it is named in the table,
+and another round is judged in its place, three times at most.
 """
 
 from collections.abc import Iterator
