@@ -82,6 +82,20 @@ def inline(svg: str, caption: str) -> str:
     return body.replace(size[0], style, 1).replace("\n", "")
 
 
+def with_ids_of_their_own(page: str) -> str:
+    """The page with other ids in a picture that stands on it once more: two runs may have the same partition, say."""
+    seen: dict[str, int] = {}
+
+    def renamed(match: re.Match[str]) -> str:
+        mark = re.search(r' id="(s[0-9a-f]{10})', match[0])
+        if mark is None:
+            return match[0]
+        seen[mark[1]] = seen.get(mark[1], 0) + 1
+        return match[0] if seen[mark[1]] == 1 else match[0].replace(mark[1], f"{mark[1]}n{seen[mark[1]]}")
+
+    return re.sub(r"<svg.*?</svg>", renamed, page, flags=re.DOTALL)
+
+
 def png(content: bytes, caption: str, css: str = "") -> str:
     """A PNG as an img element."""
     name = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -64,7 +64,8 @@ def build(
     settings, notes = group(found.runs)
     listed = [*published.tables(settings, wanted), *overview.tables(settings)]
     files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
-    files["index.html"] = _page(found, settings, notes, listed, details, data_dir, title)
+    text = _page(found, settings, notes, listed, details, data_dir, title)
+    files["index.html"] = figures.with_ids_of_their_own(text)
     files[MARKER] = json.dumps({"report": found.sources, "files": sorted(files)}, indent=2) + "\n"
     _write(path, files, old)
     return path / "index.html"
