@@ -106,16 +106,15 @@ def simple_cnn_bytes(rule_name: str, batch: int) -> float:
         rule_name: "sgd" or "spmc".
         batch: images.
     """
-    numbers = []
-    for size, kernels, channels in CONVOLUTIONS:
+    total = 0.0
+    for layer, (size, kernels, channels) in enumerate(CONVOLUTIONS):
         windows = (size // 2) ** 2 * batch
         patches, outputs = 36 * channels * windows, 4 * kernels * windows
-        kept = kernels * windows * 5 / 4
-        forward = by_weights = 3 * patches + 2 * outputs + kept
-        numbers.append((forward, by_weights, 4 * patches + 2 * outputs + kept))
-    forward = sum(one[0] for one in numbers)
-    backward = sum(one[1] for one in numbers) + numbers[1][2]
-    return 4.0 * (forward + backward) * (1 if rule_name == "sgd" else 2)
+        largest_and_place = kernels * windows * 5 / 4
+        forward = by_weights = 3 * patches + 2 * outputs + largest_and_place
+        by_images = 4 * patches + 2 * outputs + largest_and_place
+        total += forward + by_weights + (by_images if layer else 0)
+    return 4 * total * (1 if rule_name == "sgd" else 2)
 
 
 def _products(jaxpr: Jaxpr) -> float:

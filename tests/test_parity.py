@@ -219,7 +219,7 @@ def test_beside_torch():
 
 @pytest.fixture
 def one_round_of_averaging(monkeypatch):
-    """`--torch` cut to one round of averaging, of which none or one may be replaced; gives the modules to spoil."""
+    """`--torch` cut to one round of averaging, one replaced at most; gives the module of the torch side."""
     pytest.importorskip("torch")
     from fedjax_spmc.parity import torch_rounds, torch_side
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc.report import __main__ as command
-from fedjax_spmc.report import fields, overview, published, read, settings, tables
+from fedjax_spmc.report import fields, figures, overview, published, read, settings, tables
 from fedjax_spmc.report.settings import Estimate
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
@@ -344,6 +344,16 @@ def test_two_reports_of_the_same_runs_are_alike_but_for_the_time(tmp_path, capsy
         report(capsys, str(KEPT), f"--out={tmp_path / out}", "--details=1")
     first, second = (re.sub(r"Written .* UTC", "", page_of(tmp_path / out)) for out in ("one", "two"))
     assert first == second
+
+
+def test_a_picture_that_stands_on_the_page_twice_has_ids_of_its_own():
+    picture = figures.draw(lambda axis: axis.plot([0, 1], [0, 1], "o"), "a line").markup
+    once, twice = (re.findall(r' id="([^"]+)"', figures.with_ids_of_their_own(picture * count)) for count in (1, 2))
+    assert once
+    assert len(set(twice)) == len(twice) == 2 * len(once)
+    assert figures.with_ids_of_their_own(picture) == picture
+    links = re.findall(r'(?:url\(#|href="#)([^)"]+)', figures.with_ids_of_their_own(picture * 2))
+    assert set(links) == set(twice)
 
 
 def test_the_page_needs_nothing_else(tmp_path, capsys):

@@ -44,13 +44,9 @@ def _goes_by_rows(images: Array, kernel: Array) -> bool:
 
 def _largest(images: Array, kernel: Array) -> Array:
     """The largest of the four outputs under every window: [O, rows, columns, B]."""
-    (outputs, _, size, _), batch = kernel.shape, images.shape[-1]
-    phases = kernel_phases(kernel)
-    if _goes_by_rows(images, kernel):
-        return _from_rows(_largest_by_rows(blocks(images, size), phases), batch)
-    patches = pooled_patches(images, size)
-    products = product(phases, patches.reshape(len(patches), -1))
-    return max_of_first(products.reshape(4, outputs, *patches.shape[1:]))
+    if not _goes_by_rows(images, kernel):
+        return max_of_first(_all_four(images, kernel))
+    return _from_rows(_largest_by_rows(blocks(images, kernel.shape[2]), kernel_phases(kernel)), images.shape[-1])
 
 
 def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
@@ -59,24 +55,25 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
     Returns:
         [O, rows, columns, B]: the largest output under every window, and int8: which of the four (2 p + q) it is.
     """
-    phases = kernel_phases(kernel)
-    if _goes_by_rows(images, kernel):
-        largest, (*_, index) = _largest_forward(blocks(images, kernel.shape[2]), phases)
-        return _from_rows(largest, images.shape[-1]), _from_rows(index, images.shape[-1])
-    patches = pooled_patches(images, kernel.shape[2])
-    products = product(phases, patches.reshape(len(patches), -1))
-    return _max_and_index(products.reshape(4, len(kernel), *patches.shape[1:]))
+    if not _goes_by_rows(images, kernel):
+        return _max_and_index(_all_four(images, kernel))
+    largest, (*_, index) = _largest_forward(blocks(images, kernel.shape[2]), kernel_phases(kernel))
+    return _from_rows(largest, images.shape[-1]), _from_rows(index, images.shape[-1])
 
 
 def images_gradient(images: Array, kernel: Array, index: Array, cotangent: Array) -> Array:
     """Gradient with respect to the images [C, H, W, B], of `index` and a cotangent as `largest_and_index` has them."""
-    phases, size = kernel_phases(kernel), kernel.shape[2]
-    if _goes_by_rows(images, kernel):
-        parts, by_images = jax.vjp(lambda x: blocks(x, size), images)
-        return by_images(_parts_gradient(parts, phases, _to_rows(index), _to_rows(cotangent)))[0]
-    patches, by_images = jax.vjp(lambda x: pooled_patches(x, size), images)
-    sent = to_index(index, cotangent).reshape(len(phases), -1)
-    return by_images(lax.dot_general(phases, sent, (((0,), (0,)), ((), ()))).reshape(patches.shape))[0]
+    if not _goes_by_rows(images, kernel):
+        return jax.vjp(lambda x: _all_four(x, kernel), images)[1](to_index(index, cotangent))[0]
+    parts, by_images = jax.vjp(lambda x: blocks(x, kernel.shape[2]), images)
+    return by_images(_parts_gradient(parts, kernel_phases(kernel), _to_rows(index), _to_rows(cotangent)))[0]
+
+
+def _all_four(images: Array, kernel: Array) -> Array:
+    """The four outputs under every window, of the whole image in one product: [4, O, rows, columns, B]."""
+    patches = pooled_patches(images, kernel.shape[2])
+    products = product(kernel_phases(kernel), patches.reshape(len(patches), -1))
+    return products.reshape(4, len(kernel), *patches.shape[1:])
 
 
 def _to_rows(values: Array) -> Array:

@@ -74,6 +74,12 @@ class Comparison:
             self._reason = words
         self._error = max(self._error, error)
 
+    def include(self, other: "Comparison") -> None:
+        """Takes in what another one has collected."""
+        self._cases += other._cases
+        self._error = max(self._error, other._error)
+        self._reason = self._reason or other._reason
+
     def outcome(self, source: str) -> Outcome:
         """The row."""
         passed = self._error <= self._tolerance
