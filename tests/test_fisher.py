@@ -73,13 +73,15 @@ def test_samples_one_by_one_or_together_give_the_same(chunk):
 
 
 @pytest.mark.slow
-def test_squares_within_the_layers_of_a_convolutional_network():
+@pytest.mark.parametrize("count", [3, 128])
+def test_squares_within_the_layers_of_a_convolutional_network(count):
+    """With few images the convolutions are whole products, with many both go row by row."""
     model = models.make("simple_cnn", image_shape=(16, 16, 3))
     variables = model.init(jax.random.key(1))
-    images = jax.random.normal(KEY, (3, 16, 16, 3))
+    images, labels = jax.random.normal(KEY, (count, 16, 16, 3)), jnp.arange(count, dtype=jnp.int32) % 10
     assert sample_squares.covers(model, variables)
-    ours = fisher.estimate("per_sample", model, variables, in_order(images, LABELS[:3], 3))
-    theirs = (sample_gradients(model, variables, images, LABELS[:3]) ** 2).mean(axis=0)
+    ours = fisher.estimate("per_sample", model, variables, in_order(images, labels, count))
+    theirs = (sample_gradients(model, variables, images, labels) ** 2).mean(axis=0)
     np.testing.assert_allclose(models.to_torch(model, ours), theirs, atol=1e-5 * theirs.max(), rtol=0)
 
 

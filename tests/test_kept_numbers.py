@@ -1,0 +1,31 @@
+"""The metrics of short runs are the kept ones, bit for bit, on the kind of machine on which those were made."""
+
+import json
+
+import pytest
+
+from tests import kept_numbers
+
+KEPT = json.loads(kept_numbers.FIXTURE.read_text())
+
+
+@pytest.fixture(autouse=True)
+def same_machine():
+    """Bits of another machine say nothing: XLA compiles for the processor at hand."""
+    here = kept_numbers.machine()
+    other = [name for name, value in KEPT["made_on"].items() if here[name] != value]
+    if other:
+        pytest.skip(f"the numbers were kept on another machine ({', '.join(other)} differ)")
+
+
+@pytest.mark.parametrize("method", kept_numbers.METHODS)
+@pytest.mark.usefixtures("small_cache")
+def test_digits(method):
+    assert kept_numbers.play("digits", method) == KEPT["runs"]["digits"][method]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", kept_numbers.METHODS)
+def test_cifar10(method, shared, small_cache, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared / "data"))
+    assert kept_numbers.play("cifar10", method) == KEPT["runs"]["cifar10"][method]
