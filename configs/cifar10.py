@@ -7,7 +7,7 @@
 Time and numbers: see the table in README.md. `python -m fedjax_spmc.run --list` names every field and preset.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 
 
 def get_config(arg: str = ""):

@@ -7,7 +7,7 @@ Ten clients of about 130 images, three of them malicious with the FDCR paper's t
 batches of 16. Twelve rounds take well under a minute on two CPU cores.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 
 
 def get_config(arg: str = ""):

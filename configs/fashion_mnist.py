@@ -6,7 +6,7 @@
 Not measured here yet.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 
 
 def get_config(arg: str = ""):

@@ -8,11 +8,10 @@ The workload is that of pfl-research (arXiv 2404.06430, `benchmarks/image_classi
 averaging without attack, users of equal size, batches of 10, one local epoch, SGD 0.1 without momentum and weight
 decay, no augmentation, evaluated every 10 rounds. Like it, all 50,000 training images are the users'. It differs in two
 things: the users' images are drawn once, where the benchmark goes on drawing users from new shuffles, and the weights
-start as torch's do, not by Glorot's rule. `python experiments/bench_sweep.py --parts=s1` times a round.
+start as torch's do, not by Glorot's rule. `python experiments/bench/bench_sweep.py --parts=s1` times a round.
 """
 
-from fedjax_spmc.config import set_field
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config, set_field
 
 FIELDS = {
     "data.name": "cifar10",

@@ -5,7 +5,7 @@
 Takes seconds; the numbers mean nothing.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 
 
 def get_config(arg: str = ""):

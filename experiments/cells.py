@@ -60,7 +60,7 @@ def play(preset: str, fields: Mapping[str, Any], data: str, workdir: Path) -> No
     """Runs one cell to its end, or goes on with it; a finished one is left as it is."""
     from fedjax_spmc import config as configs
     from fedjax_spmc import experiment
-    from fedjax_spmc.presets import make_config
+    from fedjax_spmc.config import make_config
 
     summary = workdir / "summary.json"
     if summary.is_file() and json.loads(summary.read_text())["status"] == "finished":

@@ -3,7 +3,7 @@
 In a notebook:
 
     from fedjax_spmc import experiment
-    from fedjax_spmc.presets import make_config
+    from fedjax_spmc.config import make_config
 
     result = experiment.run(make_config("spmc", data__name="digits"))
 """

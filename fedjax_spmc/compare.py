@@ -7,32 +7,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import method_title
-from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.run import guarded
+from fedjax_spmc.options import Option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    parser = Parser("compare", __doc__)
+    parser.words("WORKDIR", "run folders")
+    parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves")
+    return run_command(parser, lambda flags: _compare(parser, flags), arguments)
 
 
-def _main(arguments: list[str]) -> int:
-    usage = "usage: python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]"
-    folders = [word for word in arguments if not word.startswith("-")]
-    flags = {word.partition("=")[0]: word.partition("=")[2] for word in arguments if word.startswith("-")}
-    if {"--help", "-h"} & flags.keys():
-        print(__doc__)
-        return 0
-    for flag, value in flags.items():
-        if flag != "--png" or not value:
-            raise ConfigError(f"{flag} is no flag of this command or lacks its value; {usage}.")
-    if not folders:
-        raise ConfigError(f"no run folder is given; {usage}.")
+def _compare(parser: Parser, flags: Flags) -> int:
+    if not flags.words:
+        raise parser.refuse("no run folder is given")
 
-    from fedjax_spmc import experiment, metrics, plots
+    from fedjax_spmc import experiment, metrics
+    from fedjax_spmc.record import plots
 
-    results = {folder: experiment.load(folder) for folder in folders}
+    results = {folder: experiment.load(folder) for folder in flags.words}
     print("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
     print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in metrics.PRINTED], "rounds  run folder"]))
@@ -40,15 +35,15 @@ def _main(arguments: list[str]) -> int:
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
         print("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
-    if "--png" in flags:
+    if flags["png"]:
         titles = [method_title(result.config) for result in results.values()]
         named = [
             title if titles.count(title) == 1 else f"{title}\n{folder}"
             for title, folder in zip(titles, results, strict=True)
         ]
         histories = [result.history for result in results.values()]
-        plots.curves(dict(zip(named, histories, strict=True)), Path(flags["--png"]))
-        print(f"curves: {flags['--png']}")
+        plots.curves(dict(zip(named, histories, strict=True)), Path(flags["png"]))
+        print(f"curves: {flags['png']}")
     return 0
 
 

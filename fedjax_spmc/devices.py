@@ -6,22 +6,20 @@ made a device (`use_cores`): two clients on a core each train faster than one on
 split.
 """
 
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc import trees
-from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
-from fedjax_spmc.training import Trained, map_clients
-from fedjax_spmc.types import Array, PRNGKey
+from fedjax_spmc.training import map_clients
+from fedjax_spmc.types import Array
 
 CLIENTS = "clients"
 MOST_CORES = 8
@@ -121,90 +119,3 @@ def map_clients_over(
     shared = jax.shard_map(own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=specs, check_vma=False)
     results = shared(trees.take_rows(stacked, rows))
     return trees.take_rows(results, back) if gathered else results
-
-
-class Held(NamedTuple):
-    """What the rounds of one experiment read: (arrays, sizes) on all devices, and the sizes as they were given."""
-
-    shared: tuple[Any, Array]
-    sizes: Array
-
-
-def hold(arrays: Any, sizes: Array, devices: Sequence[Any]) -> Held:
-    """Puts what the rounds read on the devices; arrays that lie there already are not copied."""
-    if len(devices) == 1:
-        return Held((arrays, sizes), sizes)
-    return Held(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
-
-
-def make_round(
-    federation: Federation, arrays: Any, sizes: Array, devices: Sequence[Any]
-) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
-    """The round as two jitted programs, training on all devices and the server's part on the first.
-
-    Apart, because a compiler that sees both rounds the server's part as the way suggests in which the clients' results
-    were brought together: its bits would depend on the number of devices.
-
-    Args:
-        federation, arrays, sizes: as for `federation.make_round`.
-        devices: at least one; they share the clients. States and reports stay on the first.
-
-    Returns:
-        (state, key) -> (state, report).
-    """
-    play, held = make_program(federation, devices), hold(arrays, sizes, devices)
-    return lambda state, key: play(held, state, key)
-
-
-def make_program(
-    federation: Federation, devices: Sequence[Any]
-) -> Callable[[Held, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
-    """The programs of `make_round` for any arrays of one shape: (held, state, key) -> (state, report)."""
-
-    @jax.jit
-    def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, sizes: Array, server: Any) -> Any:
-        return aggregate(federation._replace(server=server), sizes, state, key, trainings)
-
-    train_all = _training(federation, devices)
-
-    def play(held: Held, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
-        # The first state is nowhere in particular, later ones are here: said for both, they share a program.
-        state, key = jax.device_put((state, key), devices[0])
-        return server_part(state, key, train_all(held, state, key), held.sizes, federation.server)
-
-    return play
-
-
-def _mesh(devices: Sequence[Any]) -> Mesh:
-    return Mesh(np.array(devices), (CLIENTS,))
-
-
-def _training(federation: Federation, devices: Sequence[Any]) -> Callable[[Held, FederationState, PRNGKey], Trainings]:
-    """(held, state, key) -> what the clients have trained, on the first device."""
-    if len(devices) == 1:
-        jitted = jax.jit(functools.partial(train, federation))
-        return lambda held, state, key: jitted(*held.shared, state, key)
-    mesh = _mesh(devices)
-    everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
-    sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
-    jitted = jax.jit(
-        functools.partial(train, sharing),
-        in_shardings=everywhere,
-        out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
-    )
-    compiled: list[Any] = []
-
-    @jax.jit
-    def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
-        return trees.take_rows(trained, dealt_order(sizes[client_ids], len(devices))[1])
-
-    def train_all(held: Held, state: FederationState, key: PRNGKey) -> Trainings:
-        if not compiled:
-            # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*held.shared, state, key))
-            compiled.append(jitted.lower(*shapes).compile())
-        client_ids, attack, trained = compiled[0](*held.shared, *jax.device_put((state, key), everywhere))
-        client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
-        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, held.sizes))
-
-    return train_all

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.run import guarded
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.options import Option
 
 
 def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
@@ -23,30 +23,25 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
     if data_dir is not None:
         config.data.data_dir = data_dir
     with jax.default_matmul_precision(config.precision):
-        built = setup.build(config, setup.load_data(config))
+        built = experiment.build(config, setup.load_data(config))
         counts = built.evaluate(result.variables, built.test, built.state.attack)
     return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    parser = Parser("evaluate", __doc__)
+    parser.words("WORKDIR", "a run folder")
+    parser.flag(Option("--data_dir", str, None, optional=True), "DIR", "folder of prepared data sets")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, lambda flags: _evaluate(parser, flags), arguments)
 
 
-def _main(arguments: list[str]) -> int:
-    usage = "usage: python -m fedjax_spmc.evaluate WORKDIR [--data_dir=DIR] [--json]"
-    folders = [word for word in arguments if not word.startswith("-")]
-    flags = {word.partition("=")[0]: word.partition("=")[2] for word in arguments if word.startswith("-")}
-    if {"--help", "-h"} & flags.keys():
-        print(__doc__)
-        return 0
-    for flag in flags:
-        if flag not in ("--data_dir", "--json"):
-            raise ConfigError(f"{flag} is no flag of this command; {usage}.")
-    if len(folders) != 1:
-        raise ConfigError(f"{len(folders)} run folders are given, one is needed; {usage}.")
-    values = evaluate(folders[0], flags.get("--data_dir"))
-    if "--json" in flags:
+def _evaluate(parser: Parser, flags: Flags) -> int:
+    if len(flags.words) != 1:
+        raise parser.refuse(f"{len(flags.words)} run folders are given, one is needed")
+    values = evaluate(flags.words[0], flags["data_dir"])
+    if flags["json"]:
         print(json.dumps(values))
         return 0
     for name, value in values.items():

@@ -1,49 +1,44 @@
-"""One experiment from config to result: config -> data -> partition -> attack -> rounds -> evaluate -> record.
-
-This is the page to read. In a notebook:
+"""One experiment from config to result: the page to read.
 
     result = experiment.run(config)             # or run(config, "runs/mine") to keep it
     result = experiment.load("runs/mine")
+
+data -> partition -> roster -> local rule -> attack -> aggregator -> rounds -> evaluation -> record. `setup.py` makes
+the parts from the config, `federation.py` is the round, `record/` the run folder.
 """
 
-import json
 import os
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, plots, record, results, setup
-from fedjax_spmc.checkpoint import Checkpoints
-from fedjax_spmc.errors import ConfigError, DivergedError, WorkdirError
-from fedjax_spmc.federation import FederationState, RoundReport, evaluated_model
-from fedjax_spmc.progress import Progress
-from fedjax_spmc.record import RunFolder
-from fedjax_spmc.types import Variables, Verdict
+from fedjax_spmc import data, devices, setup
+from fedjax_spmc.data.pipeline import Images, pad_indices
+from fedjax_spmc.errors import DivergedError
+from fedjax_spmc.evaluation import make_evaluate
+from fedjax_spmc.federation import Federation, FederationState, evaluated_model, initial_state
+from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.record.lines import NOTHING, diverged_message, metrics_line, verdict_of
+from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.recorder import NoRecorder, make_recorder
+from fedjax_spmc.record.result import Result, load
+from fedjax_spmc.record.resume import Snapshot
+from fedjax_spmc.rounds import make_round
+from fedjax_spmc.setup import ArraySettings, Experiment
+from fedjax_spmc.training import auto_client_batch
+from fedjax_spmc.types import PRNGKey, Roster
 
-
-class Result(NamedTuple):
-    """What an experiment leaves.
-
-    Attributes:
-        variables: the final global model (parameters, batch statistics), as it was evaluated.
-        history: one dict per evaluated round, the lines of `metrics.jsonl`.
-        verdicts: one `Verdict` of NumPy arrays ([K] each) per evaluated round.
-        config: the resolved config.
-    """
-
-    variables: Variables
-    history: list[dict[str, Any]]
-    verdicts: list[Verdict]
-    config: Any
+__all__ = ["Result", "assemble", "build", "load", "make_start", "play", "run"]
 
 
 def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, stream: TextIO | None = None) -> Result:
-    """Runs an experiment, or goes on with the one in `workdir` from its last finished chunk.
+    """Runs an experiment, or goes on with the one in `workdir` from its last finished round.
 
     Args:
         config: a ConfigDict, as `get_config()` of a config file returns it.
@@ -55,192 +50,119 @@ def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, s
         DivergedError: training stopped being finite; what was recorded until then is kept.
     """
     config = configs.resolve(config)
-    folder = None if workdir is None else RunFolder(workdir, config)
-    with jax.default_matmul_precision(config.precision):
-        dataset = setup.load_data(config)
-        experiment = setup.build(config, dataset)
-        if folder is None:
-            return _play(config, experiment, None, Progress(config.federation.rounds, stream))
-        folder.begin(record.environment(dataset.info, dataset.fingerprint))
-        try:
-            return _play(config, experiment, folder, Progress(config.federation.rounds, stream))
-        finally:
-            folder.close()
+    progress = Progress(config.federation.rounds, stream)
+    recorder = make_recorder(config, workdir, progress)
+    with closing(progress), jax.default_matmul_precision(config.precision):
+        return play(config, build(config), recorder, progress)
 
 
-def _play(config: Any, experiment: setup.Experiment, folder: RunFolder | None, progress: Progress) -> Result:
-    rounds, every = config.federation.rounds, config.federation.eval_every
-    state, history, checkpoints = _resume(config, experiment, folder, progress)
-    used = devices.chosen(config.federation.clients_per_round, config.federation.devices)
-    play_round = devices.make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes, used)
-    done = int(state.round)
-    over = done >= rounds or int(state.diverged) >= 0
-    board = None if folder is None or over else record.Board(folder.path)
-    counted = [sum(line[name] for line in history) for name in ("non_finite", "aggregation_failed")]
-    since, start = done, time.perf_counter()
-    try:
-        while done < rounds and int(state.diverged) < 0:
-            state, report = play_round(state, experiment.key)
-            done += 1
-            evaluated = done % every == 0 or done == rounds
-            saved = checkpoints is not None and (done % config.checkpoint.every == 0 or done == rounds)
-            lost = int(state.diverged) >= 0  # waits for the device
-            if evaluated or lost:
-                seconds = (time.perf_counter() - start) / (done - since)
-                line = _line(experiment, state, report, counted, seconds)
-                counted = [int(state.rejected), int(state.failures)]
-                history.append(line)
-                if folder is not None and board is not None:
-                    folder.append(line)
-                    folder.write_details(report.details)
-                    board.add(line)
-                progress.update(line)
-                since, start = done, time.perf_counter()
-            if checkpoints is not None and folder is not None and (saved or lost):
-                checkpoints.save(done, state)
-                folder.write_model(experiment.federation.model, evaluated_model(experiment.federation, state))
-    finally:
-        progress.close()
-        if board is not None:
-            board.close()
-        if checkpoints is not None:
-            checkpoints.close()
-    if folder is not None:
-        _finish(config, experiment, folder, history, int(state.diverged))
-    if int(state.diverged) >= 0:
-        raise DivergedError(results.diverged_message(int(state.diverged)), int(state.diverged))
-    variables = evaluated_model(experiment.federation, state)
-    return Result(variables, history, [_verdict(line) for line in history], config)
+def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experiment:
+    """The experiment that a resolved config describes, before its first round.
 
-
-def _resume(
-    config: Any, experiment: setup.Experiment, folder: RunFolder | None, progress: Progress
-) -> tuple[FederationState, list[dict[str, Any]], Checkpoints | None]:
-    """The state to start from, the history so far, and where checkpoints go."""
-    if folder is None:
-        return experiment.state, [], None
-    checkpoints = Checkpoints(folder.path / "checkpoint")
-    done = checkpoints.latest()
-    history = folder.history()
-    if done is None:
-        if (folder.path / "model.npz").exists():  # it is written after the first checkpoint
-            raise checkpoints.damaged("there is none, but the run has played rounds")
-        folder.accept()
-        folder.rewrite_history([])
-        _draw_partition(experiment, folder)
-        return experiment.state, [], checkpoints
-    rounds, every = config.federation.rounds, config.federation.eval_every
-    if done > rounds:
-        raise ConfigError(
-            f"federation.rounds = {rounds} is not allowed in workdir = {str(folder.path)!r}: it must be at least "
-            f"{done}, the rounds that the run there has played."
-        )
-    state = checkpoints.restore(done, experiment.state)
-    diverged = int(state.diverged) >= 0
-    # A line behind the checkpoint is of a round that is played again; the last round of a shorter run may lie off the
-    # grid of evaluations of the longer one.
-    grid = [index for index in range(done) if (index + 1) % every == 0]
-    last = [done - 1] if (done == rounds or diverged) and done % every else []
-    kept = [line for line in history if line["round"] in {*grid, *last}]
-    found = [line["round"] for line in kept]
-    if last and not diverged and found == grid:
-        raise ConfigError(
-            f"federation.rounds = {rounds} is not allowed in workdir = {str(folder.path)!r}: it must be at least "
-            f"{done + 1}, as the run there has played {done} rounds and has not evaluated the last."
-        )
-    if found != grid + last:
-        raise WorkdirError(
-            f"{folder.path / 'metrics.jsonl'} is damaged ({len(found)} of {len(grid + last)} evaluated rounds are "
-            "there): remove the run folder or give another --workdir."
-        )
-    folder.accept(over=done == rounds or diverged)
-    variables = evaluated_model(experiment.federation, state)
-    folder.write_model(experiment.federation.model, variables)  # it may have been killed before it did
-    folder.rewrite_history(kept)  # half a line may stand at its end
-    if done < rounds and not diverged:
-        progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
-    return state, kept, checkpoints
-
-
-def _line(
-    experiment: setup.Experiment,
-    state: FederationState,
-    report: RoundReport,
-    counted: list[int],
-    round_seconds: float,
-) -> dict[str, Any]:
-    """Evaluates the global model: one line of `metrics.jsonl`.
-
-    `non_finite` (uploads) and `aggregation_failed` (rounds that kept the global model) count since the line before.
-    """
-    start = time.perf_counter()
-    counts = experiment.evaluate(evaluated_model(experiment.federation, state), experiment.test, state.attack)
-    counts = jax.device_get(counts)
-    return results.line(
-        round_index=int(state.round) - 1,
-        counts=counts,
-        report=report,
-        malicious=experiment.malicious,
-        backdoor=experiment.federation.attack.backdoor is not None,
-        non_finite=int(state.rejected) - counted[0],
-        aggregation_failed=int(state.failures) - counted[1],
-        seconds={"round_seconds": round_seconds, "eval_seconds": time.perf_counter() - start},
-    )
-
-
-def _finish(
-    config: Any, experiment: setup.Experiment, folder: RunFolder, history: list[dict[str, Any]], diverged: int
-) -> None:
-    """Writes the summary and the curves."""
-    summary = results.summary(
-        config.federation.rounds,
-        history,
-        experiment.federation.oracle,
-        experiment.dataset.info.note,
-        experiment.malicious,
-        diverged,
-    )
-    folder.write_json("summary.json", summary)
-    plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
-    plots.verdicts(history, experiment.malicious, folder.path / "verdicts.png")
-    details = folder.details()
-    if "importance_shares" in details:
-        malicious = experiment.malicious[np.array(history[-1]["client_ids"], int)]
-        plots.importances(details, malicious, folder.path / "importance.png")
-
-
-def _draw_partition(experiment: setup.Experiment, folder: RunFolder) -> None:
-    labels, classes = experiment.dataset.train_labels, experiment.dataset.info.num_classes
-    counts = np.stack([np.bincount(labels[part], minlength=classes) for part in experiment.parts])
-    plots.partition(counts, experiment.malicious, folder.path / "partition.png")
-
-
-def _verdict(line: Mapping[str, Any]) -> Verdict:
-    """The verdict of a line of `metrics.jsonl`, as NumPy arrays; an undefined score is NaN."""
-    scores = [np.nan if score is None else score for score in line["scores"]]
-    columns: Any = np.array(line["weights"], np.float32), np.array(scores, np.float32), np.array(line["flagged"], bool)
-    return Verdict(*columns)
-
-
-def load(workdir: str | os.PathLike[str]) -> Result:
-    """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
+    Args:
+        config: resolved.
+        dataset: the config's, where it was read already.
 
     Raises:
-        WorkdirError: there is no run, or a file of it is missing or damaged.
+        UserError: the data cannot be read, or the config does not fit them.
     """
-    path = Path(workdir)
-    config_path = path / "config.json"
-    try:
-        config = configs.resolve(json.loads(config_path.read_text()))
-    except OSError:
-        raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
-    except ValueError as error:
-        raise WorkdirError(f"{config_path} is damaged ({str(error).rstrip('.')}).") from None
-    folder = RunFolder(path, config, read_only=True)
-    environment = folder.environment()
-    if environment is None:
-        raise WorkdirError(f"{path / 'environment.json'} is missing.")
-    facts = environment["data"]
-    model = setup.make_model(config, facts["num_classes"], tuple(facts["image_shape"]))
-    history = folder.history()
-    return Result(folder.read_model(model), history, [_verdict(line) for line in history], config)
+    dataset = setup.load_data(config) if dataset is None else dataset
+    setup.check_fits(config, dataset.info)
+    key = jax.random.key(config.seed)  # every draw folds it with what it is for
+    parts = setup.divide(config, dataset)  # each client's images
+    roster = setup.roster(config, key)  # who is malicious, and when they attack
+    server = setup.server_images(config, dataset)  # clean images on the server, for the few rules that need them
+    federation = assemble(config, dataset.info, server)
+    start = make_start(config, dataset.info, server)
+    indices = pad_indices(parts)
+    return Experiment(
+        federation=federation,
+        arrays=(Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32)), indices),
+        sizes=indices.sizes,
+        test=Images(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels, jnp.int32)),
+        state=start(key, roster, setup.array_settings(config)),
+        key=key,
+        malicious=np.asarray(roster.malicious),
+        parts=parts,
+        dataset=dataset,
+        evaluate=make_evaluate(federation.model, federation.attack, dataset.info.mean, dataset.info.std),
+    )
+
+
+def assemble(
+    config: configs.Config, info: data.DatasetInfo, server: Images | None, settings: ArraySettings | None = None
+) -> Federation:
+    """The parts of a round.
+
+    Args:
+        config: resolved.
+        info: the data set's.
+        server: from `setup.server_images`.
+        settings: in place of the config's own; they may be traced, so that one program serves many experiments.
+    """
+    settings = setup.array_settings(config) if settings is None else settings
+    model = setup.model_of(config, info.num_classes, info.image_shape)
+    rule = setup.local_rule_of(config, settings)
+    clients = config.federation.clients_per_round
+    return Federation(
+        model=model,
+        sample=setup.sampling_of(config),
+        client_data=setup.client_data_of(config, info, rule),
+        rule=rule,
+        attack=setup.attack_of(config, settings),
+        aggregator=setup.aggregator_of(config, info, model, settings),
+        hyper=settings.hyper,
+        epochs=config.local.epochs,
+        client_batch=config.federation.client_batch or auto_client_batch(clients),
+        oracle=setup.is_oracle(config),
+        server=server,
+    )
+
+
+def make_start(
+    config: configs.Config, info: data.DatasetInfo, server: Images | None
+) -> Callable[[PRNGKey, Roster, ArraySettings], FederationState]:
+    """The jitted start, the same for a run and a sweep: (key, roster, settings) -> the state before round 0."""
+
+    @jax.jit  # one program in place of a hundred small ones
+    def start(key: PRNGKey, roster: Roster, settings: ArraySettings) -> FederationState:
+        federation = assemble(config, info, server, settings)
+        variables = federation.model.init(purpose_key(key, "init"))
+        attack = federation.attack.init(setup.attack_context(info, roster), purpose_key(key, "attack"))
+        return initial_state(federation, variables, config.federation.num_clients, attack)
+
+    return start
+
+
+def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Progress) -> Result:
+    """Plays the rounds that are left, evaluates, records."""
+    federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
+    backdoor = federation.attack.backdoor is not None
+    used = devices.chosen(config.federation.clients_per_round, config.federation.devices)
+    play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
+    with recorder.opened(experiment) as ((state, unreported), history):
+        done = since = int(state.round)
+        diverged, start = int(state.diverged), time.perf_counter()
+        while done < rounds and diverged < 0:
+            state, report = play_round(state, experiment.key)
+            done, diverged = done + 1, int(state.diverged)  # waits for the device
+            unreported = unreported.plus(report)
+            last = done == rounds or diverged >= 0
+            if done % every == 0 or last:
+                ended = time.perf_counter()
+                variables = evaluated_model(federation, state)
+                counts = jax.device_get(experiment.evaluate(variables, experiment.test, state.attack))
+                seconds = {
+                    "round_seconds": (ended - start) / (done - since),
+                    "eval_seconds": time.perf_counter() - ended,
+                }
+                line = metrics_line(done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds)
+                history.append(line)
+                recorder.add(line, report)
+                progress.update(line)
+                unreported, since, start = NOTHING, done, time.perf_counter()
+            recorder.save(done, Snapshot(state, unreported), last)
+        recorder.finish(history, diverged)
+    if diverged >= 0:
+        raise DivergedError(diverged_message(diverged), diverged)
+    return Result(evaluated_model(federation, state), history, [verdict_of(line) for line in history], config)

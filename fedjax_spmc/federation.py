@@ -1,4 +1,4 @@
-"""One round of federated learning as one jitted function of (state, key).
+"""One round of federated learning as a pure function of (state, key); `rounds.make_round` compiles it.
 
 sample K of N clients -> broadcast -> per client: prepare, local steps, finish -> craft -> aggregate -> after_round
 """
@@ -18,6 +18,7 @@ from fedjax_spmc.types import (
     Array,
     Attack,
     AttackState,
+    Batch,
     ClientData,
     Context,
     LocalRule,
@@ -41,8 +42,6 @@ class FederationState(NamedTuple):
         aggregator: state of the aggregator.
         attack: state of the attack (the ground truth of who is malicious lives here).
         round: int32 scalar, the next round.
-        rejected: int32 scalar, uploads that were not finite, so far.
-        failures: int32 scalar, rounds that kept the global model, so far.
         diverged: int32 scalar, first round in which clients trained and nobody's model stayed finite; -1 = none.
     """
 
@@ -52,8 +51,6 @@ class FederationState(NamedTuple):
     aggregator: State
     attack: AttackState
     round: Array
-    rejected: Array
-    failures: Array
     diverged: Array
 
 
@@ -64,6 +61,8 @@ class RoundReport(NamedTuple):
         verdict: of the aggregator.
         client_ids, participating, steps: [K], who was drawn, who took part, local steps.
         metrics: means of the training metrics.
+        rejected: int32 scalar, uploads that were not finite.
+        failed: int32 scalar, 1 where the aggregation failed and the global model was kept, else 0.
         details: small arrays that the aggregator's own pictures show.
     """
 
@@ -72,6 +71,8 @@ class RoundReport(NamedTuple):
     participating: Array
     steps: Array
     metrics: dict[str, Array]
+    rejected: Array
+    failed: Array
     details: dict[str, Array]
 
 
@@ -87,38 +88,39 @@ class Federation(NamedTuple):
     """The parts of a federation.
 
     Attributes:
-        model, rule, aggregator, attack: see `types`.
+        model, rule, attack: see `types`.
+        aggregator: clean data of the server, or None -> the aggregator. It is called inside the compiled round, so that
+            images on the server are arguments of it and no constants.
         sample: (key, round) -> [K] int32 client ids, in the order drawn.
-        client_data: (arrays, client_id, attack_state, round, key) -> ClientData.
+        client_data: (arrays, client_id, frozen, round, key) -> ClientData, clean; `frozen` (bool scalar) says that the
+            client's augmentation is drawn once for the whole run.
         hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
         epochs: local epochs.
         client_batch: clients vmapped at a time.
         oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
         server: clean images and labels that the aggregator holds on the server, or None.
-        aggregator_on: server -> the aggregator on that data, made anew inside the compiled round, so that the images
-            are arguments of it and no constants; None where the aggregator needs no data.
         map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
             rows.
     """
 
     model: Model
     rule: LocalRule
-    aggregator: Aggregator
+    aggregator: Callable[[Any], Aggregator]
     attack: Attack
     sample: Callable[[PRNGKey, Array], Array]
-    client_data: Callable[[Any, Array, AttackState, Array, PRNGKey], ClientData]
+    client_data: Callable[[Any, Array, Array, Array, PRNGKey], ClientData]
     hyper: Mapping[str, Any]
     epochs: int
     client_batch: int
     oracle: bool = False
     server: Any = None
-    aggregator_on: Callable[[Any], Aggregator] | None = None
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
 
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
     """The global model as it is evaluated and saved, which a rule may tell from the one that it broadcasts."""
-    params = federation.aggregator.evaluated(state.variables.params, state.aggregator)
+    aggregator = federation.aggregator(federation.server)
+    params = aggregator.evaluated(state.variables.params, state.aggregator)
     return state.variables._replace(params=params)
 
 
@@ -133,37 +135,15 @@ def initial_state(
         num_clients: N.
         attack_state: from `attack.init`.
     """
-    zero = jnp.int32(0)
     return FederationState(
         variables=variables,
         previous=variables,
         rule=federation.rule.init(variables, num_clients),
-        aggregator=federation.aggregator.init(variables.params, num_clients),
+        aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
         attack=attack_state,
-        round=zero,
-        rejected=zero,
-        failures=zero,
+        round=jnp.int32(0),
         diverged=jnp.int32(-1),
     )
-
-
-def make_round(
-    federation: Federation, arrays: Any, sizes: Array
-) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
-    """The jitted round: (state, key) -> (state, report).
-
-    Args:
-        federation: the parts.
-        arrays: what `federation.client_data` reads (images, index lists); handed to the compiled program as an
-            argument, like `federation.server`, so that it is no constant of it.
-        sizes: [N] length of every client's index list.
-    """
-
-    @jax.jit
-    def program(state: FederationState, key: PRNGKey, arrays: Any, sizes: Array, server: Any) -> Any:
-        return play_round(federation._replace(server=server), arrays, sizes, state, key)
-
-    return lambda state, key: program(state, key, arrays, sizes, federation.server)
 
 
 def play_round(
@@ -190,7 +170,7 @@ def train(federation: Federation, arrays: Any, sizes: Array, state: FederationSt
 
     def train_one(row: tuple[Array, State]) -> Any:
         client_id, client_state = row
-        data = federation.client_data(arrays, client_id, attack_state, state.round, key)
+        data = data_of_client(federation, arrays, client_id, attack_state, state.round, key)
         hooks = Hooks(
             mask_gradients=lambda grads: attack.mask_gradients(attack_state, grads, client_id),
             after_step=lambda params: attack.after_step(ctx, attack_state, params, client_id),
@@ -203,14 +183,36 @@ def train(federation: Federation, arrays: Any, sizes: Array, state: FederationSt
     return Trainings(client_ids, attack_state, trained)
 
 
+def data_of_client(
+    federation: Federation, arrays: Any, client_id: Array, attack_state: AttackState, round_index: Array, key: PRNGKey
+) -> ClientData:
+    """One client's batches in a round, as the attack poisons them.
+
+    Args:
+        federation: the parts.
+        arrays: what `federation.client_data` reads.
+        client_id: int32 scalar.
+        attack_state: of this round.
+        round_index: int32 scalar.
+        key: the experiment's key.
+    """
+    attack = federation.attack
+    clean = federation.client_data(arrays, client_id, attack.freezes(attack_state, client_id), round_index, key)
+
+    def gather(step: Array, key: PRNGKey) -> Batch:
+        batch = clean.gather(step, key)
+        images, labels = attack.poison(attack_state, batch.images, batch.labels, batch.sample_ids, client_id, key)
+        return batch._replace(images=images, labels=labels)
+
+    return clean._replace(gather=gather)
+
+
 def aggregate(
     federation: Federation, sizes: Array, state: FederationState, key: PRNGKey, trainings: Trainings
 ) -> tuple[FederationState, RoundReport]:
     """The rest of a round: malicious uploads are crafted, the server aggregates, all states are brought up to date."""
     client_ids, attack_state, trained = trainings
-    rule, attack, aggregator = federation.rule, federation.attack, federation.aggregator
-    if federation.aggregator_on is not None:
-        aggregator = federation.aggregator_on(federation.server)
+    rule, attack, aggregator = federation.rule, federation.attack, federation.aggregator(federation.server)
     upload = Upload(
         global_params=state.variables.params,
         client_params=trained.variables.params,
@@ -249,14 +251,15 @@ def aggregate(
         aggregator=aggregator_state,
         attack=attack_state,
         round=state.round + 1,
-        rejected=state.rejected + (took_part & ~usable).sum(dtype=jnp.int32),
-        failures=state.failures + failed.astype(jnp.int32),
         diverged=jnp.where((state.diverged < 0) & lost, state.round, state.diverged),
     )
     total_steps = jnp.maximum(trained.steps.sum(), 1)
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
     details = aggregator.details(upload._replace(participating=usable))
-    return new_state, RoundReport(verdict, client_ids, took_part, trained.steps, metrics, details)
+    rejected = (took_part & ~usable).sum(dtype=jnp.int32)
+    return new_state, RoundReport(
+        verdict, client_ids, took_part, trained.steps, metrics, rejected, failed.astype(jnp.int32), details
+    )
 
 
 def average_stats(upload: Upload, usable: Array, verdict: Verdict, old: Any) -> Any:

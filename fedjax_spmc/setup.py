@@ -1,4 +1,4 @@
-"""From a resolved config to the parts of one experiment: data on the device, partition, roster, federation."""
+"""The parts of one experiment, each from a resolved config; `experiment.py` puts them together."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,18 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling, training
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
 from fedjax_spmc import config as configs
 from fedjax_spmc.data import partition
-from fedjax_spmc.data.pipeline import ClientIndices, Images, Pipeline, client_data, pad_indices
+from fedjax_spmc.data.pipeline import ClientIndices, Images, Pipeline, client_data
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import Federation, FederationState, initial_state
+from fedjax_spmc.federation import Federation, FederationState
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.metrics import make_evaluate
-from fedjax_spmc.types import Aggregator, Array, Attack, AttackContext, Model, PRNGKey, Roster, ServerData
+from fedjax_spmc.types import (
+    Aggregator,
+    Array,
+    Attack,
+    AttackContext,
+    ClientData,
+    LocalRule,
+    Model,
+    PRNGKey,
+    Roster,
+    ServerData,
+)
 
 
-class Numbers(NamedTuple):
+class ArraySettings(NamedTuple):
     """The settings that are arrays in an experiment's program: experiments that differ in no more can share one.
 
     Attributes:
@@ -37,18 +47,20 @@ class Experiment(NamedTuple):
 
     Attributes:
         federation: the parts of the round.
-        arrays: (training images, index lists) on the device.
+        arrays: (training images, index lists) on the device, what the federation's clients read.
+        sizes: [N] int32, length of every client's index list.
         test: test images on the device.
         state: before round 0.
         key: the experiment's key, the same in every round.
         malicious: [N] bool, the ground truth (for metrics and pictures).
         parts: index lists of the clients, on the host.
         dataset: on the host.
-        evaluate: (variables, test, attack_state) -> metrics.Counts, jitted.
+        evaluate: (variables, test, attack_state) -> evaluation.Counts, jitted.
     """
 
     federation: Federation
     arrays: tuple[Images, ClientIndices]
+    sizes: Array
     test: Images
     state: FederationState
     key: PRNGKey
@@ -56,13 +68,6 @@ class Experiment(NamedTuple):
     parts: list[np.ndarray]
     dataset: data.Dataset
     evaluate: Callable[..., Any]
-
-
-def make_model(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
-    """The config's model for images [H, W, C] of so many classes."""
-    known = registry.models.options(config.model.name)
-    options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
-    return models.make(config.model.name, num_classes=num_classes, image_shape=image_shape, **options)
 
 
 def load_data(config: Any) -> data.Dataset:
@@ -137,36 +142,8 @@ def server_images(config: Any, dataset: data.Dataset) -> Images | None:
     return Images(jnp.asarray(dataset.val_images), jnp.asarray(dataset.val_labels, jnp.int32))
 
 
-def server_side(
-    config: Any, info: data.DatasetInfo, model: Model, numbers: Numbers
-) -> Callable[[Images | None], Aggregator]:
-    """The aggregator on what the server holds: images -> aggregator."""
-    name, options = config.aggregator.name, dict(config.aggregator.options) | numbers.aggregator
-    known = {"network": model, "rounds": config.federation.rounds}
-    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
-    if not registry.aggregators.needs(name, "server"):
-        return lambda images: aggregators.make(name, **options)
-
-    def aggregator_on(held: Images | None) -> Aggregator:
-        assert held is not None
-        server = ServerData(
-            model=model,
-            images=held.images,
-            labels=held.labels,
-            batch_size=config.local.batch_size,
-            mean=jnp.array(info.mean, jnp.float32),
-            std=jnp.array(info.std, jnp.float32),
-            epochs=config.local.epochs,
-            momentum=numbers.hyper["momentum"],
-            weight_decay=numbers.hyper["weight_decay"],
-        )
-        return aggregators.make(name, **options, server=server)
-
-    return aggregator_on
-
-
-def numbers_of(config: Any) -> Numbers:
-    """The config's own numbers, as Python has them."""
+def array_settings(config: Any) -> ArraySettings:
+    """The config's own array settings, as Python has them."""
     parts = {
         section: {
             name: value
@@ -179,27 +156,62 @@ def numbers_of(config: Any) -> Numbers:
             ("attack", configs.attack_options(config)),
         )
     }
-    return Numbers(hyper={name: config.local[name] for name in configs.HYPER}, **parts)
+    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPER}, **parts)
 
 
-def attack_of(config: Any, numbers: Numbers) -> Attack:
+def model_of(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
+    """The config's model for images [H, W, C] of so many classes."""
+    known = registry.models.options(config.model.name)
+    options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
+    return models.make(config.model.name, num_classes=num_classes, image_shape=image_shape, **options)
+
+
+def sampling_of(config: Any) -> sampling.Sampler:
+    """The config's sampling of clients."""
+    build = sampling.make(config.sampling.name, **dict(config.sampling.options))
+    return build(config.federation.num_clients, config.federation.clients_per_round)
+
+
+def local_rule_of(config: Any, settings: ArraySettings) -> LocalRule:
+    """The config's local rule."""
+    return local_rules.make(config.local.rule, **dict(config.local.options) | settings.local)
+
+
+def attack_of(config: Any, settings: ArraySettings) -> Attack:
     """The config's attack."""
-    return attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config) | numbers.attack)
+    return attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config) | settings.attack)
 
 
-def assemble(config: Any, info: data.DatasetInfo, server: Images | None, numbers: Numbers | None = None) -> Federation:
-    """The parts of the round that a resolved config describes.
+def aggregator_of(
+    config: Any, info: data.DatasetInfo, model: Model, settings: ArraySettings
+) -> Callable[[Images | None], Aggregator]:
+    """The config's aggregator as a function of what the server holds (`server_images`)."""
+    name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
+    known = {"network": model, "rounds": config.federation.rounds}
+    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
+    if not registry.aggregators.needs(name, "server"):
+        return lambda images: aggregators.make(name, **options)
 
-    Args:
-        config: resolved.
-        info: the data set's.
-        server: from `server_images`.
-        numbers: in place of the config's own; they may be traced, so that one program serves many experiments.
-    """
-    numbers = numbers_of(config) if numbers is None else numbers
-    model = make_model(config, info.num_classes, info.image_shape)
-    attack = attack_of(config, numbers)
-    rule = local_rules.make(config.local.rule, **dict(config.local.options) | numbers.local)
+    def aggregator(images: Images | None) -> Aggregator:
+        assert images is not None
+        server = ServerData(
+            model=model,
+            images=images.images,
+            labels=images.labels,
+            batch_size=config.local.batch_size,
+            mean=jnp.array(info.mean, jnp.float32),
+            std=jnp.array(info.std, jnp.float32),
+            epochs=config.local.epochs,
+            momentum=settings.hyper["momentum"],
+            weight_decay=settings.hyper["weight_decay"],
+        )
+        return aggregators.make(name, **options, server=server)
+
+    return aggregator
+
+
+def client_data_of(config: Any, info: data.DatasetInfo, rule: LocalRule) -> Callable[..., ClientData]:
+    """How the config's clients read their batches: see `Federation.client_data`."""
     augment = config.data.augment
     pipeline = Pipeline(
         batch_size=config.local.batch_size,
@@ -210,47 +222,20 @@ def assemble(config: Any, info: data.DatasetInfo, server: Images | None, numbers
         flip=info.flip and augment,
     )
 
-    def data_of(arrays: Any, client_id: Array, state: Any, round_index: Array, key: PRNGKey) -> Any:
+    def read(
+        arrays: tuple[Images, ClientIndices], client_id: Array, frozen: Array, round_index: Array, key: PRNGKey
+    ) -> ClientData:
         train, indices = arrays
         rows, size = indices.rows[client_id], indices.sizes[client_id]
-        return client_data(pipeline, train, rows, size, client_id, attack, state, round_index, key)
+        return client_data(pipeline, train, rows, size, client_id, frozen, round_index, key)
 
-    aggregator_on = server_side(config, info, model, numbers)
-    num_clients, per_round = config.federation.num_clients, config.federation.clients_per_round
-    return Federation(
-        model=model,
-        rule=rule,
-        aggregator=aggregator_on(server),
-        attack=attack,
-        sample=sampling.make(config.sampling.name, **dict(config.sampling.options))(num_clients, per_round),
-        client_data=data_of,
-        hyper=numbers.hyper,
-        epochs=config.local.epochs,
-        client_batch=config.federation.client_batch or training.auto_client_batch(per_round),
-        oracle=is_oracle(config),
-        server=server,
-        aggregator_on=None if server is None else aggregator_on,
-    )
+    return read
 
 
-def make_begin(
-    config: Any, info: data.DatasetInfo, server: Images | None
-) -> Callable[[PRNGKey, Roster, Numbers], FederationState]:
-    """The jitted start: (key, roster, numbers) -> the state before round 0.
-
-    A run and a sweep call this one program, so that both start from the same bits.
-    """
-
-    @jax.jit  # one program in place of a hundred small ones
-    def begin(key: PRNGKey, who: Roster, numbers: Numbers) -> FederationState:
-        federation = assemble(config, info, server, numbers)
-        mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
-        context = AttackContext(who, info.image_shape, info.num_classes, mean, std)
-        variables = federation.model.init(purpose_key(key, "init"))
-        attack_state = federation.attack.init(context, purpose_key(key, "attack"))
-        return initial_state(federation, variables, config.federation.num_clients, attack_state)
-
-    return begin
+def attack_context(info: data.DatasetInfo, who: Roster) -> AttackContext:
+    """What an attack is told before the first round."""
+    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
+    return AttackContext(who, info.image_shape, info.num_classes, mean, std)
 
 
 def check_fits(config: Any, info: data.DatasetInfo) -> None:
@@ -264,36 +249,6 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
             f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
             f"0 to {info.num_classes - 1}."
         )
-
-
-def build(config: Any, dataset: data.Dataset) -> Experiment:
-    """The experiment that a resolved config describes.
-
-    Raises:
-        ConfigError: the config does not fit the data set.
-    """
-    info = dataset.info
-    check_fits(config, info)
-    parts = divide(config, dataset)
-    key = jax.random.key(config.seed)
-    who = roster(config, key)
-    server = server_images(config, dataset)
-    federation = assemble(config, info, server)
-    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
-    return Experiment(
-        federation=federation,
-        arrays=(
-            Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32)),
-            pad_indices(parts),
-        ),
-        test=Images(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels, jnp.int32)),
-        state=make_begin(config, info, server)(key, who, numbers_of(config)),
-        key=key,
-        malicious=np.asarray(who.malicious),
-        parts=parts,
-        dataset=dataset,
-        evaluate=make_evaluate(federation.model, federation.attack, mean, std),
-    )
 
 
 def is_oracle(config: Any) -> bool:

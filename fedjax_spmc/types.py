@@ -110,6 +110,36 @@ class Traits(NamedTuple):
     stateless: bool
 
 
+class Picture(NamedTuple):
+    """A picture of what a rule's `details` of a round hold, for the run folder and the report.
+
+    Attributes:
+        file: where the run folder keeps it; pictures of one file stand side by side.
+        array: name of the array drawn: [K, K] numbers in [0, 1], drawn as a matrix, or [K, n], a line for each client.
+        title: above it.
+        caption: in words, as the report has it.
+        label: of the vertical axis of lines.
+        edges: name of the [n - 1] array of numbers that part the n classes of the horizontal axis of lines, or "" for a
+            matrix.
+    """
+
+    file: str
+    array: str
+    title: str
+    caption: str
+    label: str = ""
+    edges: str = ""
+
+    def fits(self, details: Mapping[str, Any], rows: int) -> bool:
+        """Whether `details` hold its arrays for so many rows."""
+        array = details.get(self.array)
+        if array is None or array.ndim != 2 or len(array) != rows:
+            return False
+        if not self.edges:
+            return array.shape[1] == rows
+        return self.edges in details and details[self.edges].shape == (array.shape[1] - 1,)
+
+
 class Aggregator(NamedTuple):
     """What the server runs on the uploads.
 
@@ -124,6 +154,7 @@ class Aggregator(NamedTuple):
             those that are broadcast.
         needs: the `Upload.extras` that the rule reads; the local rule must send them.
         details: Upload -> small arrays, what the rule's own pictures show; recorded of the last evaluated round.
+        pictures: of these arrays.
     """
 
     init: Callable[[Params, int], State]
@@ -134,6 +165,7 @@ class Aggregator(NamedTuple):
     evaluated: Callable[[Params, State], Params] = lambda params, state: params
     needs: tuple[str, ...] = ()
     details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
+    pictures: tuple[Picture, ...] = ()
 
 
 class Batch(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 
 OLD_KEYS = {"participating", "precision", "f1", "auc"}
 """Keys that lines of older versions lack."""

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import run, setup
-from fedjax_spmc.checkpoint import Checkpoints
-from fedjax_spmc.presets import make_config
+from fedjax_spmc import run
+from fedjax_spmc.config import make_config
+from fedjax_spmc.experiment import build
+from fedjax_spmc.record.checkpoint import Checkpoints
 
 FIELDS: dict[str, Any] = {
     "data.name": "synthetic",
@@ -109,7 +110,7 @@ def saved_state(folder: Path) -> list[tuple[Any, ...]]:
 def _state_like(config_text: str) -> Any:
     """The state before round 0 of a saved config: its structure, shapes and dtypes."""
     resolved = configs.resolve(json.loads(config_text))
-    return setup.build(resolved, setup.load_data(resolved)).state
+    return build(resolved).state
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from fedjax_spmc import compare, evaluate, experiment, presets, run
+from fedjax_spmc import compare, evaluate, experiment, run
 from fedjax_spmc import config as configs
+from fedjax_spmc.config import presets
+from fedjax_spmc.config.listing import KINDS
 from fedjax_spmc.errors import DataError
-from fedjax_spmc.listing import KINDS
-from fedjax_spmc.progress import Progress
+from fedjax_spmc.record.progress import Progress
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("small_cache")

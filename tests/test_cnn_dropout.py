@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import fisher, local_rules, models, sample_squares, setup
-from fedjax_spmc.federation import make_round
+from fedjax_spmc import fisher, local_rules, models
+from fedjax_spmc.config import make_config
+from fedjax_spmc.experiment import build
+from fedjax_spmc.fisher import sample_squares
 from fedjax_spmc.models import layers
-from fedjax_spmc.parity.local import fixed_batches
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.parity.kinds_local import fixed_batches
+from fedjax_spmc.rounds import make_round
 from fedjax_spmc.training import train_client
 from fedjax_spmc.types import Batch, Context, Variables
 
@@ -202,8 +204,8 @@ def test_a_round_trains_it_and_the_seed_decides():
         configs.set_field(config, path, value)
     config = configs.resolve(config)
     assert dict(config.model.options) == {"dropout_1": 0.25, "dropout_2": 0.5}
-    experiment = setup.build(config, setup.load_data(config))
-    play = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    experiment = build(config)
+    play = make_round(experiment.federation, experiment.arrays, experiment.sizes)
     state, report = play(experiment.state, experiment.key)
     again, _ = play(experiment.state, experiment.key)
     np.testing.assert_array_equal(flat_of(state.variables.params), flat_of(again.variables.params))

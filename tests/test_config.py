@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import listing, presets, registry
+from fedjax_spmc import registry
+from fedjax_spmc.config import listing, presets
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, Range, option_from_hint, shown
 from tests import small

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import local_rules, models, trees
-from fedjax_spmc.parity.local import fixed_batches
+from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.training import train_client
 from fedjax_spmc.types import Context, Upload, Verdict
 from tests.uploads import labels_of

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, experiment, setup
+from fedjax_spmc import devices, experiment, rounds
 from fedjax_spmc.data import partition
+from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import program
 from tests import small
 
@@ -63,8 +64,8 @@ def test_two_devices_give_the_bits_of_one(presets, small_cache):
 @pytest.mark.slow
 def test_states_and_reports_stay_on_one_device(small_cache):
     config = configs.resolve(small.config(1))
-    built = setup.build(config, setup.load_data(config))
-    play = devices.make_round(built.federation, built.arrays, built.arrays[1].sizes, jax.local_devices()[:2])
+    built = build(config)
+    play = rounds.make_round(built.federation, built.arrays, built.sizes, jax.local_devices()[:2])
     state, report = play(built.state, built.key)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves((state, report)))
     again, _ = play(state, built.key)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import evaluate, experiment, federation, setup
+from fedjax_spmc import evaluate, experiment, rounds, setup
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.experiment import build
 from fedjax_spmc.types import AttackState
 from tests import small
 
@@ -228,10 +229,10 @@ def test_the_last_clients_or_random_ones_are_malicious():
 def test_the_attack_keeps_to_its_schedule(dataset):
     """Outside of the schedule the models are those of a run without poison; inside they are not."""
     config = configs.resolve(small.config(attack__schedule__first=1, attack__schedule__last=5))
-    built = setup.build(config, dataset)
+    built = build(config, dataset)
     roster, own = built.state.attack
     assert (int(roster.first), int(roster.last)) == (1, 5)
-    play = federation.make_round(built.federation, built.arrays, built.arrays[1].sizes)
+    play = rounds.make_round(built.federation, built.arrays, built.sizes)
 
     def models(first, last, fraction=0.5):
         who = roster._replace(first=jnp.int32(first), last=jnp.int32(last))
@@ -260,7 +261,7 @@ def test_evaluations_are_every_so_many_rounds_and_at_the_end(loaded):
 
 
 def test_seeds_differ(dataset):
-    states = [setup.build(configs.resolve(small.config(seed=seed)), dataset).state for seed in (0, 0, 1, 2**32 - 1)]
+    states = [build(configs.resolve(small.config(seed=seed)), dataset).state for seed in (0, 0, 1, 2**32 - 1)]
     first = [np.asarray(jax.tree.leaves(state.variables.params)[0]) for state in states]
     assert np.array_equal(first[0], first[1])
     assert not np.array_equal(first[0], first[2])

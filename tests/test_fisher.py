@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import fisher, local_rules, models, sample_squares
+from fedjax_spmc import fisher, local_rules, models
 from fedjax_spmc.data.pipeline import Images, Pipeline, client_data, in_order
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.fisher import sample_squares
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.training import train_client
 from fedjax_spmc.types import AttackContext, Context, Model, Roster, Variables

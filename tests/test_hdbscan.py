@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import HDBSCAN, KMeans, MeanShift, estimate_bandwidth
 
-from fedjax_spmc.hdbscan import euclidean_distances, hdbscan
-from fedjax_spmc.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
+from fedjax_spmc.clustering.hdbscan import euclidean_distances, hdbscan
+from fedjax_spmc.clustering.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
 
 
 @functools.cache

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks, metrics
+from fedjax_spmc import attacks, evaluation, metrics
 from fedjax_spmc.data.pipeline import Images
-from fedjax_spmc.metrics import Counts
+from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.types import AttackContext, Model, Roster, Variables
 
 
@@ -68,7 +68,7 @@ def test_evaluate_counts_every_image_once(num_images):
     labels = np.random.default_rng(0).integers(0, 4, num_images)
     images = np.zeros((num_images, 8, 8, 3), np.uint8)
     images[:, 5, 5, 0] = labels * 85
-    evaluate = metrics.make_evaluate(model, attack, jnp.zeros(3), jnp.ones(3))
+    evaluate = evaluation.make_evaluate(model, attack, jnp.zeros(3), jnp.ones(3))
     counts = evaluate(Variables({}, {}), Images(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
     np.testing.assert_array_equal(counts.total, np.bincount(labels, minlength=4))
     np.testing.assert_array_equal(counts.correct, counts.total)

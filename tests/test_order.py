@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import order
+from fedjax_spmc.aggregators import _order
 
 WIDTH = 37
 
@@ -23,27 +23,27 @@ def blocks(num_rows: int, seed: int):
 
 CASES = [(num_rows, seed) for seed, num_rows in enumerate((2, 9, 10, 31))]
 
-medians = jax.jit(order.median)
-trimmed = jax.jit(order.trimmed_mean)
-nearest = jax.jit(order.nearest_mean)
+medians = jax.jit(_order.median)
+trimmed = jax.jit(_order.trimmed_mean)
+nearest = jax.jit(_order.nearest_mean)
 
 
 def test_keys_keep_the_order_and_give_the_values_back():
     values = np.array([-np.inf, -3e38, -1.5, -1e-30, -0.0, 0.0, 1e-30, 1.0, 1.0000001, np.inf], np.float32)
-    keys = np.asarray(order.sort_keys(values))
+    keys = np.asarray(_order.sort_keys(values))
     assert keys[4] == keys[5]
     assert (np.diff(np.delete(keys, 4).astype(np.int64)) > 0).all()
-    assert keys.max() < order.ABSENT
-    np.testing.assert_array_equal(order.values_of(keys), values)
+    assert keys.max() < _order.ABSENT
+    np.testing.assert_array_equal(_order.values_of(keys), values)
 
 
 @pytest.mark.parametrize(("num_rows", "seed"), CASES)
 def test_every_rank_is_exact(num_rows, seed):
     values, present = blocks(num_rows, seed)
     for block in values:
-        keys = order.present_keys(jnp.asarray(block), jnp.asarray(present))
+        keys = _order.present_keys(jnp.asarray(block), jnp.asarray(present))
         ranks = jnp.arange(present.sum())
-        ours = order.values_of(jax.jit(jax.vmap(order.kth_smallest, (None, 0)))(keys, ranks))
+        ours = _order.values_of(jax.jit(jax.vmap(_order.kth_smallest, (None, 0)))(keys, ranks))
         np.testing.assert_array_equal(ours, np.sort(block[present], axis=0))
 
 
@@ -51,10 +51,10 @@ def test_every_rank_is_exact(num_rows, seed):
 def test_the_smallest_are_those_of_a_stable_sort(num_rows, seed):
     values, present = blocks(num_rows, seed)
     for block in values:
-        keys = order.present_keys(jnp.asarray(block), jnp.asarray(present))
+        keys = _order.present_keys(jnp.asarray(block), jnp.asarray(present))
         ranks = np.argsort(np.argsort(np.where(present[:, None], block, np.inf), axis=0, kind="stable"), axis=0)
         counts = jnp.arange(1, present.sum() + 1)
-        ours = jax.jit(jax.vmap(order.smallest, (None, 0)))(keys, counts)
+        ours = jax.jit(jax.vmap(_order.smallest, (None, 0)))(keys, counts)
         np.testing.assert_array_equal(ours, ranks[None] < np.asarray(counts)[:, None, None])
 
 
@@ -109,9 +109,9 @@ def test_mean_of_the_nearest_with_equal_distances(num_rows, seed):
 def test_sum_of_the_smallest():
     values, present = blocks(31, 4)
     for block in values:
-        keys = order.present_keys(jnp.asarray(block), jnp.asarray(present))
+        keys = _order.present_keys(jnp.asarray(block), jnp.asarray(present))
         for count in (0, 1, 5, int(present.sum())):
-            ours = order.sum_of_smallest(jnp.asarray(block), keys, jnp.asarray(count))
+            ours = _order.sum_of_smallest(jnp.asarray(block), keys, jnp.asarray(count))
             expected = np.sort(block[present].astype(np.float64), axis=0)[:count].sum(axis=0)
             scale = np.abs(block).max(axis=0)
             np.testing.assert_array_less(np.abs(ours - expected), 1e-5 * scale + 1e-30)
@@ -119,11 +119,11 @@ def test_sum_of_the_smallest():
 
 @pytest.mark.parametrize("num_columns", [255, 256, 700])
 def test_blocks_of_columns_change_nothing(monkeypatch, num_columns):
-    monkeypatch.setattr(order, "_block_width", lambda num_rows: 256)
+    monkeypatch.setattr(_order, "_block_width", lambda num_rows: 256)
     rng = np.random.default_rng(0)
     matrix = jnp.asarray(rng.integers(-3, 4, (9, num_columns)), jnp.float32)
     present = jnp.arange(9) != 4
-    values, shares = jax.jit(lambda x: order.by_columns(lambda block: order.median(block, present), x))(matrix)
+    values, shares = jax.jit(lambda x: _order.by_columns(lambda block: _order.median(block, present), x))(matrix)
     expected, expected_shares = medians(matrix, present)
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_allclose(shares, expected_shares.mean(axis=1), rtol=1e-5, atol=1e-7)
@@ -133,6 +133,8 @@ def test_a_batch_of_experiments_with_different_absent_rows():
     rng = np.random.default_rng(1)
     batch = rng.normal(size=(3, 8, 600)).astype(np.float32)
     present = np.arange(8)[None] != np.array([[0], [3], [7]])
-    ours, _ = jax.jit(jax.vmap(lambda x, p: order.by_columns(lambda block: order.median(block, p), x)))(batch, present)
+    ours, _ = jax.jit(jax.vmap(lambda x, p: _order.by_columns(lambda block: _order.median(block, p), x)))(
+        batch, present
+    )
     for one, block, rows in zip(ours, batch, present, strict=True):
         np.testing.assert_array_equal(one, np.median(block[rows], axis=0))

@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_spmc.parity import walk
 from fedjax_spmc.parity.__main__ import main
-from fedjax_spmc.parity.walker import Outcome, exit_code
+from fedjax_spmc.parity.comparison import Outcome, exit_code
 
 SMALL = ("spmc_server_toy_t0", "spmc_trigger", "spmc_metrics", "spmc_partition_d3", "spmc_backdoor_dataset")
 SOME_TAGS = ("SPMD", "Equal", "Weight")

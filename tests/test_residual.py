@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import models, trees
+from fedjax_spmc.experiment import build
 from fedjax_spmc.models import convolution, resnet, winograd
 from fedjax_spmc.models.convolution import convolution_1x1, convolution_3x3
 from fedjax_spmc.types import Variables
@@ -127,7 +128,7 @@ def test_against_torch(narrow, blocks, monkeypatch):
     """Names, forward passes in both modes and batch statistics, over two batches."""
     torch = pytest.importorskip("torch")
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from torch_reference.model import ResNet
+    from fedjax_spmc.parity.torch_reference.model import ResNet
 
     model, variables, train, evaluate = narrow
     net = ResNet(blocks, 4)
@@ -212,8 +213,7 @@ def test_group_norm_against_torch():
 def test_a_round_averages_batch_statistics_with_the_verdict():
     """Two clients at once; a teacher is what the mean leaves without the client's own share, so both give the own."""
     from fedjax_spmc import config as configs
-    from fedjax_spmc import setup
-    from fedjax_spmc.federation import make_round
+    from fedjax_spmc.rounds import make_round
     from tests import small
 
     config = small.config(
@@ -228,8 +228,8 @@ def test_a_round_averages_batch_statistics_with_the_verdict():
         attack__name="none",
     )
     config = configs.resolve(config)
-    experiment = setup.build(config, setup.load_data(config))
-    play = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    experiment = build(config)
+    play = make_round(experiment.federation, experiment.arrays, experiment.sizes)
     state, report = play(experiment.state, experiment.key)
     new, teachers, weights = state.variables.stats, state.rule.clients.stats, report.verdict.weights
     share = [float(weight) for weight in weights]

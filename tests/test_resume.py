@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fedjax_spmc import checkpoint, experiment, plots, record, run
 from fedjax_spmc import config as configs
+from fedjax_spmc import experiment, record, run
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError, WorkdirError
+from fedjax_spmc.record import checkpoint, plots
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("small_cache")
@@ -81,7 +82,8 @@ def test_half_a_line_and_left_over_files_vanish(finished_run, tmp_path, capsys):
 KILLER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from fedjax_spmc import checkpoint, record, run
+from fedjax_spmc import record, run
+from fedjax_spmc.record import checkpoint
 
 moment, calls = sys.argv.pop(1), []
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import data, local_rules, models, setup, training, trees
+from fedjax_spmc import data, local_rules, models, training, trees
+from fedjax_spmc.config import make_config
 from fedjax_spmc.data.pipeline import pad_indices
-from fedjax_spmc.federation import make_round, play_round
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.experiment import build
+from fedjax_spmc.federation import play_round
+from fedjax_spmc.rounds import make_round
 from fedjax_spmc.types import Batch, ClientData, Context, Variables
 from tests.flags import AS_USUAL
 
@@ -35,7 +37,7 @@ def small_config(**fields):
 @pytest.fixture(scope="module")
 def experiment():
     config = small_config()
-    return setup.build(config, setup.load_data(config))
+    return build(config)
 
 
 def locals_of(experiment, arrays, client_batch=1, options=None):
@@ -136,7 +138,7 @@ def test_batches_differ_by_client_round_and_epoch(experiment):
 @pytest.mark.slow
 def test_an_epoch_visits_every_sample_once():
     config = small_config(**{"local.epochs": 3})
-    built = setup.build(config, setup.load_data(config))
+    built = build(config)
     made = built.federation.client_data(built.arrays, jnp.int32(2), built.state.attack, jnp.int32(0), built.key)
     count = int(made.num_batches)
     orders = [
@@ -159,7 +161,7 @@ def test_sampling_and_clients_too_small_for_a_batch():
             "local.batch_size": 24,
         }
     )
-    built = setup.build(config, setup.load_data(config))
+    built = build(config)
     sizes = np.array([len(part) for part in built.parts])
     assert (sizes < 24).any()
     play = make_round(built.federation, built.arrays, built.arrays[1].sizes)
@@ -186,7 +188,7 @@ def test_frozen_augmentation_stays_and_live_augmentation_moves():
         config = make_config("", data__name="digits", model__name="mlp", local__batch_size=16, local__epochs=2)
         configs.set_field(config, "attack.options.augmentation", augmentation)
         config = configs.resolve(config)
-        built = setup.build(config, setup.load_data(config))
+        built = build(config)
         for client in (0, 9):
             made = [
                 built.federation.client_data(

@@ -8,6 +8,7 @@ import pytest
 
 from fedjax_spmc import aggregators
 from fedjax_spmc.aggregators.guard import guarded
+from fedjax_spmc.experiment import build
 from fedjax_spmc.types import Aggregator, Traits, Verdict
 from tests.uploads import flat, permute, random_upload
 
@@ -70,11 +71,10 @@ def test_a_state_that_is_not_finite_is_not_installed():
 @pytest.mark.slow
 def test_crfl_is_told_the_length_of_the_run():
     from fedjax_spmc import config as configs
-    from fedjax_spmc import setup
     from tests import small
 
     config = configs.resolve(small.config(rounds=2, presets="crfl"))
-    experiment = setup.build(config, setup.load_data(config))
+    experiment = build(config)
     clients = jax.tree.map(lambda x: jnp.stack([x, x]), experiment.state.variables.params)
     upload = random_upload(2)._replace(global_params=experiment.state.variables.params, client_params=clients)
     for round_index, noisy in ((0, True), (1, False)):

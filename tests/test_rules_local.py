@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import local_rules, models, trees
+from fedjax_spmc.experiment import build
 from fedjax_spmc.local_rules.scaffold import gradient_share
-from fedjax_spmc.parity.local import fixed_batches
+from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.training import train_client
 from fedjax_spmc.types import Context, RuleState, Upload, Variables, Verdict
 
@@ -200,14 +201,13 @@ def test_a_client_that_diverges_keeps_its_control_variate(variant):
 @pytest.mark.slow
 def test_scaffold_in_a_federation_keeps_the_mean_of_the_clients_variates_on_the_server():
     from fedjax_spmc import config as configs
-    from fedjax_spmc import setup
-    from fedjax_spmc.federation import make_round
+    from fedjax_spmc.rounds import make_round
     from tests import small
 
     fields = {"local__rule": "scaffold", "federation__clients_per_round": 2, "attack__name": "none"}
     config = configs.resolve(small.config(aggregator__name="mean", **fields))
-    experiment = setup.build(config, setup.load_data(config))
-    play = make_round(experiment.federation, experiment.arrays, experiment.arrays[1].sizes)
+    experiment = build(config)
+    play = make_round(experiment.federation, experiment.arrays, experiment.sizes)
     state = experiment.state
     for _ in range(2):
         state, report = play(state, experiment.key)

@@ -5,23 +5,24 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import experiment, metrics, models, setup
-from fedjax_spmc.checkpoint import Checkpoints
+from fedjax_spmc import experiment, metrics, models
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import evaluated_model, make_round, play_round
+from fedjax_spmc.federation import evaluated_model, play_round
+from fedjax_spmc.record.checkpoint import Checkpoints
+from fedjax_spmc.rounds import make_round
 from tests import small
 
 
-def build(name: str, options=(), **fields):
+def made(name: str, options=(), **fields):
     named = {f"aggregator__options__{key}": value for key, value in dict(options).items()}
     config = configs.resolve(small.config(rounds=2, aggregator__name=name, local__rule="sgd", **named, **fields))
-    return setup.build(config, setup.load_data(config))
+    return experiment.build(config)
 
 
 @pytest.fixture(scope="module")
 def tuned():
     """A rule with two models: the mean, which is sent, and the fine-tuned one, which is evaluated."""
-    return build("finetuning", {"variant": "reference", "learning_rate": 0.5})
+    return made("finetuning", {"variant": "reference", "learning_rate": 0.5})
 
 
 def vector(built, variables) -> np.ndarray:
@@ -33,7 +34,7 @@ def test_the_server_holds_the_validation_split_and_only_where_a_rule_asks_for_it
     np.testing.assert_array_equal(held.images, tuned.dataset.val_images)
     np.testing.assert_array_equal(held.labels, tuned.dataset.val_labels)
     assert held.images.dtype == np.uint8
-    assert build("mean").federation.server is None
+    assert made("mean").federation.server is None
 
 
 def test_its_images_are_arguments_of_the_compiled_round_and_no_constants(tuned):
@@ -55,7 +56,7 @@ def test_other_images_on_the_server_make_another_evaluated_model_and_the_same_me
     @jax.jit
     def play(server):
         federation = tuned.federation._replace(server=server)
-        return play_round(federation, tuned.arrays, tuned.arrays[1].sizes, tuned.state, tuned.key)[0]
+        return play_round(federation, tuned.arrays, tuned.sizes, tuned.state, tuned.key)[0]
 
     server = tuned.federation.server
     state, again = play(server), play(server._replace(labels=(server.labels + 1) % 10))
@@ -93,5 +94,5 @@ def test_the_evaluated_model_is_the_one_that_is_saved_reported_and_loaded(tuned,
 @pytest.mark.parametrize("name", ["fltrust", "sageflow", "finetuning", "ft_sam"])
 def test_a_validation_split_below_one_batch_is_refused(name):
     with pytest.raises(ConfigError, match=r"^data\.val_fraction = 0\.04 .* one batch of 8 validation images, not 7\.$"):
-        build(name, data__val_fraction=0.04)
-    assert build(name, data__val_fraction=0.05).federation.server.labels.size == 8
+        made(name, data__val_fraction=0.04)
+    assert made(name, data__val_fraction=0.05).federation.server.labels.size == 8

@@ -13,8 +13,9 @@ import pytest
 
 from fedjax_spmc import aggregators, setup, trees
 from fedjax_spmc import config as configs
+from fedjax_spmc.config import make_config
+from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import FederationState, play_round
-from fedjax_spmc.presets import make_config
 from fedjax_spmc.types import Upload, Variables
 
 pytestmark = pytest.mark.slow
@@ -70,7 +71,7 @@ class Local(NamedTuple):
 @pytest.fixture(scope="module")
 def local(request) -> Local:
     config = make_small(*request.param)
-    experiment = setup.build(config, setup.load_data(config))
+    experiment = build(config)
     federation, arrays = experiment.federation, experiment.arrays
 
     def train(state: FederationState, arrays: Any) -> Upload:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, registry, setup, sweep
+from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
 from fedjax_spmc.sweep import engine, player, program
 from fedjax_spmc.sweep.plan import program_key
@@ -233,7 +234,7 @@ def test_bad_flags(flags, words, tmp_path, capsys):
     path = config_file(tmp_path, "{'method': ['spmc'], 'local.learning_rate': [0.1, 0.2]}")
     if "cifar10" in flags[0]:  # the options of the base belong to another data set
         text = Path(path).read_text().replace("small.config(2, 'fedavg')", "make_config()")
-        Path(path).write_text(f"from fedjax_spmc.presets import make_config\n{text}")
+        Path(path).write_text(f"from fedjax_spmc.config import make_config\n{text}")
     refused(capsys, [f"--config={path}", f"--workdir={tmp_path / 'out'}", *flags], *words)
     assert not (tmp_path / "out").exists()
 
@@ -281,7 +282,7 @@ def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
     widths = set()
     for cell in (cells[0], cells[5], cells[-1]):
         state, lane = built.start(cell)
-        alone = setup.build(cell.config, dataset)
+        alone = build(cell.config, dataset)
         np.testing.assert_array_equal(jax.random.key_data(lane.key), jax.random.key_data(alone.key))
         np.testing.assert_array_equal(state.attack.roster.malicious, alone.malicious)
         assert state.attack.own.fraction == alone.state.attack.own.fraction
@@ -527,7 +528,7 @@ def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
 
 KILLER = """
 import os, signal, sys
-from fedjax_spmc import checkpoint
+from fedjax_spmc.record import checkpoint
 from fedjax_spmc.sweep import __main__, table
 
 moment, calls = sys.argv.pop(1), []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import setup
+from fedjax_spmc.experiment import build
 from tests import small
 from tests.conftest import ROOT
 
@@ -20,7 +20,7 @@ from host_work import round_without_transfers
 @pytest.fixture(scope="module")
 def built():
     config = configs.resolve(small.config(2, "spmc"))
-    return setup.build(config, setup.load_data(config))
+    return build(config)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -6,7 +6,7 @@
 Eight cells in two groups, two programs to compile.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 from fedjax_spmc.sweep import Sweep
 
 

@@ -6,7 +6,7 @@
 12 settings, 36 cells of 50 rounds. The paper does not say with which radius DBSCAN was run; this is scikit-learn's.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 from fedjax_spmc.sweep import Sweep
 
 

@@ -6,8 +6,7 @@
 4 settings, 12 cells of 50 rounds.
 """
 
-from fedjax_spmc.config import set_field
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config, set_field
 from fedjax_spmc.sweep import Sweep
 
 

@@ -7,7 +7,7 @@
 16 settings, 48 cells of 50 rounds. Averaging knows none of FDCR's options and is a sweep of its own, `:fedavg`.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 from fedjax_spmc.sweep import Sweep
 
 

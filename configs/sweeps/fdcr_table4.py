@@ -6,7 +6,7 @@
 168 settings, 504 cells of 50 rounds; the fraction, beta and the seed are data of a program.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 from fedjax_spmc.sweep import Sweep
 
 METHODS = (

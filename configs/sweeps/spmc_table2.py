@@ -10,7 +10,7 @@ and nearly twice that for SPMC, so the whole table is a matter of days there and
 paper's table prints A, R_all and V_all, the means of the last five rounds; its numbers do not say over how many seeds.
 """
 
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.config import make_config
 from fedjax_spmc.sweep import Sweep
 
 METHODS = (

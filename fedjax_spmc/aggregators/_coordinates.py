@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import order, trees
+from fedjax_spmc import trees
+from fedjax_spmc.aggregators import _order
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Array, Params, Upload, Verdict
 
@@ -61,14 +62,14 @@ def by_coordinate(
     """Applies a rule for single numbers to every number of the model.
 
     Args:
-        function: [K, B] -> ([B] values, [K, B] shares), see `order.by_columns`.
+        function: [K, B] -> ([B] values, [K, B] shares), see `_order.by_columns`.
         upload: for the structure of the model.
         stacked: leaves [K, ...], what the rule is applied to.
 
     Returns:
         The values as a tree like the model, and [K] shares averaged over all numbers.
     """
-    values, shares = order.by_columns(function, trees.ravel_clients(stacked).astype(jnp.float32))
+    values, shares = _order.by_columns(function, trees.ravel_clients(stacked).astype(jnp.float32))
     return unravel(values, upload.global_params), shares
 
 

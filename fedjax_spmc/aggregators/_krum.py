@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc import order, trees
+from fedjax_spmc import trees
+from fedjax_spmc.aggregators import _order
 from fedjax_spmc.types import Array, Params, PRNGKey, Upload
 
 
@@ -17,7 +18,7 @@ def squared_distances(upload: Upload) -> Array:
     updates = trees.ravel_clients(trees.subtract(upload.client_params, upload.global_params)).astype(jnp.float32)
     updates = jnp.where(present[:, None], updates, 0.0)
     norms = trees.client_norm(updates)
-    bound = order.median(norms[:, None], present)[0]
+    bound = _order.median(norms[:, None], present)[0]
     clip = jnp.where(norms > bound, bound / jnp.where(norms > 0, norms, 1.0), 1.0)
     share = clip * present / jnp.maximum(present.sum(), 1)
     center = jnp.matmul(share, updates, precision=jax.lax.Precision.HIGHEST)
@@ -38,8 +39,8 @@ def krum_scores(distances: Array, present: Array, attackers: Array) -> Array:
         attackers: f.
     """
     others = present[:, None] & ~jnp.eye(len(present), dtype=bool)
-    keys = jnp.where(others, order.sort_keys(distances), order.ABSENT)
-    sums = order.sum_of_smallest(distances, keys, num_neighbours(present.sum(), attackers))
+    keys = jnp.where(others, _order.sort_keys(distances), _order.ABSENT)
+    sums = _order.sum_of_smallest(distances, keys, num_neighbours(present.sum(), attackers))
     return jnp.where(present, sums, jnp.inf)
 
 
@@ -56,8 +57,8 @@ def medoid_scores(distances: Array, present: Array) -> Array:
 
 def lowest(scores: Array, present: Array, count: Array | int) -> Array:
     """[K] bool: the `count` present rows of lowest score; among equal ones the lowest rows."""
-    keys = order.present_keys(jnp.where(present, scores, 0.0)[:, None], present)
-    return order.smallest(keys, count)[:, 0] & present
+    keys = _order.present_keys(jnp.where(present, scores, 0.0)[:, None], present)
+    return _order.smallest(keys, count)[:, 0] & present
 
 
 def fresh_network(like: Params, key: PRNGKey) -> Params:

@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc import order, trees
-from fedjax_spmc.aggregators import _krum
+from fedjax_spmc import trees
+from fedjax_spmc.aggregators import _krum, _order
 from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_distance
 from fedjax_spmc.aggregators.trimmed_mean import nearest_to_median
 from fedjax_spmc.options import Range, refuse_unused
@@ -100,7 +100,7 @@ def selection_by_krum(
     def scores(left: Array) -> Array:
         neighbours = _krum.num_neighbours(left.sum(), attackers)
         counted = left[:, None] & ~own
-        edge = order.kth_smallest_index(jnp.where(counted, ranks, jnp.int16(2**bits - 1)), neighbours - 1, bits)
+        edge = _order.kth_smallest_index(jnp.where(counted, ranks, jnp.int16(2**bits - 1)), neighbours - 1, bits)
         return jnp.where(counted & (ranks <= edge[None]), distances, 0.0).sum(axis=0)
 
     return _select_repeatedly(scores, present, count, client_ids)

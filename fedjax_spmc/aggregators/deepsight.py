@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
 from fedjax_spmc.aggregators._server_training import common_stats, model_stats
+from fedjax_spmc.clustering.hdbscan import euclidean_distances, hdbscan
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.hdbscan import euclidean_distances, hdbscan
 from fedjax_spmc.options import FRACTION, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Model, Params, PRNGKey, State, Traits, Upload, Verdict

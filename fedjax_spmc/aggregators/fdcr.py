@@ -28,7 +28,7 @@ from fedjax_spmc.aggregators._clipping import standard_noise
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
-from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
+from fedjax_spmc.types import Aggregator, Array, Params, Picture, PRNGKey, State, Traits, Upload, Verdict
 
 OFFSET = 1e-6
 """What torch's pairwise distance adds to every coordinate of a difference."""
@@ -148,6 +148,7 @@ def fdcr(
         traits=Traits(linear=rescale == "off", consensus=False, permutation=True, robust=discrepancy, stateless=True),
         needs=("fisher",) if needed else (),
         details=(lambda upload: pictured(fisher_of(upload), upload.participating)) if needed else lambda upload: {},
+        pictures=PICTURES if needed else (),
     )
 
 
@@ -283,8 +284,27 @@ def rescaled(updates: Params, degrees: Params) -> Params:
     return jax.tree.map(lambda x, i: 2 * jax.nn.sigmoid(i) * x, updates, degrees)
 
 
+PICTURES = (
+    Picture(
+        "importance.png",
+        "importance_similarity",
+        "cosine between importances",
+        "cosine between the clients' parameter importances in the last round",
+    ),
+    Picture(
+        "importance.png",
+        "importance_shares",
+        "distribution of importances",
+        "distribution of the clients' parameter importances in the last round",
+        "share of the parameters",
+        "importance_edges",
+    ),
+)
+"""The paper's Figure 1."""
+
+
 def pictured(fisher: Params, present: Array) -> dict[str, Array]:
-    """What the pictures of importances show (the paper's Figure 1).
+    """What `PICTURES` show.
 
     Returns:
         "importance_shares": [K, classes], shares of the importances in the classes that "importance_edges" part; up to

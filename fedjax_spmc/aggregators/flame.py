@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._clipping import is_noisy, median_clipped_mean, standard_noise
-from fedjax_spmc.hdbscan import hdbscan
+from fedjax_spmc.clustering.hdbscan import hdbscan
 from fedjax_spmc.options import NON_NEGATIVE, TRACED
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict

@@ -8,7 +8,7 @@ Deviations: the paper takes the median of gradients, here it is that of the uplo
     median of models that begin at one global model.
 """
 
-from fedjax_spmc import order
+from fedjax_spmc.aggregators import _order
 from fedjax_spmc.aggregators._coordinates import by_coordinate, by_distance
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Traits, Upload, Verdict
@@ -27,7 +27,7 @@ def median() -> Aggregator:
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
         model, weights = by_coordinate(
-            lambda block: order.median(block, upload.participating), upload, upload.client_params
+            lambda block: _order.median(block, upload.participating), upload, upload.client_params
         )
         return model, by_distance(upload, model, weights), state
 

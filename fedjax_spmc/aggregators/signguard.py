@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
-from fedjax_spmc.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
+from fedjax_spmc.clustering.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict

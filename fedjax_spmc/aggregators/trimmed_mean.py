@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc import order, trees
+from fedjax_spmc import trees
+from fedjax_spmc.aggregators import _order
 from fedjax_spmc.aggregators._coordinates import MOMENTUM, Bound, add, by_coordinate, by_distance
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import TRACED, Range, refuse_unused
@@ -69,7 +70,7 @@ def trimmed_mean(
             cut = jnp.floor(beta * present.sum() + 1e-4).astype(jnp.int32)
             cut = jnp.minimum(cut, (present.sum() - 1) // 2)
         model, weights = by_coordinate(
-            lambda block: order.trimmed_mean(block, present, cut), upload, upload.client_params
+            lambda block: _order.trimmed_mean(block, present, cut), upload, upload.client_params
         )
         return model, by_distance(upload, model, weights), state
 
@@ -104,6 +105,6 @@ def nearest_to_median(upload: Upload, stacked: Params, present: Array, count: Ar
     """For every number the mean of the `count` values nearest to the median of the rows in `present`; and shares."""
 
     def of_block(block: Array) -> tuple[Array, Array]:
-        return order.nearest_mean(block, present, order.median(block, present)[0], count)
+        return _order.nearest_mean(block, present, _order.median(block, present)[0], count)
 
     return by_coordinate(of_block, upload, stacked)

@@ -1,34 +1,53 @@
-"""`python -m fedjax_spmc.data prepare NAME [--data_dir=DIR]` and `python -m fedjax_spmc.data list [--data_dir=DIR]`."""
+"""Data sets: what there is and where, and preparing them.
 
-import argparse
+    python -m fedjax_spmc.data list [--data_dir=DIR]
+    python -m fedjax_spmc.data prepare NAME [--data_dir=DIR]      # downloads; needs TensorFlow
+
+Exit codes: 0 done, 1 the download failed, 2 bad input (one sentence says what).
+"""
+
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.data.dataset import Source
 from fedjax_spmc.data.prepare import DownloadError
-from fedjax_spmc.errors import ConfigError, DataError, UserError
+from fedjax_spmc.errors import DataError
+from fedjax_spmc.options import Option
 from fedjax_spmc.registry import datasets
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser("data", __doc__)
+    parser.words("COMMAND", "list, or prepare and the NAME of a data set")
+    parser.flag(
+        Option("--data_dir", str, None, optional=True),
+        "DIR",
+        "folder of prepared data sets (default: $TFDS_DATA_DIR, then ~/tensorflow_datasets)",
+    )
+    return run_command(parser, lambda flags: _data(parser, flags), arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m fedjax_spmc.data", description="Data sets: what there is, and preparing them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,list}")
-    prepare = commands.add_parser("prepare", help="download a data set and write it as array_record (needs TensorFlow)")
-    prepare.add_argument("name", metavar="NAME", help="a data set, such as cifar10")
-    listing = commands.add_parser("list", help="the data sets and where each is found")
-    for command in (prepare, listing):
-        command.add_argument(
-            "--data_dir",
-            metavar="DIR",
-            help="folder of prepared data sets (default: $TFDS_DATA_DIR, then ~/tensorflow_datasets)",
-        )
-    return parser
+def _data(parser: Parser, flags: Flags) -> int:
+    data_dir = flags["data_dir"]
+    match flags.words:
+        case ["list"]:
+            for name in datasets.names():
+                print(f"{name:14}{_where(datasets.make(name, data_dir=data_dir))}")
+        case ["prepare", name]:
+            datasets.factory(name, "NAME")
+            try:
+                print(datasets.make(name, data_dir=data_dir).prepare())
+            except DownloadError as error:
+                print(error, file=sys.stderr)
+                return 1
+        case ["prepare"]:
+            raise parser.refuse("prepare needs the NAME of a data set")
+        case _:
+            given = " ".join(flags.words) or "nothing"
+            raise parser.refuse(f"{given} is given, list or prepare NAME is needed")
+    return 0
 
 
 def _where(source: Source) -> str:
@@ -36,25 +55,6 @@ def _where(source: Source) -> str:
         return source.where()
     except DataError as error:
         return f"not usable: {error}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 the download failed, 2 the user can mend it."""
-    try:
-        args = _parser().parse_args(argv)
-        if args.command == "list":
-            for name in datasets.names():
-                print(f"{name:14}{_where(datasets.make(name, data_dir=args.data_dir))}")
-        else:
-            datasets.factory(args.name, "NAME")
-            print(datasets.make(args.name, data_dir=args.data_dir).prepare())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except DownloadError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

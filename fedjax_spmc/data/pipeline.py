@@ -1,4 +1,4 @@
-"""From index lists to batches: gathered, augmented, normalised and poisoned inside the jitted step.
+"""From index lists to batches: gathered, augmented and normalised inside the jitted step.
 
 The images lie on the device once, as uint8. A client's batches depend on its own index list, the keys and nothing else,
 so that its result is bitwise the same whatever its neighbours' data are.
@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_spmc.data import augment
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.types import Array, Attack, AttackState, Batch, ClientData, PRNGKey
+from fedjax_spmc.types import Array, Batch, ClientData, PRNGKey
 
 
 class Images(NamedTuple):
@@ -77,12 +77,11 @@ def client_data(
     rows: Array,
     size: Array,
     client_id: Array,
-    attack: Attack,
-    attack_state: AttackState,
+    frozen: Array,
     round_index: Array,
     key: PRNGKey,
 ) -> ClientData:
-    """The batches of one client in one round.
+    """The batches of one client in one round, clean.
 
     Args:
         pipeline: how a batch is made.
@@ -90,7 +89,7 @@ def client_data(
         rows: [M] int32, the client's index list, padded.
         size: int32 scalar, its length.
         client_id: int32 scalar.
-        attack, attack_state: poison the batches of malicious clients and may freeze their augmentation.
+        frozen: bool scalar, whether the augmentation is drawn once for the whole run.
         round_index: int32 scalar.
         key: the experiment's key.
     """
@@ -102,10 +101,10 @@ def client_data(
     )
     live_key = purpose_key(key, "augment", round_index, client_id)
     frozen_key = purpose_key(key, "frozen_augment")
-    frozen = attack.freezes(attack_state, client_id)
     augmented = pipeline.padding > 0 or pipeline.flip
 
     def gather(step: Array, key: PRNGKey) -> Batch:
+        del key
         epoch = step // jnp.maximum(num_batches, 1)
         start = (step - epoch * num_batches) * batch_size
         positions = jax.lax.dynamic_slice(orders, (epoch, start), (1, batch_size))[0]
@@ -122,7 +121,6 @@ def client_data(
         pixels = augment.gather(train.images, sample_ids, drawn, pipeline.padding)
         images = augment.normalise(pixels, pipeline.mean, pipeline.std)
         labels = train.labels[sample_ids]
-        images, labels = attack.poison(attack_state, images, labels, sample_ids, client_id, key)
         return Batch(images, labels, sample_ids, jnp.ones(batch_size, bool))
 
     return ClientData(gather, num_batches, client_id)

@@ -16,38 +16,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.parity.walker import Outcome, exit_code, table, to_json, walk
-from fedjax_spmc.run import guarded
-
-USAGE = "usage: python -m fedjax_spmc.parity [--golden=DIR] [--torch] [--reference=DIR] [--json]"
+from fedjax_spmc.options import Option
+from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
+from fedjax_spmc.parity.walker import walk
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    parser = Parser("parity", __doc__)
+    parser.flag(Option("--golden", str, None, optional=True), "DIR", "recorded outputs (*.npz)")
+    parser.switch("--torch", "plain torch loops beside the simulator")
+    parser.flag(Option("--reference", str, None, optional=True), "DIR", "your clone of the authors' repository")
+    parser.switch("--json", "prints JSON")
+    return run_command(parser, _parity, arguments)
 
 
-def _main(arguments: list[str]) -> int:
-    golden: Path | None = None
-    clone: Path | None = None
-    torch = as_json = False
-    rest = list(arguments)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if name in ("--help", "-h"):
-            print(__doc__)
-            return 0
-        if name == "--json" and not equals:
-            as_json = True
-        elif name == "--torch" and not equals:
-            torch = True
-        elif name in ("--golden", "--reference") and (equals or rest):
-            folder = Path(value if equals else rest.pop(0))
-            golden, clone = (folder, clone) if name == "--golden" else (golden, folder)
-        else:
-            raise ConfigError(f"{name} is no flag of this command or lacks its value; {USAGE}.")
-    if golden is None and not torch and clone is None:
+def _parity(flags: Flags) -> int:
+    golden, clone = (None if flags[name] is None else Path(flags[name]) for name in ("golden", "reference"))
+    if golden is None and not flags["torch"] and clone is None:
         golden = Path(os.environ.get("FEDJAX_SPMC_SHARED", "../shared")) / "golden"
     outcomes: list[Outcome] = []
     if golden is not None:
@@ -56,7 +44,7 @@ def _main(arguments: list[str]) -> int:
                 f"--golden = {str(golden)!r} is not allowed: it must be a folder of golden vectors (*.npz)."
             )
         outcomes += walk(golden)
-    if torch:
+    if flags["torch"]:
         from fedjax_spmc.parity.torch_rounds import against_torch
 
         outcomes += against_torch()
@@ -64,7 +52,7 @@ def _main(arguments: list[str]) -> int:
         from fedjax_spmc.parity.clone import against_clone
 
         outcomes += against_clone(clone)
-    print(to_json(outcomes) if as_json else table(outcomes))
+    print(to_json(outcomes) if flags["json"] else table(outcomes))
     return exit_code(outcomes)
 
 

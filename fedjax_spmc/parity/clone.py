@@ -23,9 +23,9 @@ import numpy as np
 from fedjax_spmc import aggregators, data, local_rules, models, training
 from fedjax_spmc.data import augment
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.parity.local import fixed_batches
+from fedjax_spmc.parity.comparison import Comparison, Outcome
+from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import require
-from fedjax_spmc.parity.walker import Comparison, Outcome
 from fedjax_spmc.types import Context, Model, Upload, Variables
 
 RULES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc.parity.walker import Arrays
+from fedjax_spmc.parity.comparison import Arrays
 from fedjax_spmc.types import Upload
 
 

@@ -2,11 +2,9 @@
 
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from fedjax_spmc import parity
 
 
 class Tag(NamedTuple):
@@ -55,10 +53,8 @@ def merged() -> dict[str, Tag]:
         ValueError: two modules hold the same tag.
     """
     tags: dict[str, Tag] = {}
-    for module in pkgutil.iter_modules(parity.__path__):
-        if not module.name.startswith("tags_"):
-            continue
-        for name, tag in importlib.import_module(f"{parity.__name__}.{module.name}").TAGS.items():
+    for module in sorted(Path(__file__).parent.glob("tags_*.py")):
+        for name, tag in importlib.import_module(f"{__package__}.{module.stem}").TAGS.items():
             if name in tags:
                 raise ValueError(f"tag {name!r} is given twice, by {module.name} too")
             tags[name] = tag

@@ -9,9 +9,9 @@ import numpy as np
 from fedjax_spmc import aggregators
 from fedjax_spmc.aggregators import crfl, dnc
 from fedjax_spmc.aggregators.guard import guarded
+from fedjax_spmc.parity.comparison import Arrays
 from fedjax_spmc.parity.layout import Layout, layout_of, split, unequal_counters
 from fedjax_spmc.parity.tags import Tag
-from fedjax_spmc.parity.walker import Arrays
 from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Upload, Verdict
 
 ROUNDS = 50

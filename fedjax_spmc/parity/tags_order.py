@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.aggregators.krum import PrivateModel
+from fedjax_spmc.parity.comparison import Arrays
 from fedjax_spmc.parity.layout import Layout, split
 from fedjax_spmc.parity.tags import Tag
-from fedjax_spmc.parity.walker import Arrays
 
 REFERENCE = {"variant": "reference"}
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from fedjax_spmc import aggregators, models
 from fedjax_spmc.aggregators.fedcpa import multipliers
+from fedjax_spmc.parity.comparison import Arrays, Comparison
+from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.layout import Layout, join, split, upload_of
-from fedjax_spmc.parity.small import channels_last
 from fedjax_spmc.parity.tags import Tag
 from fedjax_spmc.parity.tags_spmc import exponents
-from fedjax_spmc.parity.walker import Arrays, Comparison
 from fedjax_spmc.types import Aggregator, Model, ServerData, Verdict
 
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 
 from fedjax_spmc import trees
+from fedjax_spmc.parity.comparison import Arrays, Comparison
 from fedjax_spmc.parity.layout import Layout, join, upload_of
 from fedjax_spmc.parity.tags import Tag
-from fedjax_spmc.parity.walker import Arrays, Comparison
 from fedjax_spmc.types import Verdict
 
 _coalitions = jax.jit(trees.leave_one_out_mean)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import models, setup
-from fedjax_spmc.federation import FederationState, make_round, play_round
+from fedjax_spmc.federation import FederationState, play_round
 from fedjax_spmc.metrics import percentages
-from fedjax_spmc.parity.local import fixed_batches
+from fedjax_spmc.parity.comparison import TOLERANCE, Comparison, Outcome
+from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import (
     CLIENTS,
     Batches,
@@ -26,7 +27,7 @@ from fedjax_spmc.parity.torch_side import (
     small_experiment,
     torch_reference,
 )
-from fedjax_spmc.parity.walker import TOLERANCE, Comparison, Outcome
+from fedjax_spmc.rounds import make_round
 from fedjax_spmc.types import Array, ClientData
 
 ROUNDS = 5
@@ -47,7 +48,7 @@ class Sides:
         self.experiment = small_experiment(method)
         self.batches = Batches(self.experiment)
         self.theirs, self._wide = TorchSide(self.experiment, method), TorchSide(self.experiment, method, "float64")
-        self.play = make_round(self.experiment.federation, self.experiment.arrays, self.experiment.arrays[1].sizes)
+        self.play = make_round(self.experiment.federation, self.experiment.arrays, self.experiment.sizes)
         self._play_wide = Wide(self.experiment, self.batches.steps)
         # Averaging keeps no teachers: the torch side then gets the global model in their place and does not look at it.
         self._with_teachers = method == "spmc"
@@ -106,7 +107,7 @@ class Wide:
             return own._replace(num_batches=jnp.asarray(counts)[client_id])
 
         federation = experiment.federation._replace(client_data=client_data, epochs=1)
-        sizes = experiment.arrays[1].sizes
+        sizes = experiment.sizes
         self._program = jax.jit(lambda arrays, state, key: play_round(federation, arrays, sizes, state, key))
 
     def __call__(

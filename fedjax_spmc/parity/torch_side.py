@@ -1,15 +1,11 @@
-"""The small experiment of `--torch`, and the side that the loops of `experiments/torch_reference` have in it.
+"""The small experiment of `--torch`, and the side that the loops of `torch_reference/` have in it.
 
 Four clients, one of them malicious, train SimpleCNN on the handwritten digits without augmentation. The torch side gets
 the uint8 images, who owns which, and from the simulator's draws the order of the images and which of them are poisoned;
 it normalises, stamps, trains, weighs, averages and evaluates by itself.
 """
 
-import contextlib
 import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,29 +16,23 @@ import numpy as np
 from fedjax_spmc import config as configs
 from fedjax_spmc import setup
 from fedjax_spmc.attacks.badnets import poison_draws
+from fedjax_spmc.config import make_config
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import FederationState
-from fedjax_spmc.presets import make_config
+from fedjax_spmc.experiment import build
+from fedjax_spmc.federation import FederationState, data_of_client
 from fedjax_spmc.types import Array, AttackState
 
 CLIENTS, EPOCHS, BATCH, MAX_STEPS, FLOOR = 4, 1, 24, 30, 1e-2
-REFERENCE = Path(__file__).resolve().parents[2] / "experiments"
 
 
 def torch_reference() -> ModuleType:
-    """The module of torch loops in the repository.
+    """The module of torch loops.
 
     Raises:
-        ConfigError: torch or the folder is not there.
+        ConfigError: torch is not there.
     """
-    if not (REFERENCE / "torch_reference" / "federation.py").is_file():
-        raise ConfigError(
-            f"--torch needs the repository's folder experiments/torch_reference, and {REFERENCE} does not hold it: run "
-            "it from a clone installed with `pip install -e .[torch]`."
-        )
     require("torch", "--torch")
-    with importable(REFERENCE):
-        return importlib.import_module("torch_reference.federation")
+    return importlib.import_module("fedjax_spmc.parity.torch_reference.federation")
 
 
 def require(module: str, flag: str) -> None:
@@ -55,16 +45,6 @@ def require(module: str, flag: str) -> None:
         importlib.import_module(module)
     except ImportError:
         raise ConfigError(f"{flag} needs {module}, which is not installed: `pip install fedjax_spmc[torch]`.") from None
-
-
-@contextlib.contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Puts a folder first on the path of imports for the length of a `with` block."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 class ClientBatches(NamedTuple):
@@ -94,7 +74,7 @@ def small_experiment(method: str) -> setup.Experiment:
     if method == "spmc":
         configs.set_field(config, "local.options.floor", FLOOR)
     config = configs.resolve(config)
-    return setup.build(config, setup.load_data(config))
+    return build(config)
 
 
 class Batches:
@@ -108,7 +88,7 @@ class Batches:
 
         @jax.jit
         def all_of(arrays: Any, client_id: Array, attack_state: Any, round_index: Array, key: Array) -> Any:
-            data = federation.client_data(arrays, client_id, attack_state, round_index, key)
+            data = data_of_client(federation, arrays, client_id, attack_state, round_index, key)
             return jax.vmap(lambda step: data.gather(step, key))(jnp.arange(max(self.steps), dtype=jnp.int32))
 
         self._all_of = all_of
@@ -140,8 +120,7 @@ class TorchSide:
         self._loops = torch_reference()
         self._torch = importlib.import_module("torch")
         self._torch.set_num_threads(1)  # its sums then always have the same order
-        with importable(REFERENCE):
-            network = importlib.import_module("torch_reference.model").SimpleCNN
+        network = importlib.import_module("fedjax_spmc.parity.torch_reference.model").SimpleCNN
         hyper, data = experiment.federation.hyper, experiment.dataset
         names = ("learning_rate", "momentum", "weight_decay")
         kind = getattr(self._torch, dtype)

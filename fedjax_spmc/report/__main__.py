@@ -12,60 +12,34 @@ own (8). `--out` must be new, empty, or a report, which is replaced.
 import sys
 from collections.abc import Sequence
 
-from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.run import guarded
-
-USAGE = (
-    "usage: python -m fedjax_spmc.report RUN_OR_SWEEP ... [--out=report] [--tables=NAME,...] [--details=N] "
-    "[--data_dir=DIR] [--title=TEXT]"
-)
-FLAGS = ("--out", "--tables", "--details", "--data_dir", "--title")
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.options import Option, Range
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    parser = Parser("report", __doc__)
+    parser.words("RUN_OR_SWEEP", "run folders, sweep folders, or folders that hold any of these")
+    parser.flag(Option("--out", str, "report"), "DIR", "where the report goes; it must be new, empty, or a report")
+    parser.flag(Option("--tables", tuple, ()), "NAME,...", "papers' tables that are shown whatever was run")
+    parser.flag(Option("--details", int, 8, range=Range(0, 10**6)), "N", "how many runs get pictures of their own")
+    parser.flag(Option("--data_dir", str, None, optional=True), "DIR", "folder of prepared data sets")
+    parser.flag(Option("--title", str, None, optional=True), "TEXT", "of the page")
+    return run_command(parser, lambda flags: _report(parser, flags), arguments)
 
 
-def _main(arguments: list[str]) -> int:
-    folders: list[str] = []
-    flags = {"--out": "report", "--tables": "", "--details": "", "--data_dir": "", "--title": ""}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name in ("--help", "-h"):
-            print(__doc__)
-            return 0
-        if not word.startswith("-"):
-            folders.append(word)
-            continue
-        if name not in FLAGS:
-            raise ConfigError(f"{word} is no flag of this command; {USAGE}.")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("-") else ""
-        if not value:
-            raise ConfigError(f"{name} needs a value; {USAGE}.")
-        flags[name] = value
-    if not folders:
-        raise ConfigError(f"no folder is given; {USAGE}.")
-    if flags["--details"] and not flags["--details"].isdigit():
-        raise ConfigError(f"--details = {flags['--details']} is not allowed: it must be a whole number from 0.")
+def _report(parser: Parser, flags: Flags) -> int:
+    if not flags.words:
+        raise parser.refuse("no folder is given")
 
     from fedjax_spmc.report import page, published
 
-    wanted = [name for name in flags["--tables"].split(",") if name]
-    for name in wanted:
+    for name in flags["tables"]:
         if name not in published.LAYOUTS:
             known = ", ".join(published.LAYOUTS)
-            raise ConfigError(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas.")
+            raise parser.refuse(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas")
     made = page.build(
-        folders,
-        flags["--out"],
-        wanted,
-        int(flags["--details"]) if flags["--details"] else page.DETAILS,
-        flags["--data_dir"] or None,
-        flags["--title"],
+        flags.words, flags["out"], flags["tables"], flags["details"], flags["data_dir"], flags["title"] or ""
     )
     print(f"report: {made}   tables: {made.parent / 'tables'}")
     return 0

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc import plots
+from fedjax_spmc import types
+from fedjax_spmc.record import plots
+from fedjax_spmc.registry import aggregators
 from fedjax_spmc.report import read
 from fedjax_spmc.report.history import ids_of
 from fedjax_spmc.report.read import Run
@@ -170,7 +172,7 @@ def _lines(axis: Any, known: dict[int, Any], words: str) -> None:
 
 
 def of_run(run: Run) -> list[Picture]:
-    """A run's own pictures: scores, weights, the heat map of weights, detection, importances."""
+    """A run's own pictures: scores, weights, the heat map of weights, detection, what the rule itself shows."""
     if not run.lines:
         return []
     rounds, _ = run.series("A")
@@ -197,7 +199,7 @@ def of_run(run: Run) -> list[Picture]:
             made.append(draw(paint, caption, height=tall, margins=NAMED_ROWS))
     if (flagged > 0).any():
         made.append(draw(lambda axis: _detection(axis, run), "share of the clients that were flagged, by kind"))
-    return made + _importances(run)
+    return made + _of_details(run)
 
 
 def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.ndarray) -> None:
@@ -228,27 +230,21 @@ def _detection(axis: Any, run: Run) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _importances(run: Run) -> list[Picture]:
-    details = _details(run.folder)
-    ids = ids_of(run.lines[-1])
-    shares, similarity = details.get("importance_shares"), details.get("importance_similarity")
-    if shares is None or shares.ndim != 2 or len(shares) != len(ids) or "importance_edges" not in details:
-        return []
-    malicious = run.malicious[ids]
+def _of_details(run: Run) -> list[Picture]:
+    """The pictures that the run's aggregator declares of its details."""
+    details, malicious = _details(run.folder), run.malicious[ids_of(run.lines[-1])]
     made = []
-    if similarity is not None and similarity.shape == (len(ids), len(ids)):
-        paint = lambda axis: plots.draw_similarity(axis, similarity, malicious)  # noqa: E731
-        made.append(draw(paint, "cosine between the clients' parameter importances in the last round", height=3.9))
-    paint = lambda axis: plots.draw_distribution(axis, details, malicious)  # noqa: E731
-    made.append(
-        draw(
-            paint,
-            "distribution of the clients' parameter importances in the last round",
-            height=3.9,
-            margins=(0.62, 0.1, 0.35, 0.8),
-        )
-    )
+    for one in _declared(run.config["aggregator.name"]) if details else ():
+        if one.fits(details, len(malicious)):
+            paint = lambda axis, one=one: plots.draw_details(axis, one, details, malicious)  # noqa: E731
+            margins = (0.62, 0.1, 0.35, 0.8) if one.edges else MARGINS
+            made.append(draw(paint, one.caption, height=3.9, margins=margins))
     return made
+
+
+def _declared(aggregator: str) -> tuple[types.Picture, ...]:
+    """The pictures of a rule with its options at their defaults; none of a plug-in's rule, which is not known here."""
+    return aggregators.make(aggregator).pictures if aggregator in aggregators.names() else ()
 
 
 def _details(folder: Path | None) -> dict[str, np.ndarray]:

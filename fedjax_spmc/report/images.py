@@ -142,16 +142,16 @@ def _strip(run: Run, config: Any, dataset: Any) -> Strip:
     from fedjax_spmc import setup
     from fedjax_spmc.data import augment
     from fedjax_spmc.keys import purpose_key
-    from fedjax_spmc.record import RunFolder
+    from fedjax_spmc.record.folder import RunFolder
     from fedjax_spmc.types import AttackContext
 
     assert run.folder is not None
     info = dataset.info
-    model = setup.make_model(config, info.num_classes, info.image_shape)
+    model = setup.model_of(config, info.num_classes, info.image_shape)
     variables = RunFolder(run.folder, config, read_only=True).read_model(model)
     mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
     key = jax.random.key(config.seed)
-    attack = setup.attack_of(config, setup.numbers_of(config))
+    attack = setup.attack_of(config, setup.array_settings(config))
     context = AttackContext(setup.roster(config, key), info.image_shape, info.num_classes, mean, std)
     state = attack.init(context, purpose_key(key, "attack"))
 

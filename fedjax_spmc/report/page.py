@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc.errors import WorkdirError
-from fedjax_spmc.files import replace
+from fedjax_spmc.record.files import replace
 from fedjax_spmc.report import figures, overview, published, read, tables
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import Looker, Strip

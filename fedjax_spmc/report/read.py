@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, presets
+from fedjax_spmc import metrics
+from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import PER_RUN, by_row, ids_of, number, numbers_of, read_lines, took_part

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import presets
+from fedjax_spmc.config import presets
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
@@ -130,7 +130,7 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that name a setting: all that touch the numbers but the seed."""
-    return {path: value for path, value in sorted(configs.telling(config).items()) if path != "seed"}
+    return {path: value for path, value in sorted(configs.fields_of_result(config).items()) if path != "seed"}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:

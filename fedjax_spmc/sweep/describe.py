@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.data.pipeline import ClientIndices
-from fedjax_spmc.progress import clock
+from fedjax_spmc.record.progress import clock
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.engine import Data
 from fedjax_spmc.sweep.plan import Cell, Group, Sweep, common_fields, groups_of, words

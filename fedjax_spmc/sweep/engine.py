@@ -8,20 +8,21 @@ from typing import Any, TextIO
 
 import jax
 
-from fedjax_spmc import data, record, setup
+from fedjax_spmc import data, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
-from fedjax_spmc.progress import clock
+from fedjax_spmc.record.environment import environment
+from fedjax_spmc.record.progress import clock
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group, Sweep, data_key, groups_of
 from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import Layout
 from fedjax_spmc.sweep.scratch import Load, Scratch, loads_in
-from fedjax_spmc.sweep.table import FAILED, FINISHED, Ended, Table, failed
+from fedjax_spmc.sweep.table import FAILED, FINISHED, Outcome, Table, failed
 
-Sink = Callable[[Ended], None]
+Sink = Callable[[Outcome], None]
 """Takes what is left of a cell, as soon as it has ended."""
-Note = Callable[[str], None]
+Log = Callable[[str], None]
 """Takes a line for the user."""
 SAID_EVERY = 20.0
 """Seconds between two lines about a program in progress."""
@@ -45,7 +46,7 @@ class Data:
         if self._held is None or key != self._key:
             self._held = None
             self._key, self._held = key, setup.load_data(config)
-            self._environments[key] = record.environment(self._held.info, self._held.fingerprint)
+            self._environments[key] = environment(self._held.info, self._held.fingerprint)
         return self._held, self._environments[key]
 
     def environment(self, config: Any) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def play(sweep: Sweep, cells: Sequence[Cell], table: Table, stream: TextIO | Non
         cells: from `plan.expand`.
         table: not begun yet.
         stream: where progress is printed; None prints nothing.
-        spread: another engine in place of this machine: (groups, pending, loader, sink, note) -> None.
+        spread: another engine in place of this machine: (groups, pending, loader, sink, log) -> None.
 
     Raises:
         UserError: the data or the folder cannot be used; one sentence says why.
@@ -74,25 +75,25 @@ def play(sweep: Sweep, cells: Sequence[Cell], table: Table, stream: TextIO | Non
         table.forget([cell.id for cell in cells if table.rows.get(cell.id, {}).get("status") == FAILED])
         pending = {cell.id for cell in cells} - table.rows.keys()
 
-        def note(text: str) -> None:
+        def log(text: str) -> None:
             if stream is not None:
                 print(text, file=stream, flush=True)
 
-        def sink(ended: Ended) -> None:
+        def sink(ended: Outcome) -> None:
             row = table.record(ended, sweep.keep_models)
             done = sum(cell.id in table.rows for cell in cells)
-            note(f"cell {done} of {len(cells)}  {ended.cell.title()}  {_outcome(row)}")
+            log(f"cell {done} of {len(cells)}  {ended.cell.title()}  {_outcome(row)}")
 
         if len(pending) < len(cells):
-            note(f"goes on: {len(cells) - len(pending)} of {len(cells)} cells have their row in {table.path}")
+            log(f"goes on: {len(cells) - len(pending)} of {len(cells)} cells have their row in {table.path}")
         left = [group for group in groups_of(cells) if any(cell.id in pending for cell in group.cells)]
         if spread is not None:
-            spread(left, pending, loader, sink, note)
+            spread(left, pending, loader, sink, log)
         else:
             for number, group in enumerate(left, 1):
                 dataset, environment = loader.of(group.cells[0].config)
-                note(f"group {number} of {len(left)}: {len(group.cells)} cells")
-                play_group(group, pending, dataset, environment, table.path / "work", sink, note)
+                log(f"group {number} of {len(left)}: {len(group.cells)} cells")
+                play_group(group, pending, dataset, environment, table.path / "work", sink, log)
         shutil.rmtree(table.path / "work", ignore_errors=True)
     finally:
         table.close()
@@ -119,7 +120,7 @@ def play_group(
     environment: Mapping[str, Any],
     work: Path | None,
     sink: Sink,
-    note: Note,
+    log: Log,
 ) -> int:
     """Plays the pending cells of a group on the devices of this machine.
 
@@ -130,7 +131,7 @@ def play_group(
         environment: as `environment.json`.
         work: where loads in progress are kept; None keeps none.
         sink: takes what is left of each cell.
-        note: takes lines for the user.
+        log: takes lines for the user.
 
     Returns:
         How many programs were compiled.
@@ -175,7 +176,7 @@ def play_group(
             )
             scratch = Scratch(work, load)
             try:
-                ended = player.play(cells, layout, scratch, _progress(note, cells))
+                ended = player.play(cells, layout, scratch, _progress(log, cells))
                 for one in ended:
                     if one.cell.id in pending:
                         sink(one)
@@ -188,7 +189,7 @@ def play_group(
             if programs.is_out_of_memory(error) and layout.batch > 1:
                 layout = layout._replace(batch=layout.batch // 2)
                 first, fitted = [], False
-                note(f"out of memory: goes on with {layout.lanes} experiments per program")
+                log(f"out of memory: goes on with {layout.lanes} experiments per program")
                 continue
             fail([cell for cell in cells if cell.id in pending], error)
         played = {cell.id for cell in cells}
@@ -212,7 +213,7 @@ def _interrupted(
     return None, []
 
 
-def _progress(note: Note, cells: Sequence[Cell]) -> Callable[[int], None]:
+def _progress(log: Log, cells: Sequence[Cell]) -> Callable[[int], None]:
     """Takes the number of rounds played and says, now and then, how far a program is."""
     rounds, start, told, first = cells[0].config.federation.rounds, time.monotonic(), time.monotonic(), 0
 
@@ -222,7 +223,7 @@ def _progress(note: Note, cells: Sequence[Cell]) -> Callable[[int], None]:
         first = first or done  # a load that was interrupted does not begin with round 1
         if now - told >= SAID_EVERY and done < rounds:
             left = (now - start) / (done - first + 1) * (rounds - done)
-            note(f"round {done} of {rounds}  {len(cells)} experiments  {clock(left)} left in this program")
+            log(f"round {done} of {rounds}  {len(cells)} experiments  {clock(left)} left in this program")
             told = now
 
     return report

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import run as single
+from fedjax_spmc.command import use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.sweep import engine
 from fedjax_spmc.sweep.plan import Cell, Group
-from fedjax_spmc.sweep.table import Ended, failed
+from fedjax_spmc.sweep.table import Outcome, failed
 
 RETRIES = 5
 """How often a piece is played again after its node or its process died; then its cells have failed."""
@@ -43,18 +43,18 @@ class Piece(NamedTuple):
     work: str
 
 
-def play_piece(piece: Piece) -> list[tuple[str, Ended]]:
+def play_piece(piece: Piece) -> list[tuple[str, Outcome]]:
     """The task: plays the pending cells on the devices that Ray gave to this process.
 
     Returns:
         (id, what is left of the cell) with the cell left out, which the sender knows.
     """
     cells = tuple(Cell(fields, configs.resolve(config), name) for fields, config, name in piece.cells)
-    single.use_compilation_cache(cells[0].config)
+    use_compilation_cache(cells[0].config)
     dataset, environment = engine.Data().of(cells[0].config)
-    ended: list[tuple[str, Ended]] = []
+    ended: list[tuple[str, Outcome]] = []
 
-    def sink(one: Ended) -> None:
+    def sink(one: Outcome) -> None:
         ended.append((one.cell.id, one._replace(cell=None)))  # pyright: ignore[reportArgumentType]
 
     group = Group(piece.key, cells)
@@ -88,7 +88,7 @@ def pieces_of(groups: Sequence[Group], pending: Collection[str], slots: int, wor
 
 
 def make_spread(workdir: Path) -> Callable[..., None]:
-    """The engine: (groups, pending, loader, sink, note) -> None.
+    """The engine: (groups, pending, loader, sink, log) -> None.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
@@ -105,11 +105,11 @@ def make_spread(workdir: Path) -> Callable[..., None]:
             raise ConfigError(f"RAY_ADDRESS = {address!r} is no Ray cluster ({reason}).") from None
 
     def spread(
-        groups: Sequence[Group], pending: Collection[str], loader: engine.Data, sink: engine.Sink, note: engine.Note
+        groups: Sequence[Group], pending: Collection[str], loader: engine.Data, sink: engine.Sink, log: engine.Log
     ) -> None:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        note(f"Ray: {len([node for node in ray.nodes() if node['Alive']])} nodes, {gpus} GPUs, {cpus} CPUs")
+        log(f"Ray: {len([node for node in ray.nodes() if node['Alive']])} nodes, {gpus} GPUs, {cpus} CPUs")
         work = workdir / "work"
         work.mkdir(exist_ok=True)
         asked = {"num_gpus": 1} if gpus else {"num_cpus": 1}

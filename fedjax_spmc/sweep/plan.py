@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import presets, setup
+from fedjax_spmc import setup
+from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import shown
 
@@ -172,7 +173,7 @@ def _hash(flat: Mapping[str, Any]) -> str:
 
 def cell_id(config: Any) -> str:
     """Names an experiment; unlike the name of a run folder it tells numbers of rounds apart."""
-    return _hash(configs.telling(configs.flatten(config)))
+    return _hash(configs.fields_of_result(configs.flatten(config)))
 
 
 def program_key(config: Any) -> str:
@@ -186,7 +187,7 @@ def program_key(config: Any) -> str:
             arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
     shape = {
         path: value
-        for path, value in configs.telling(configs.flatten(config)).items()
+        for path, value in configs.fields_of_result(configs.flatten(config)).items()
         if path not in {*HOST_FIELDS, *inert}
     }
     # An option that is None is left to the rule, which is another program than any number.

@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import data, metrics, results, setup
+from fedjax_spmc import data, experiment, setup
 from fedjax_spmc.data.pipeline import ClientIndices, Images, pad_indices
 from fedjax_spmc.errors import UserError
+from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import FederationState, evaluated_model
+from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
+from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group
-from fedjax_spmc.sweep.program import Lane, Layout, Outcome, Shared
+from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, Shared
 from fedjax_spmc.sweep.scratch import Scratch
-from fedjax_spmc.sweep.table import Ended
+from fedjax_spmc.sweep.table import Outcome
 
 
 class Player:
@@ -54,16 +57,16 @@ class Player:
             server=setup.server_images(self._config, dataset),
         )
         self._shared: tuple[Layout, Shared] | None = None
-        self._begin = setup.make_begin(self._config, dataset.info, self._host.server)
+        self._start = experiment.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
         """A cell's state before round 0 and what its program reads: bit for bit those of a single run."""
         key = jax.random.key(cell.config.seed)
-        numbers = setup.numbers_of(cell.config)
+        settings = setup.array_settings(cell.config)
         with jax.default_matmul_precision(self._config.precision):
-            state = self._begin(key, setup.roster(cell.config, key), numbers)
+            state = self._start(key, setup.roster(cell.config, key), settings)
         indices = pad_indices(self._parts[cell.id], self._width)
-        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), numbers)
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), settings)
         return state, Lane(key, ClientIndices(*indices), arrays)
 
     def fit(self, layout: Layout, like: Cell) -> Layout:
@@ -88,7 +91,7 @@ class Player:
 
     def play(
         self, cells: Sequence[Cell], layout: Layout, scratch: Scratch, report: Callable[[int], None] | None = None
-    ) -> list[Ended]:
+    ) -> list[Outcome]:
         """Plays cells to their end, going on from what `scratch` holds.
 
         Args:
@@ -101,7 +104,8 @@ class Player:
         chunk = self._config.checkpoint.every
         run = self.program(layout, cells[0])
         states, lanes = self.stacked(cells, layout)
-        done, states, entries = scratch.resume(states)
+        nothing = np.zeros(layout.lanes, np.int32)
+        done, (states, unreported), entries = scratch.resume(Snapshot(states, Unreported(nothing, nothing)))
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
         histories = [[line for entry in entries if (line := entry["lines"][i])] for i in range(len(cells))]
@@ -111,20 +115,24 @@ class Player:
         start = began = time.perf_counter()
         while done < rounds and (lost < 0).any():
             wanted = (done + 1) % every == 0 or done + 1 == rounds
-            outcome: Outcome = run(states, lanes, shared, programs.place(layout, jnp.asarray(wanted), stacked=False))
+            outcome: RoundOutcome = run(
+                states, lanes, shared, programs.place(layout, jnp.asarray(wanted), stacked=False)
+            )
             states, before = outcome.states, lost
             lost = np.asarray(states.diverged)[: len(cells)]  # waits for the devices
+            unreported = unreported.plus(outcome.reports)
             done += 1
             due = [i for i in range(len(cells)) if (wanted and before[i] < 0) or lost[i] != before[i]]
             if due:
                 seconds = (time.perf_counter() - start) / (done - since) / len(cells)
-                lines = self._lines(outcome, due, histories, malicious, done - 1, seconds)
+                lines = self._lines(outcome, due, unreported, malicious, done - 1, seconds)
+                unreported = Unreported(*(np.where(np.isin(np.arange(layout.lanes), due), 0, x) for x in unreported))
                 scratch.add({"round": done - 1, "lines": [lines.get(i) for i in range(len(cells))]})
                 for i, line in lines.items():
                     histories[i].append(line)
                 since, start = done, time.perf_counter()
             if done < rounds and (done % chunk == 0 or (lost != before).any()):
-                scratch.save(done, states)
+                scratch.save(done, Snapshot(states, unreported))
             if report is not None:
                 report(done)
         seconds = (time.perf_counter() - began) / max(1, len(cells))
@@ -144,7 +152,7 @@ class Player:
         return self._shared[1]
 
     def program(self, layout: Layout, like: Cell) -> Any:
-        """The compiled program of a layout: (states, lanes, shared, evaluate) -> Outcome."""
+        """The compiled program of a layout: (states, lanes, shared, evaluate) -> RoundOutcome."""
         if layout not in self._programs:
             program = programs.make_program(self._config, self._dataset.info, layout)
             states, lanes = _shapes(self.start(like), layout.lanes)
@@ -158,27 +166,29 @@ class Player:
         return self._programs[layout]
 
     def _lines(
-        self, outcome: Outcome, due: Sequence[int], histories: Any, malicious: np.ndarray, index: int, seconds: float
+        self,
+        outcome: RoundOutcome,
+        due: Sequence[int],
+        unreported: Unreported,
+        malicious: np.ndarray,
+        index: int,
+        seconds: float,
     ) -> dict[int, dict[str, Any]]:
-        """Lane -> line of the round `index`; counters run since the line before."""
-        backdoor = setup.attack_of(self._config, setup.numbers_of(self._config)).backdoor is not None
-        counts, reports, rejected, failures = jax.device_get(
-            (outcome.counts, outcome.reports, outcome.states.rejected, outcome.states.failures)
-        )
-        lines = {}
-        for i in due:
-            counted = [sum(line[name] for line in histories[i]) for name in ("non_finite", "aggregation_failed")]
-            lines[i] = results.line(
+        """Lane -> line of the round `index`."""
+        backdoor = setup.attack_of(self._config, setup.array_settings(self._config)).backdoor is not None
+        counts, reports = jax.device_get((outcome.counts, outcome.reports))
+        return {
+            i: metrics_line(
                 round_index=index,
-                counts=metrics.Counts(*(field[i] for field in counts)),
+                counts=Counts(*(field[i] for field in counts)),
                 report=jax.tree.map(lambda x, i=i: x[i], reports),
                 malicious=malicious[i],
                 backdoor=backdoor,
-                non_finite=int(rejected[i]) - counted[0],
-                aggregation_failed=int(failures[i]) - counted[1],
+                unreported=Unreported(*(field[i] for field in unreported)),
                 seconds={"round_seconds": seconds, "eval_seconds": None},  # the round's program evaluates
             )
-        return lines
+            for i in due
+        }
 
     def _results(
         self,
@@ -188,23 +198,23 @@ class Player:
         malicious: np.ndarray,
         lost: np.ndarray,
         seconds: float,
-    ) -> list[Ended]:
+    ) -> list[Outcome]:
         ended = []
         for i, cell in enumerate(cells):
-            federation = setup.assemble(cell.config, self._dataset.info, self._host.server)
+            federation = experiment.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states._replace(attack=()))
             note, diverged = self._dataset.info.note, int(lost[i])
             ended.append(
-                Ended(
+                Outcome(
                     cell=cell,
-                    summary=results.summary(
+                    summary=summary_of(
                         cell.config.federation.rounds, histories[i], federation.oracle, note, malicious[i], diverged
                     ),
                     environment=self._environment,
                     history=histories[i],
                     variables=jax.device_get(evaluated_model(federation, state)),
                     seconds=seconds,
-                    error=None if diverged < 0 else results.diverged_message(diverged),
+                    error=None if diverged < 0 else diverged_message(diverged),
                 )
             )
         return ended

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_spmc import setup
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.pipeline import ClientIndices, Images
 from fedjax_spmc.devices import CLIENTS, map_clients_over, may_wait
+from fedjax_spmc.evaluation import Counts, make_evaluate
+from fedjax_spmc.experiment import assemble
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model, play_round
-from fedjax_spmc.metrics import Counts, make_evaluate
-from fedjax_spmc.setup import Numbers
+from fedjax_spmc.setup import ArraySettings
 from fedjax_spmc.types import Array, PRNGKey
 
 EXPERIMENTS = "experiments"
@@ -54,7 +54,7 @@ class Lane(NamedTuple):
 
     key: PRNGKey
     indices: ClientIndices
-    numbers: Numbers
+    settings: ArraySettings
 
 
 class Shared(NamedTuple):
@@ -65,7 +65,7 @@ class Shared(NamedTuple):
     server: Images | None
 
 
-class Outcome(NamedTuple):
+class RoundOutcome(NamedTuple):
     """What a round of all lanes leaves, every leaf [lanes, ...]; `counts` are zeros where nothing was evaluated."""
 
     states: FederationState
@@ -88,8 +88,8 @@ def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
     return Layout(tuple(devices[:used]), EXPERIMENTS, min(wanted, -(-num_cells // used)))
 
 
-def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[..., Outcome]:
-    """The program of a group, to be jitted: (states, lanes, shared, evaluate) -> Outcome.
+def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[..., RoundOutcome]:
+    """The program of a group, to be jitted: (states, lanes, shared, evaluate) -> RoundOutcome.
 
     Args:
         config: resolved, of any cell of the group.
@@ -97,10 +97,9 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
         layout: see there; the leading axis of states and lanes is `layout.lanes`.
     """
     mesh = mesh_of(layout)
-    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
 
     def parts(lane: Lane, shared: Shared) -> Federation:
-        federation = setup.assemble(config, info, shared.server, lane.numbers)
+        federation = assemble(config, info, shared.server, lane.settings)
         if mesh is not None and layout.axis == CLIENTS:
             return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True))
         return federation
@@ -111,16 +110,16 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
 
     def count(state: FederationState, lane: Lane, shared: Shared) -> Counts:
         federation = parts(lane, shared)
-        evaluate = make_evaluate(federation.model, federation.attack, mean, std)
+        evaluate = make_evaluate(federation.model, federation.attack, info.mean, info.std)
         return evaluate(evaluated_model(federation, state), shared.test, state.attack)
 
-    def block(states: FederationState, lanes: Lane, shared: Shared, evaluate: Array) -> Outcome:
+    def block(states: FederationState, lanes: Lane, shared: Shared, evaluate: Array) -> RoundOutcome:
         new, reports = _each(play, layout.batch)(states, lanes, shared)
         counted = functools.partial(_each(count, layout.batch), new, lanes, shared)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(counted))
         # The round in which an experiment is lost is evaluated whatever the schedule says, as in a single run.
         wanted = evaluate | jnp.any(new.diverged != states.diverged)
-        return Outcome(new, reports, jax.lax.cond(wanted, counted, lambda: nothing))
+        return RoundOutcome(new, reports, jax.lax.cond(wanted, counted, lambda: nothing))
 
     if mesh is None or layout.axis == CLIENTS:
         return block

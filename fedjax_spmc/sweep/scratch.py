@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_spmc import files
-from fedjax_spmc.checkpoint import Checkpoints
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.record import files
+from fedjax_spmc.record.checkpoint import Checkpoints
+from fedjax_spmc.record.resume import Snapshot
 
 
 class Load(NamedTuple):
@@ -52,8 +53,8 @@ class Scratch:
         self._load = load
         self._checkpoints: Checkpoints | None = None
 
-    def resume(self, like: Any) -> tuple[int, Any, list[Entry]]:
-        """Rounds played, the state of all lanes, and the entries; (0, like, []) where nothing usable is there."""
+    def resume(self, like: Snapshot) -> tuple[int, Snapshot, list[Entry]]:
+        """Rounds played, the snapshot of all lanes, and the entries; (0, like, []) where nothing usable is there."""
         if self._path is None:
             return 0, like, []
         try:
@@ -61,10 +62,10 @@ class Scratch:
                 self._checkpoints = Checkpoints(self._path / "checkpoint")
                 done = self._checkpoints.latest()
                 if done is not None:
-                    states = self._checkpoints.restore(done, like)
+                    snapshot = self._checkpoints.restore(done, like)
                     entries = [entry for entry in self._entries() if entry["round"] < done]
                     self._rewrite(entries)
-                    return done, states, entries
+                    return done, snapshot, entries
         except WorkdirError:  # damaged: it costs no more than the rounds that it stood for
             self.close()
         shutil.rmtree(self._path, ignore_errors=True)
@@ -85,10 +86,10 @@ class Scratch:
         except OSError as error:
             raise _unwritable(self._path, error) from None
 
-    def save(self, rounds: int, states: Any) -> None:
-        """Writes the state after so many rounds."""
+    def save(self, rounds: int, snapshot: Snapshot) -> None:
+        """Writes the snapshot of all lanes after so many rounds."""
         if self._checkpoints is not None:
-            self._checkpoints.save(rounds, states)
+            self._checkpoints.save(rounds, snapshot)
 
     def close(self) -> None:
         """Ends the background work of the checkpoints."""

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fedjax_spmc import files, results
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import shown
-from fedjax_spmc.record import RunFolder
-from fedjax_spmc.setup import is_oracle, make_model
+from fedjax_spmc.record import files
+from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.record.lines import summary_of
+from fedjax_spmc.setup import is_oracle, model_of
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
@@ -26,7 +27,7 @@ NAME = "results.jsonl"
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     """What is left of a cell that was played to its end, or failed.
 
     Attributes:
@@ -48,11 +49,11 @@ class Ended(NamedTuple):
     error: str | None = None
 
 
-def failed(cell: Cell, environment: Mapping[str, Any], error: str) -> Ended:
+def failed(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
     """A cell without a result: its row has the keys of the others, with nothing in them."""
     rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = results.summary(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
-    return Ended(cell, summary | {"status": FAILED}, environment, error=error)
+    summary = summary_of(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
+    return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
 
 
 class Table:
@@ -106,7 +107,7 @@ class Table:
             self.rows = {name: row for name, row in self.rows.items() if name not in dropped}
             self._rewrite()
 
-    def record(self, ended: Ended, keep_model: bool = True) -> dict[str, Any]:
+    def record(self, ended: Outcome, keep_model: bool = True) -> dict[str, Any]:
         """Writes what a cell left: its folder (config, environment, curves, summary, model), then its row.
 
         A cell that has a row keeps it, and its folder.
@@ -123,7 +124,7 @@ class Table:
                 folder.rewrite_history(ended.history)
                 if keep_model:
                     facts = ended.environment["data"]
-                    model = make_model(cell.config, facts["num_classes"], tuple(facts["image_shape"]))
+                    model = model_of(cell.config, facts["num_classes"], tuple(facts["image_shape"]))
                     folder.write_model(model, ended.variables)
                 folder.write_json("summary.json", ended.summary)
             finally:
@@ -180,7 +181,7 @@ def folder_of(cell: Cell) -> str:
     return f"cells/{cell.id}"
 
 
-def make_row(ended: Ended) -> dict[str, Any]:
+def make_row(ended: Outcome) -> dict[str, Any]:
     """One row: the swept fields, seed, status, the summary of a run, and what the numbers were made with."""
     cell, summary, environment = ended.cell, ended.summary, ended.environment
     device, facts = environment["device"], environment["data"]

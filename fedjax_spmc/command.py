@@ -1,0 +1,252 @@
+"""What all command lines share: one parser, one way to fail, config files, the cache of compiled programs.
+
+A command is a parser and a body:
+
+    def main(arguments=None):
+        parser = Parser("compare", __doc__)
+        parser.words("WORKDIR", "run folders")
+        parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves too")
+        return run_command(parser, body, arguments)
+
+Flags are written `--flag value` or `--flag=value`, everywhere.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedjax_spmc import config as configs
+from fedjax_spmc.errors import ConfigError, DivergedError, UserError
+from fedjax_spmc.options import Option, shown
+
+Overrides = list[tuple[str, str]]
+"""`--config.FIELD=VALUE` as (FIELD, VALUE)."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A parsed command line; `flags["png"]` is the value of `--png`, in the flag's own type.
+
+    Attributes:
+        words: what stands without a flag, folders for instance.
+        values: flag without its dashes -> value.
+        overrides: of the config.
+    """
+
+    words: list[str]
+    values: dict[str, Any]
+    overrides: Overrides
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+class Parser:
+    """The flags of one command.
+
+    Args:
+        command: the module behind `python -m fedjax_spmc.`; "" for a script.
+        doc: what the command does; its help prints it and then the flags.
+        overrides: whether `--config.FIELD=VALUE` is taken.
+    """
+
+    def __init__(self, command: str, doc: str | None, overrides: bool = False):
+        self._prog = f"python -m fedjax_spmc.{command}" if command else f"python {sys.argv[0]}"
+        self._parser = _Raising(
+            prog=self._prog,
+            description=(doc or "").strip(),
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._parser.add_argument("-h", "--help", action="store_true", help="prints this and ends")
+        self._overrides = overrides
+        self._options: dict[str, Option] = {}
+        self._words: tuple[str, str] | None = None
+
+    def flag(self, option: Option, metavar: str, words: str) -> None:
+        """Adds a flag with a value; the option is called as it is typed, "--workdir"."""
+        default = "" if option.default in (None, "", ()) else f" (default {option.default})"
+        self._parser.add_argument(option.name, metavar=metavar, help=f"{words}{default}".replace("%", "%%"))
+        self._options[option.name] = option
+
+    def switch(self, name: str, words: str) -> None:
+        """Adds a flag without a value."""
+        self._parser.add_argument(name, action="store_true", help=words)
+
+    def words(self, metavar: str, words: str) -> None:
+        """Takes words without a flag."""
+        self._parser.add_argument("words", nargs="*", metavar=metavar, help=words)
+        self._words = metavar, words
+
+    def usage(self) -> str:
+        """One line."""
+        line = " ".join(self._parser.format_usage().split())
+        return line + (" [--config.FIELD=VALUE ...]" if self._overrides else "")
+
+    def help(self) -> str:
+        """What the command does and its flags."""
+        return self._parser.format_help() + ("\n--config.FIELD=VALUE sets any field of the config.\n" * self._overrides)
+
+    def read(self, arguments: Sequence[str]) -> Flags:
+        """Reads a command line.
+
+        Raises:
+            ConfigError: an unknown flag, a flag without a value, a value that is not allowed.
+        """
+        overrides, rest = self._split(arguments)
+        try:
+            found, unknown = self._parser.parse_known_args(rest)
+        except _Refused as error:
+            raise self.refuse(str(error)) from None
+        if unknown:
+            raise self.refuse(f"{unknown[0]} is no flag of this command")
+        values = vars(found)
+        for name, option in self._options.items():
+            key = name.lstrip("-").replace("-", "_")
+            text = values[key]
+            if text == "":
+                raise self.refuse(f"{name} needs a value")
+            values[key] = option.default if text is None else option.parse(text, name)
+        return Flags(values.pop("words", []), values, overrides)
+
+    def refuse(self, words: str) -> ConfigError:
+        """The error that says what is wrong with a command line."""
+        return ConfigError(f"{words}; {self.usage()}.")
+
+    def _split(self, arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
+        """Overrides of the config, and the other arguments."""
+        overrides: Overrides = []
+        rest, left = [], list(arguments)
+        while left:
+            word = left.pop(0)
+            name, equals, value = word.partition("=")
+            if not (self._overrides and name.startswith("--config.")):
+                rest.append(word)
+                continue
+            if not equals:
+                if not left or left[0].startswith("--"):
+                    raise self.refuse(f"{name} needs a value")
+                value = left.pop(0)
+            overrides.append((name.removeprefix("--config."), value))
+        return overrides, rest
+
+
+class _Refused(Exception):
+    """What argparse has to say of a command line."""
+
+
+class _Raising(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        flag = message.removeprefix("argument ").partition(":")[0]
+        raise _Refused(f"{flag} needs a value" if "expected one argument" in message else message)
+
+
+def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        parser: of its flags.
+        body: what the command does; returns the exit code.
+        arguments: in place of the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def command() -> int:
+        if {"--help", "-h"} & set(given):
+            print(parser.help())
+            return 0
+        return body(parser.read(given))
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command and turns what a user can cause into one sentence on standard error and an exit code."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last finished chunk.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename} cannot be read or written" if error.filename else "a file cannot be read or written"
+        print(f"error: {where} ({error.strerror or error}).", file=sys.stderr)
+        return 2
+
+
+def read_config(text: str) -> tuple[Any, str]:
+    """Loads `FILE[:PRESETS]`.
+
+    Returns:
+        The ConfigDict that the file's `get_config(presets)` returns, and a label for the run folder.
+
+    Raises:
+        ConfigError: no such file, or it is no config file.
+    """
+    config, label, path = call_config(text)
+    if not hasattr(config, "items"):
+        raise ConfigError(
+            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
+            "ConfigDict."
+        )
+    return configs.loosened(config), label
+
+
+def call_config(text: str) -> tuple[Any, str, Path]:
+    """What the `get_config(presets)` of `FILE[:PRESETS]` returns, a label for the folder, and the file.
+
+    Raises:
+        ConfigError: no such file, or it fails.
+    """
+    file, colon, presets = text.partition(".py:")
+    path = Path(file + ".py" if colon else text)
+    if not os.path.isfile(path):  # Path.is_file raises where the name is too long
+        beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
+        known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
+        raise ConfigError(f"--config = {shown(str(path))} is not allowed: it must be a config file; {known}.")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(presets)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ConfigError(f"--config = {str(path)!r} fails with {reason}.") from None
+    words = [word.strip() for word in presets.split(",") if word.strip()]
+    return config, "-".join([path.stem, *words]), path
+
+
+def use_compilation_cache(config: Any) -> None:
+    """Keeps compiled programs on disk, so that a second start is faster."""
+    import jax
+
+    from fedjax_spmc.data import cache
+
+    folder = cache.root(config.data.cache_dir) / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # then every start compiles
+        return
+    # A damaged entry is compiled anew; that is no news.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

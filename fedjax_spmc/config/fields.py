@@ -1,0 +1,162 @@
+"""The config's fields: their names, defaults and ranges, and a config as a flat or a plain mapping.
+
+A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field before anything runs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_spmc import registry
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, shown
+
+Config = Any
+"""An `ml_collections.ConfigDict`, or any mapping of the same fields: its fields are checked when it is resolved."""
+
+COUNT = Range(1, 10**9)
+ROUND = Range(0, 10**9)
+
+FIELDS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("seed", int, 0, range=Range(0, 2**32 - 1)),
+        Option(
+            "precision", str, "float32", choices=("float32", "tensorfloat32", "bfloat16"), note="of matrix products"
+        ),
+        Option("plugins", tuple, (), note="modules to import, which register their parts"),
+        Option("data.name", str, "cifar10", choices=registry.datasets.names),
+        Option("data.data_dir", str, None, optional=True, note="None = TFDS_DATA_DIR, else TFDS's default"),
+        Option("data.cache_dir", str, None, optional=True, note="None = FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc"),
+        Option("data.order", str, "original", choices=("original", "stored")),
+        Option("data.limit_train", int, None, optional=True, range=COUNT, note="None = all"),
+        Option("data.limit_test", int, None, optional=True, range=COUNT, note="None = all"),
+        Option("data.val_fraction", float, 0.1, range=Range(0, 0.9)),
+        Option("data.augment", bool, True, note="crop and flip of the data set"),
+        Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
+        Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
+        Option("partition.min_size", int, 10, range=Range(0, 10**9)),
+        Option("partition.shards", int, 2, range=Range(1, 10**6), note="shards per client"),
+        Option("model.name", str, "simple_cnn", choices=registry.models.names),
+        Option("model.norm", str, "batch", choices=("batch", "group", "none"), note="where a model has norms"),
+        Option("federation.rounds", int, 50, range=COUNT),
+        Option("federation.num_clients", int, 10, range=Range(1, 10**6)),
+        Option("federation.clients_per_round", int, 10, range=Range(1, 10**6)),
+        Option("federation.client_batch", int, None, optional=True, range=Range(1, 10**6), note="None = by backend"),
+        Option("federation.devices", int, None, optional=True, range=COUNT, note="None = all that there are"),
+        Option("federation.eval_every", int, 1, range=COUNT),
+        Option("sampling.name", str, "uniform", choices=registry.samplings.names),
+        Option("local.rule", str, "spmc", choices=registry.local_rules.names),
+        Option("local.epochs", int, 10, range=Range(1, 10**6)),
+        Option("local.batch_size", int, 64, range=Range(1, 10**6)),
+        Option("local.learning_rate", float, 0.01, range=POSITIVE),
+        Option("local.momentum", float, 0.9, range=Range(0, 1, high_open=True)),
+        Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
+        Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
+        Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
+        Option("attack.placement", str, "last", choices=("last", "random")),
+        Option("attack.poison_fraction", float, 0.5, range=FRACTION),
+        Option("attack.target_label", int, 2, range=Range(0, 10**6)),
+        Option("attack.trigger", str, "fdcr_paper", note="a preset of the attack, see --list"),
+        Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
+        Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
+        Option("checkpoint.every", int, 1, range=COUNT),
+        Option("sweep.experiment_batch", int, None, optional=True, range=COUNT, note="None = by backend"),
+    )
+}
+"""Every field but the free `options`, by its dotted path."""
+
+PARTS: dict[str, tuple[registry.Registry, str]] = {
+    "model": (registry.models, "model.name"),
+    "data": (registry.datasets, "data.name"),
+    "sampling": (registry.samplings, "sampling.name"),
+    "local": (registry.local_rules, "local.rule"),
+    "aggregator": (registry.aggregators, "aggregator.name"),
+    "attack": (registry.attacks, "attack.name"),
+}
+"""The sections with free `options`: the registry that types them and the field that names the part."""
+
+ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
+"""Fields of `attack` that are options of those attacks that know them."""
+
+SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
+"""Such fields of all sections; they are not repeated among the section's `options`."""
+
+HYPER = ("learning_rate", "momentum", "weight_decay")
+"""Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
+
+FREE_FIELDS = (
+    "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
+    "sweep.experiment_batch",
+)  # fmt: skip
+"""Fields that do not touch the numbers of the rounds played: a run may go on with others (rounds: with more)."""
+
+
+def default_config() -> Config:
+    """A config with every field at its default (the papers' setting) and no options."""
+    from ml_collections import ConfigDict
+
+    config: Config = ConfigDict(type_safe=False)
+    for path, field in FIELDS.items():
+        set_field(config, path, field.default)
+    for section in PARTS:
+        config[section].options = ConfigDict(type_safe=False)
+    return config
+
+
+def set_field(config: Config, path: str, value: Any) -> None:
+    """Sets a field by its dotted path; missing sections are created."""
+    from ml_collections import ConfigDict
+
+    *sections, name = path.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ConfigDict(type_safe=False)
+        config = config[section]
+    if name in config:
+        del config[name]  # where a float stands, an assignment would turn True into 1.0
+    config[name] = value
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """All fields by dotted path; empty sections vanish.
+
+    Raises:
+        ConfigError: `config` is no mapping.
+    """
+    if not hasattr(config, "items"):
+        raise ConfigError(f"config = {shown(config)} is not allowed: it must be a ConfigDict.")
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        is_field = path in FIELDS or ".options." in path
+        if hasattr(value, "items") and not is_field:
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = to_plain(value) if hasattr(value, "items") else value
+    return flat
+
+
+def unknown_field(path: str) -> str:
+    """The sentence for a field that does not exist, with those that stand nearest to it."""
+    section = path.rpartition(".")[0]
+    near = [name for name in FIELDS if name.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in FIELDS})
+    if section in PARTS:
+        near.append(f"{section}.options.NAME")
+    return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
+
+
+def fields_of_result(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by dotted path that touch the numbers of a whole run: with the rounds."""
+    free = set(FREE_FIELDS) - {"federation.rounds"}
+    return {path: value for path, value in flat.items() if path not in free}
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as nested plain values, ready for JSON."""
+    return {name: to_plain(v) if hasattr(v, "items") else plain(v) for name, v in config.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: tuples become lists."""
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,212 @@
+"""From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
+
+import math
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from fedjax_spmc import registry
+from fedjax_spmc.config.fields import (
+    ATTACK_FIELDS,
+    FIELDS,
+    FREE_FIELDS,
+    PARTS,
+    SECTION_FIELDS,
+    Config,
+    default_config,
+    flatten,
+    plain,
+    set_field,
+    unknown_field,
+)
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import Option, check_options
+from fedjax_spmc.types import Aggregator, ServerData
+
+
+def resolve(config: Config) -> Config:
+    """A checked copy in which every field has its own type and every option of the chosen parts is written out.
+
+    Raises:
+        ConfigError: one sentence that names the field, the value and what is allowed.
+    """
+    flat = flatten(config)
+    registry.load_plugins(FIELDS["plugins"].check(flat.get("plugins", ()), "plugins"))
+    resolved = default_config()
+    for path, value in flat.items():
+        section, _, option = path.partition(".options.")
+        if option and section in PARTS:
+            continue
+        if path not in FIELDS:
+            raise ConfigError(unknown_field(path))
+        set_field(resolved, path, check_field(path, value))
+    for section in PARTS:
+        given = {
+            path.split(".options.", 1)[1]: value.tolist() if isinstance(value, jax.Array) else value
+            for path, value in flat.items()
+            if path.startswith(f"{section}.options.")
+        }
+        known = part_options(resolved, section)
+        names = resolved_name(resolved, section)
+        checked = check_options(f"{PARTS[section][1]} = {words(names)}", known, given, f"{section}.options.")
+        options = {name: checked.get(name, option.default) for name, option in known.items()}
+        resolved[section].options.update(options)
+    _check_together(resolved)
+    return resolved
+
+
+def resolved_name(config: Config, section: str) -> Any:
+    """What a section names: `aggregator.name`, `local.rule`, ...; a tuple where it is a list of attacks."""
+    value = flatten(config)[PARTS[section][1]]
+    return tuple(value) if isinstance(value, (tuple, list)) else value
+
+
+def part_options(config: Config, section: str) -> dict[str, Option]:
+    """The options that the part chosen in `section` takes; those that are config fields of their own are left out."""
+    names = resolved_name(config, section)
+    known: dict[str, Option] = {}
+    for name in names if isinstance(names, tuple) else (names,):
+        known.update(PARTS[section][0].options(name, PARTS[section][1]))
+    own = SECTION_FIELDS.get(section, ())
+    return {name: option for name, option in known.items() if name not in own}
+
+
+def attack_options(config: Config) -> dict[str, Any]:
+    """What `attacks.make` is given: the options and those fields of `attack` that the chosen attacks know."""
+    names = resolved_name(config, "attack")
+    known: set[str] = set()
+    for name in names if isinstance(names, tuple) else (names,):
+        known |= set(registry.attacks.options(name))
+    fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
+    return {**fields, **dict(config.attack.options)}
+
+
+def array_options(config: Config, section: str) -> set[str]:
+    """Names of the array options of the part chosen in `section`; several attacks must all take an array."""
+    names = resolved_name(config, section)
+    taken: dict[str, bool] = {}
+    for name in names if isinstance(names, tuple) else (names,):
+        for option in PARTS[section][0].options(name).values():
+            taken[option.name] = taken.get(option.name, True) and option.traced
+    return {name for name, traced in taken.items() if traced}
+
+
+def words(value: Any) -> str:
+    """What a section names, for a sentence."""
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def check_field(path: str, value: Any) -> Any:
+    """A value in the type of the field at `path`.
+
+    Raises:
+        ConfigError: it is not allowed there.
+    """
+    field = FIELDS[path]
+    if path == "attack.name" and isinstance(value, (tuple, list)):
+        if not value:
+            raise field.refuse(value)
+        names = [field.check(item, path) for item in value]
+        return tuple(names) if len(names) > 1 else names[0]
+    return field.check(value)
+
+
+def _check_together(config: Config) -> None:
+    federation, schedule = config.federation, config.attack.schedule
+    if federation.clients_per_round > federation.num_clients:
+        raise ConfigError(
+            f"federation.clients_per_round = {federation.clients_per_round} is not allowed: it must be at most "
+            f"federation.num_clients = {federation.num_clients}."
+        )
+    if schedule.last is not None and schedule.last < schedule.first:
+        raise ConfigError(
+            f"attack.schedule.last = {schedule.last} is not allowed: it must be at least "
+            f"attack.schedule.first = {schedule.first}."
+        )
+    # Building the parts checks what their signatures cannot say, such as a trigger that no preset is called.
+    aggregator = _aggregator(config)
+    rule = registry.local_rules.make(config.local.rule, **dict(config.local.options))
+    if aggregator.min_clients > federation.clients_per_round:
+        raise ConfigError(
+            f"federation.clients_per_round = {federation.clients_per_round} is not allowed with aggregator.name = "
+            f"{config.aggregator.name!r}{_attackers(config)}: it must be at least {aggregator.min_clients}."
+        )
+    for extra in aggregator.needs:
+        if extra not in rule.sends:
+            sending = [name for name in registry.local_rules.names() if extra in registry.local_rules.make(name).sends]
+            raise ConfigError(
+                f"local.rule = {config.local.rule!r} is not allowed with aggregator.name = {config.aggregator.name!r}, "
+                f"which needs the clients to send {extra}: it must be one of {', '.join(sending)}."
+            )
+    if rule.needs_linear and not aggregator.traits.linear:
+        raise ConfigError(
+            "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "
+            f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
+        )
+    for name, value in attack_options(config).items():
+        for attack in (config.attack.name,) if isinstance(config.attack.name, str) else config.attack.name:
+            known = registry.attacks.options(attack)
+            if name in known:
+                label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
+                known[name].check(value, label)
+
+
+def _attackers(config: Config) -> str:
+    attackers = config.aggregator.options.get("attackers")
+    return "" if attackers is None else f" and aggregator.options.attackers = {attackers}"
+
+
+def _aggregator(config: Config) -> Aggregator:
+    """The config's aggregator, to be asked and never run: one that needs data on the server gets a stand-in."""
+    name = config.aggregator.name
+    given: dict[str, Any] = {}
+    if registry.aggregators.needs(name, "server"):
+        if config.data.val_fraction == 0:
+            raise ConfigError(
+                f"data.val_fraction = 0 is not allowed with aggregator.name = {name!r}, which needs clean data on the "
+                "server: it must be above 0."
+            )
+        nothing: Any = np.zeros(1)
+        given["server"] = ServerData(model=cast(Any, None), images=nothing, labels=nothing, batch_size=1)
+    return registry.aggregators.make(name, **given, **dict(config.aggregator.options))
+
+
+def recorded(config: Config) -> Config:
+    """A copy of a resolved config that shows, in place of None, what the aggregator takes for K uploads a round.
+
+    For the record alone: a run keeps such options open, as a round with fewer usable uploads may take less.
+    """
+    copy = default_config()
+    for path, value in flatten(config).items():
+        set_field(copy, path, value)
+    options = copy.aggregator.options
+    for name, value in _aggregator(config).chosen(config.federation.clients_per_round).items():
+        if options.get(name) is None:
+            options[name] = value
+    return copy
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out; options stand last."""
+    a, b = flatten(old), flatten(new)
+    missing = object()
+    return [
+        path
+        for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
+        if path not in FREE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
+    ]
+
+
+def method_title(config: Config) -> str:
+    """The local rule and the aggregator in words, for tables and pictures."""
+    local, aggregator = config.local.rule, config.aggregator.name
+    return local if local == aggregator else f"{local} + {aggregator}"
+
+
+def num_malicious(config: Config) -> int:
+    """int(N * malicious_fraction), truncated as the authors' codes do; 0 without an attack."""
+    names = resolved_name(config, "attack")
+    if set(names if isinstance(names, tuple) else (names,)) == {"none"}:
+        return 0
+    return math.floor(config.federation.num_clients * config.attack.malicious_fraction)

@@ -1,0 +1,126 @@
+"""The whole state on disk (Orbax), with a sum of every file: resuming gives the same bits, damage is noticed."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.record import files
+
+MANIFEST = "manifest.json"
+"""Beside the checkpoint: the rounds that it stands for and the sha256 of each of its files."""
+
+
+class Checkpoints:
+    """The last checkpoint of a run folder; saving is atomic, and only the newest is kept.
+
+    Args:
+        folder: `WORKDIR/checkpoint`.
+    """
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and told in one sentence
+        self._ocp = ocp
+        self._folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except Exception as error:
+            raise self.damaged(error) from None
+
+    def latest(self) -> int | None:
+        """Rounds played when the newest checkpoint was saved; None without one."""
+        return self._manager.latest_step()
+
+    def save(self, rounds: int, state: Any) -> None:
+        """Writes `state`, to be found under `rounds`."""
+        args = self._ocp.args
+        try:
+            self._manager.save(rounds, args=args.StandardSave(_plain(state)), force=True)
+            manifest = {"rounds": rounds, "sha256": self._sums(rounds)}
+            files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        except Exception as error:  # a full disk comes as an exception of Orbax's storage, not as an OSError
+            raise WorkdirError(
+                f"checkpoint {self._folder} cannot be written ({_first_line(error)}): the one before is kept."
+            ) from None
+
+    def restore(self, rounds: int, like: Any) -> Any:
+        """Reads the checkpoint of `rounds`.
+
+        Args:
+            rounds: from `latest`.
+            like: a state of the same structure, shapes and dtypes.
+
+        Raises:
+            WorkdirError: it is missing, truncated, corrupt, or of another shape.
+        """
+        # The files are checked first: on a damaged one Orbax leaves reads behind that complain on standard error.
+        self._check(rounds)
+        try:
+            restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_plain(like)))
+            return jax.tree.map(_like, like, restored)
+        except Exception as error:
+            raise self.damaged(error) from None
+
+    def close(self) -> None:
+        """Ends the manager's background work."""
+        self._manager.close()
+
+    def _sums(self, rounds: int) -> dict[str, str]:
+        """sha256 of every file of a checkpoint."""
+        step = self._folder / str(rounds)
+        sums = {}
+        for path in sorted(path for path in step.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                sums[str(path.relative_to(step))] = hashlib.file_digest(file, "sha256").hexdigest()
+        return sums
+
+    def _check(self, rounds: int) -> None:
+        try:
+            manifest = json.loads((self._folder / MANIFEST).read_text())
+            noted, sums = int(manifest["rounds"]), dict(manifest["sha256"])
+        except FileNotFoundError:
+            return  # killed between the first checkpoint and its manifest
+        except (OSError, ValueError, KeyError, TypeError):
+            raise self.damaged(f"{MANIFEST} cannot be read") from None
+        if noted > rounds:
+            raise self.damaged(f"that of round {noted} is missing")
+        if noted == rounds:  # else killed between this checkpoint and its manifest
+            found = self._sums(rounds)
+            for name in sorted(sums.keys() | found.keys()):
+                if sums.get(name) != found.get(name):
+                    raise self.damaged(f"{rounds}/{name} {'has changed' if name in found else 'is missing'}")
+
+    def damaged(self, reason: Any) -> WorkdirError:
+        """The error that says that no checkpoint can be read, and why."""
+        return WorkdirError(
+            f"checkpoint {self._folder} is damaged ({_first_line(reason)}): remove the run folder or give another "
+            "--workdir to start anew."
+        )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(state: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _like(leaf: Any, data: Any) -> Any:
+    # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
+    array = jnp.asarray(np.asarray(data))
+    return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+
+
+def _first_line(reason: Any) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0][:200].rstrip(".: ") if lines else type(reason).__name__

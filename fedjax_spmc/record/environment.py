@@ -1,0 +1,56 @@
+"""What a run was made with: versions, device, commit and data."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_spmc.data import DatasetInfo
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
+
+
+def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
+    """Versions, device, commit and data, for `environment.json`."""
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), "fedjax_spmc": _version("fedjax_spmc")}
+        | {name: _version(name) for name in LIBRARIES},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        "commit": _commit(),
+        "data": {
+            "name": info.name,
+            "fingerprint": fingerprint,
+            "note": info.note,
+            "num_classes": info.num_classes,
+            "image_shape": list(info.image_shape),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, "+" behind it where files differ; None elsewhere."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", "__init__.py"):
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

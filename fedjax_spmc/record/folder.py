@@ -1,0 +1,236 @@
+"""The run folder: what is written, when, and what is refused."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import metrics, models
+from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.options import shown
+from fedjax_spmc.record import files
+from fedjax_spmc.types import Model, Variables
+
+OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
+REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz")
+LINE_KEYS = {
+    *metrics.SCALARS,
+    *("round", "weights", "scores", "flagged", "client_ids", "participating", "non_finite", "aggregation_failed"),
+}
+"""What is read back of a line of `metrics.jsonl`."""
+
+
+class RunFolder:
+    """A workdir. Creating the object only reads; `begin` takes the lock, `write_start` writes what is known
+    at the start.
+
+    Args:
+        path: the folder; it may not exist yet.
+        config: the resolved config.
+        read_only: the folder is only looked at, and need not be writable.
+
+    Raises:
+        WorkdirError: it cannot be written, holds something else, or is damaged.
+        ConfigError: it holds a run of another config; the field is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
+        self.path = Path(path)
+        self._read_only = read_only
+        self._config = configs.recorded(config)
+        self._lock: FileLock | None = None
+        self._environment: Mapping[str, Any] = {}
+        self._check()
+
+    def begin(self, environment: Mapping[str, Any]) -> None:
+        """Takes the lock and checks that a run that is there goes on with the same data."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            self._lock = lock
+        except Timeout:
+            if not (self.path / ".lock").exists():  # file systems such as /proc let nobody make a file
+                raise self._unwritable("no file can be made there") from None
+            raise WorkdirError(
+                f"workdir = {str(self.path)!r} is in use by another process: wait for it or give another --workdir."
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._check()
+        old, fingerprint = self.environment(), environment["data"]["fingerprint"]
+        if old is not None and old["data"]["fingerprint"] != fingerprint:
+            raise WorkdirError(
+                f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
+                f"{old['data']['fingerprint'][:12]}, now {fingerprint[:12]}): give another --workdir."
+            )
+        self._environment = environment
+        if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
+            self.write_start()
+
+    def write_start(self, over: bool = False) -> None:
+        """Writes `config.json` and `environment.json`: the run that is there, if any, can go on.
+
+        Args:
+            over: no round is left to play; then the environment stays that of the last round.
+        """
+        for name in REPLACED:
+            for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
+                left_over.unlink(missing_ok=True)
+        self.write_json("config.json", configs.to_plain(self._config))
+        if not over or self.environment() is None:
+            self.write_json("environment.json", self._environment)
+
+    def close(self) -> None:
+        """Releases the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; an incomplete last one, as an interruption leaves it, is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        damaged = WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
+        try:
+            history = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        except (ValueError, OSError):
+            raise damaged from None
+        complete = all(isinstance(line, dict) and line.keys() >= LINE_KEYS for line in history)
+        if not complete or any(type(line["round"]) is not int for line in history):
+            raise damaged
+        return history
+
+    def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces `metrics.jsonl`, atomically."""
+        try:
+            files.replace_lines(self.path / "metrics.jsonl", history)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl` and sees it on the disk."""
+        try:
+            files.append_line(self.path / "metrics.jsonl", line)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def environment(self) -> dict[str, Any] | None:
+        """`environment.json`, or None.
+
+        Raises:
+            WorkdirError: it is damaged.
+        """
+        content = self._read_json("environment.json")
+        if content is None:
+            return None
+        facts = content.get("data")
+        facts = facts if isinstance(facts, dict) else {}
+        shape = facts.get("image_shape")
+        whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+        if not whole or type(facts.get("num_classes")) is not int or not isinstance(facts.get("fingerprint"), str):
+            raise WorkdirError(
+                f"{self.path / 'environment.json'} is damaged: remove the run folder or give another --workdir."
+            )
+        return content
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file, atomically."""
+        self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_model(self, model: Model, variables: Variables) -> None:
+        """Writes `model.npz`, atomically: torch names and layout, no pickle."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(model, variables))
+        self._replace("model.npz", buffer.getvalue())
+
+    def write_details(self, details: Mapping[str, Any]) -> None:
+        """Writes the aggregator's arrays of the last evaluated round as `details.npz`, atomically; nothing for none."""
+        if details:
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in details.items()})
+            self._replace("details.npz", buffer.getvalue())
+
+    def details(self) -> dict[str, np.ndarray]:
+        """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""
+        try:
+            with (self.path / "details.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return {}
+
+    def read_model(self, model: Model) -> Variables:
+        """Reads `model.npz`.
+
+        Raises:
+            WorkdirError: it is missing, damaged or of another model.
+        """
+        path = self.path / "model.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return models.from_torch_dict(model, dict(arrays))
+        except FileNotFoundError:
+            raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
+        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise WorkdirError(f"{path} is damaged ({reason}).") from None
+
+    def _replace(self, name: str, content: bytes) -> None:
+        try:
+            files.replace(self.path / name, content)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not os.path.exists(path):
+            return None
+        try:
+            content = json.loads(path.read_text())
+        except (ValueError, OSError):
+            content = None
+        if not isinstance(content, dict):
+            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
+        return content
+
+    def _check(self) -> None:
+        parent = self.path
+        while not os.path.exists(parent) and parent != parent.parent:  # Path.exists raises where a name is too long
+            parent = parent.parent
+        if not parent.is_dir():
+            raise self._unwritable("it is no folder" if parent == self.path else f"{parent} is no folder")
+        if not self._read_only and not os.access(parent, os.W_OK | os.X_OK):
+            raise self._unwritable("permission denied")
+        old = self._read_json("config.json")
+        if old is None:
+            found = [name for name in OWN_FILES if os.path.exists(self.path / name)]
+            if found:
+                raise WorkdirError(
+                    f"workdir = {str(self.path)!r} holds {found[0]} but no config.json: give another --workdir."
+                )
+            return
+        try:
+            old = configs.resolve(old)
+        except ConfigError as error:
+            raise WorkdirError(
+                f"{self.path / 'config.json'} is damaged or of another version ({str(error).rstrip('.')}): remove the "
+                "run folder or give another --workdir."
+            ) from None
+        for path in configs.difference(old, self._config):
+            before, now = (configs.flatten(c).get(path) for c in (old, self._config))
+            raise ConfigError(
+                f"{path} = {now!r} is not allowed in workdir = {str(self.path)!r}: the run there has {before!r}; "
+                "give another --workdir to start a new one."
+            )
+
+    def _unwritable(self, reason: Any) -> WorkdirError:
+        words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        path = shown(str(self.path))
+        return WorkdirError(f"workdir = {path} cannot be written ({words}): it must be a folder that you may write.")

@@ -1,0 +1,145 @@
+"""Keeps a run folder up to date while a run goes on; `NoRecorder`, its twin, keeps nothing."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fedjax_spmc import config as configs
+from fedjax_spmc.federation import RoundReport, evaluated_model
+from fedjax_spmc.record import plots
+from fedjax_spmc.record.checkpoint import Checkpoints
+from fedjax_spmc.record.environment import environment
+from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.record.lines import NOTHING, summary_of
+from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.resume import Snapshot, Start, resume
+from fedjax_spmc.record.tensorboard import TensorBoard
+from fedjax_spmc.setup import Experiment
+
+
+class NoRecorder:
+    """A run that leaves nothing on the disk: what `experiment.run` calls of a recorder, and nothing happens."""
+
+    @contextmanager
+    def opened(self, experiment: Experiment) -> Iterator[Start]:
+        """Where the run starts; for as long as the `with` block lasts the run is recorded."""
+        yield Start(Snapshot(experiment.state, NOTHING), [])
+
+    def add(self, line: Mapping[str, Any], report: RoundReport) -> None:
+        """Records an evaluated round."""
+
+    def save(self, rounds: int, snapshot: Snapshot, last: bool) -> None:
+        """Keeps the whole state after so many rounds, where the config wants it or they were the last."""
+
+    def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
+        """Writes what is known at the end."""
+
+
+class Recorder(NoRecorder):
+    """The recorder of a run folder. Creating it only reads.
+
+    Args:
+        config: resolved.
+        workdir: the folder; it may not exist yet, or hold the same run.
+        progress: is told where the run goes on.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
+
+    def __init__(self, config: configs.Config, workdir: str | os.PathLike[str], progress: Progress):
+        self._config = config
+        self._progress = progress
+        self._folder = RunFolder(workdir, config)
+
+    @contextmanager
+    def opened(self, experiment: Experiment) -> Iterator[Start]:
+        """Takes the folder's lock and gives where the run starts or goes on.
+
+        Raises:
+            UserError: the folder is in use, damaged, or holds another run.
+        """
+        folder, info = self._folder, experiment.dataset.info
+        self._experiment = experiment
+        self._board: TensorBoard | None = None
+        folder.begin(environment(info, experiment.dataset.fingerprint))
+        try:
+            self._checkpoints = Checkpoints(folder.path / "checkpoint")
+            try:
+                yield self._start()
+            finally:
+                self._checkpoints.close()
+                if self._board is not None:
+                    self._board.close()
+        finally:
+            folder.close()
+
+    def _start(self) -> Start:
+        config, folder, experiment = self._config, self._folder, self._experiment
+        rounds = config.federation.rounds
+        found = resume(config, folder, self._checkpoints, experiment.state)
+        start = found or Start(Snapshot(experiment.state, NOTHING), [])
+        state = start.snapshot.state
+        done, diverged = int(state.round), int(state.diverged) >= 0
+        over = done == rounds or diverged
+        folder.write_start(over=over)
+        if found:  # it may have been killed before it wrote the model
+            folder.write_model(experiment.federation.model, evaluated_model(experiment.federation, state))
+        folder.rewrite_history(start.history)  # half a line may stand at its end
+        if not found:
+            self._draw_partition()
+        elif not over:
+            self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
+        if not over:
+            self._board = TensorBoard(folder.path)
+        return start
+
+    def add(self, line: Mapping[str, Any], report: RoundReport) -> None:
+        """Adds a line to `metrics.jsonl` and to TensorBoard, and replaces the rule's own arrays by this round's."""
+        self._folder.append(line)
+        self._folder.write_details(report.details)
+        if self._board is not None:
+            self._board.add(line)
+
+    def save(self, rounds: int, snapshot: Snapshot, last: bool) -> None:
+        """Writes a checkpoint and the model every `checkpoint.every` rounds, and after the last one."""
+        if last or rounds % self._config.checkpoint.every == 0:
+            federation = self._experiment.federation
+            self._checkpoints.save(rounds, snapshot)
+            self._folder.write_model(federation.model, evaluated_model(federation, snapshot.state))
+
+    def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
+        """Writes the summary and the pictures, those among them that the aggregator declares."""
+        config, experiment, folder = self._config, self._experiment, self._folder
+        note, malicious = experiment.dataset.info.note, experiment.malicious
+        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, malicious, diverged)
+        folder.write_json("summary.json", summary)
+        plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+        plots.verdicts(history, malicious, folder.path / "verdicts.png")
+        self._draw_details(history)
+
+    def _draw_details(self, history: list[dict[str, Any]]) -> None:
+        arrays, federation = self._folder.details(), self._experiment.federation
+        if not arrays:
+            return
+        rows = self._experiment.malicious[np.array(history[-1]["client_ids"], int)]
+        pictures = [one for one in federation.aggregator(federation.server).pictures if one.fits(arrays, len(rows))]
+        for file in dict.fromkeys(one.file for one in pictures):
+            beside = [one for one in pictures if one.file == file]
+            plots.details(beside, arrays, rows, self._folder.path / file)
+
+    def _draw_partition(self) -> None:
+        dataset = self._experiment.dataset
+        labels, classes = dataset.train_labels, dataset.info.num_classes
+        counts = np.stack([np.bincount(labels[part], minlength=classes) for part in self._experiment.parts])
+        plots.partition(counts, self._experiment.malicious, self._folder.path / "partition.png")
+
+
+def make_recorder(
+    config: configs.Config, workdir: str | os.PathLike[str] | None, progress: Progress
+) -> Recorder | NoRecorder:
+    """The recorder of a run; without a workdir one that keeps nothing."""
+    return NoRecorder() if workdir is None else Recorder(config, workdir, progress)

@@ -1,0 +1,53 @@
+"""What an experiment leaves, and how it is read back from a run folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import setup
+from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.record.lines import verdict_of
+from fedjax_spmc.types import Variables, Verdict
+
+
+class Result(NamedTuple):
+    """What an experiment leaves.
+
+    Attributes:
+        variables: the final global model (parameters, batch statistics), as it was evaluated.
+        history: one dict per evaluated round, the lines of `metrics.jsonl`.
+        verdicts: one `Verdict` of NumPy arrays ([K] each) per evaluated round.
+        config: the resolved config.
+    """
+
+    variables: Variables
+    history: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    config: Any
+
+
+def load(workdir: str | os.PathLike[str]) -> Result:
+    """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
+
+    Raises:
+        WorkdirError: there is no run, or a file of it is missing or damaged.
+    """
+    path = Path(workdir)
+    config_path = path / "config.json"
+    try:
+        config = configs.resolve(json.loads(config_path.read_text()))
+    except OSError:
+        raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
+    except ValueError as error:
+        raise WorkdirError(f"{config_path} is damaged ({str(error).rstrip('.')}).") from None
+    folder = RunFolder(path, config, read_only=True)
+    environment = folder.environment()
+    if environment is None:
+        raise WorkdirError(f"{path / 'environment.json'} is missing.")
+    facts = environment["data"]
+    model = setup.model_of(config, facts["num_classes"], tuple(facts["image_shape"]))
+    history = folder.history()
+    return Result(folder.read_model(model), history, [verdict_of(line) for line in history], config)

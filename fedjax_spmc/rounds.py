@@ -1,0 +1,112 @@
+"""The compiled round: training on all devices that share the clients, the server's part on the first.
+
+Users, tests and parity checks play this one; `sweep/program.py` puts many experiments side by side into one program.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_spmc import trees
+from fedjax_spmc.devices import CLIENTS, dealt_order, map_clients_over
+from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
+from fedjax_spmc.training import Trained
+from fedjax_spmc.types import Array, PRNGKey
+
+
+class OnDevices(NamedTuple):
+    """What the rounds of one experiment read: (arrays, sizes) on all devices, and the sizes as they were given."""
+
+    shared: tuple[Any, Array]
+    sizes: Array
+
+
+def put_on(arrays: Any, sizes: Array, devices: Sequence[Any]) -> OnDevices:
+    """Puts what the rounds read on the devices; arrays that lie there already are not copied."""
+    if len(devices) == 1:
+        return OnDevices((arrays, sizes), sizes)
+    return OnDevices(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
+
+
+def make_round(
+    federation: Federation, arrays: Any, sizes: Array, devices: Sequence[Any] | None = None
+) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
+    """The round as two jitted programs, training on all devices and the server's part on the first.
+
+    Apart, because a compiler that sees both rounds the server's part as the way suggests in which the clients' results
+    were brought together: its bits would depend on the number of devices.
+
+    Args:
+        federation: the parts.
+        arrays: what `federation.client_data` reads (images, index lists); like `federation.server` it is an argument of
+            the compiled program and no constant.
+        sizes: [N] length of every client's index list.
+        devices: at least one; they share the clients. States and reports stay on the first. None = JAX's first device.
+
+    Returns:
+        (state, key) -> (state, report).
+    """
+    devices = jax.local_devices()[:1] if devices is None else devices
+    play, placed = make_program(federation, devices), put_on(arrays, sizes, devices)
+    return lambda state, key: play(placed, state, key)
+
+
+def make_program(
+    federation: Federation, devices: Sequence[Any]
+) -> Callable[[OnDevices, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
+    """The programs of `make_round` for any arrays of one shape: (placed, state, key) -> (state, report)."""
+
+    @jax.jit
+    def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, sizes: Array, server: Any) -> Any:
+        return aggregate(federation._replace(server=server), sizes, state, key, trainings)
+
+    train_all = _training(federation, devices)
+
+    def play(placed: OnDevices, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
+        # The first state is nowhere in particular, later ones are here: said for both, they share a program.
+        state, key = jax.device_put((state, key), devices[0])
+        return server_part(state, key, train_all(placed, state, key), placed.sizes, federation.server)
+
+    return play
+
+
+def _mesh(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.array(devices), (CLIENTS,))
+
+
+def _training(
+    federation: Federation, devices: Sequence[Any]
+) -> Callable[[OnDevices, FederationState, PRNGKey], Trainings]:
+    """(placed, state, key) -> what the clients have trained, on the first device."""
+    if len(devices) == 1:
+        jitted = jax.jit(functools.partial(train, federation))
+        return lambda placed, state, key: jitted(*placed.shared, state, key)
+    mesh = _mesh(devices)
+    everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
+    sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
+    jitted = jax.jit(
+        functools.partial(train, sharing),
+        in_shardings=everywhere,
+        out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
+    )
+    compiled: list[Any] = []
+
+    @jax.jit
+    def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
+        return trees.take_rows(trained, dealt_order(sizes[client_ids], len(devices))[1])
+
+    def train_all(placed: OnDevices, state: FederationState, key: PRNGKey) -> Trainings:
+        if not compiled:
+            # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
+            compiled.append(jitted.lower(*shapes).compile())
+        client_ids, attack, trained = compiled[0](*placed.shared, *jax.device_put((state, key), everywhere))
+        client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
+        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, placed.sizes))
+
+    return train_all
