@@ -92,15 +92,16 @@ class Verdict(NamedTuple):
 class Traits(NamedTuple):
     """What contract tests may demand of an aggregator; each False carries its reason in the docstring.
 
-    They speak of a rule with its default options, and of other options where the docstring names them: a rule that is
-    told to assume no attackers, say, is a mean and as little robust.
+    They speak of a rule with its default options, and of other options where the docstring names them. A rule that is
+    told to assume no attackers, or to keep all uploads, may become a mean and as little robust, whatever it declares.
 
     Attributes:
         linear: new model = sum of weights * client_params.
         consensus: identical uploads come back unchanged.
         permutation: permuting rows permutes weights and scores and nothing else.
-        robust: one outlier g + 10 (w - g) moves it less than it moves the mean.
-        stateless: the state never changes.
+        robust: one outlier g + 10 (w - g) moves it less than it moves the mean. This is a weak demand, and far from a
+            promise against a backdoor.
+        stateless: nothing is carried from round to round.
     """
 
     linear: bool

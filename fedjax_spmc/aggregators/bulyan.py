@@ -2,7 +2,7 @@
 
 Source: El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium", ICML 2018,
     section 4, with Krum as the rule that selects.
-Assumes: at most f of the n uploads are malicious, n >= 4 f + 3. Needs no data.
+Assumes: at most f of the n uploads are malicious, n >= 4 f + 3.
 Cost: O(K^2 D) for one Gram matrix and O(K^3) for the selection; memory O(K^2 + K D).
 Deviations: in the last selections n - f - 2 of the remaining uploads is less than one; there the nearest one counts.
     Two uploads that are nearest to each other then tie: ties of scores go to the lowest client id (in the reference to
@@ -35,20 +35,20 @@ def bulyan(
     share in a number; scores are distances from the new model; who is not selected is flagged.
 
     Reference:
-        * f is 1 for an even number of uploads and 0 for an odd one, whatever the attack: n - 2 f are selected;
-        * selects by the smallest sum of plain distances to all that are left (medoids);
-        * averages one value fewer, n - 4 f - 1 (5 of 10, 8 of 9);
-        * server momentum 0.9 on the aggregated update;
-        * the result is added to the model that client 0 has just trained and not to the global model; to the global
-          model where client 0 does not take part.
+        * f is 1 for an even number of uploads and 0 for an odd one, whatever the attack: n - 2 f are selected.
+        * Selects by the smallest sum of plain distances to all that are left (medoids).
+        * Averages one value fewer, n - 4 f - 1 (5 of 10, 8 of 9).
+        * Server momentum 0.9 on the aggregated update.
+        * The result is added to the model that client 0 has just trained and not to the global model; here to the
+          global model where client 0 does not take part.
 
     Traits: not linear, because every number comes from other clients than the next. The reference has no consensus and
-    is not robust, because client 0's own update is counted on top of the result; not stateless, because of its
-    momentum.
+        is not robust, because client 0's own update is counted on top of the result; not stateless, because of its
+        momentum.
 
     Args:
         variant: the paper's rule or that of the SPMC code.
-        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 4.
+        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 4 or 0.
 
     Raises:
         ConfigError: too many attackers for the uploads, or `attackers` with the reference.

@@ -3,7 +3,7 @@
 Source: Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, the centred
     clipping iteration of section 4 (AggregatorCC), started from the aggregate of the round before.
 Assumes: fewer malicious uploads than a small constant fraction (the theory asks for about a tenth) and a fair first
-    centre. Needs neither their number nor data.
+    centre.
 Cost: O(L K D) for L iterations.
 Deviations: what is clipped are the updates of a round, not the workers' momenta; the first centre is 0, the broadcast
     model. The paper's radius is a number; by default it is here, in every iteration, the median of the distances to
@@ -32,8 +32,8 @@ def centered_clip(
     The verdict's weights are the shares of the updates in v, normalised; scores are the distances to the last centre.
 
     Traits: not linear, because the old centre keeps a share; not stateless, because the centre is carried over. With a
-    given radius there is no consensus, because all may lie farther from the centre, and no robustness, because it may
-    exceed all distances.
+        given radius there is no consensus, because all may lie farther from the centre, and no robustness, because it
+        may exceed all distances.
 
     Args:
         radius: tau; None is the median of the distances of the usable uploads to the centre, anew in each iteration.

@@ -6,7 +6,8 @@ Assumes: nothing about the clients. Its certificate speaks of the smoothed model
 Cost: O(K D).
 Deviations: the smoothing at test time (a vote of many noisy copies of the final model) is no part of the server's
     step and is not done: the plain model is evaluated. The paper's bounds (0.1 t + 2, 0.025 t + 2, 0.25 t + 4) belong
-    to its own small models; the default here fits models whose norm starts between 10 and 60.
+    to its own small models; the defaults here, in both variants, are those of the SPMC code and fit models whose norm
+    starts between 10 and 60.
 """
 
 from collections.abc import Callable
@@ -38,11 +39,11 @@ def crfl(
     """New model = m / max(1, |m| / rho_t) + sigma N(0, 1), m the weighted mean, rho_t = min(a t + b, cap).
 
     Reference:
-        * sigma is 1e-4 (the paper's 0.01).
+        * sigma is 1e-4 (the paper: 0.01).
         * The clipped model is m rho_t / (|m| + 1e-6).
 
     Traits: not linear and no consensus, because of the noise and the clip; not robust, because an outlier counts in
-    full as long as the model stays within the bound.
+        full as long as the model stays within the bound.
 
     Args:
         variant: the publication or the SPMC code.

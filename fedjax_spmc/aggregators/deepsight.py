@@ -3,8 +3,8 @@
 Source: Rieger, Nguyen, Miettinen, Sadeghi, "DeepSight: Mitigating Backdoor Attacks in Federated Learning Through Deep
     Model Inspection", NDSS 2022: division differences (DDifs), normalised update energies (NEUPs), threshold
     exceedings, Algorithm 1 (classification), Algorithm 2 (clustering), and clipping.
-Assumes: less than half of the uploads are malicious, and malicious data have fewer classes than benign ones. Needs the
-    network (no clean data), whose last two parameters must be the output layer's weight and bias.
+Assumes: less than half of the uploads are malicious, and malicious data have fewer classes than benign ones. The
+    network's last two parameters are the output layer's weight and bias.
 Cost: O(K D + K^2) and, for DDifs, `seeds` x `samples` forward passes of every upload.
 Deviations:
     * The paper names no distribution of the random inputs (here uniform in [0, 1]) and no sizes for HDBSCAN (here

@@ -2,7 +2,7 @@
 
 Source: Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for
     Federated Learning", NDSS 2021, Algorithm 2.
-Assumes: f, the number of malicious uploads, fewer than half. Needs no data.
+Assumes: at most f of the n uploads are malicious, n >= 2 f + 1.
 Cost: O(K D + I (K^2 b + K^3)) for I iterations on b coordinates; memory O(K D + K b).
 Deviations: where no upload survives all the iterations, those that survive most of them are averaged (the paper's
     intersection is empty then). The projections on the top right singular vector come from the Gram matrix of the
@@ -61,7 +61,7 @@ def dnc(
         * The whole state, batch statistics and counters, is scored; here trainable weights alone.
 
     Traits: the reference has no permutation trait, because it takes positions for client ids, and is not robust,
-    because normalised updates hide an outlier's length.
+        because normalised updates hide an outlier's length.
 
     Args:
         variant: the publication or the SPMC code.

@@ -4,7 +4,6 @@ Source: Huang, Ye, Shi, Wan, Li, Du, "Parameter Disparities Dissection for Backd
     Learning", NeurIPS 2024, Eqs. 6 to 12 and Algorithm 1; its released server and a public reproduction's variants.
 Assumes: malicious clients are the cluster of largest mean discrepancy. There is no threshold: where the clustering
     finds two clusters or more, one is always removed, also in rounds without an attack.
-Needs: extras["fisher"], stacked like the models, as the local rule `fdcr` sends it.
 Cost: O(K D) time and memory, and O(K^2) for the clustering of K numbers.
 Deviations:
     * The paper's discrepancy is the mean square (Eq. 9b, `score="mse"`); its code takes the Euclidean distance with
@@ -63,11 +62,12 @@ def fdcr(
 
     I_k is the Fisher scaled to [0, 1] over all its entries (Eq. 6). V_k is how far I_k (w - w_k) / eta lies from the
     weighted mean of these over all clients (Eqs. 8, 9). The cluster of V with the largest mean is removed, the weights
-    of the others are renormalised (Eqs. 10, 11). Scores are V.
+    of the others are renormalised (Eqs. 10, 11). Scores are V. The Fisher is extras["fisher"], stacked like the models.
 
     Traits: not linear, because kept updates are rescaled (it is with rescale="off"); no consensus, because a client is
-    removed for its Fisher too. An outlier is removed where FINCH finds a partition, which it never does among three
-    clients and fails to do for half of the draws among four or five.
+        removed for its Fisher too; with discrepancy=False not robust, because nobody is removed. An outlier is removed
+        where FINCH finds a partition, which it never does among three clients and fails to do for half of the draws
+        among four or five.
 
     Args:
         score: V_k: "l2" (the code), "mse" (Eq. 9b), "cosine" 1 - cos, "nmse" the mean square over the squared length of

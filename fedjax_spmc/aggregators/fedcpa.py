@@ -10,7 +10,7 @@ Source: Han, Park, Wu, Kim, Zhu, Xie, Cha, "Towards Attack-Tolerant Federated Le
         normality     n_i = 1/n sum over j != i of s_ij, plus s of client i and the global model
         multiplier    v_i: n scaled to [0, 1] (0 and 1 become 0.01 and 0.99), then ln(v / (1 - v)) + 1/2, cut to [0, 1]
         new model     mean over the clients with v_i > 0 of g + v_i u_i
-Assumes: a majority of benign clients. Needs no data and no number of attackers.
+Assumes: a majority of benign clients.
 Cost: O(K^2 k) after one selection of the k extreme entries of each row; O(K^2 D) in the reference.
 Deviations: scaling, logit and mean are those of the authors' code. In the first round there is no g', and so no
     similarity to the global model. Equal importances rank by position; rho is 0 where the sets share fewer than two
@@ -39,7 +39,7 @@ def fedcpa(
     fraction: Annotated[float, Range(0, 1, low_open=True)] | None = None,
     install: bool = False,
 ) -> Aggregator:
-    """The mean of g + v_i u_i over the clients with a positive multiplier v_i, see the equations of the module.
+    """The mean of g + v_i u_i over the clients with a positive multiplier v_i, see the equations under Source.
 
     The verdict's weights are the multipliers, scaled to sum 1; scores are the negative normalities; clients with
     multiplier 0 are flagged.
@@ -56,9 +56,9 @@ def fedcpa(
         * Equal normalities make every multiplier NaN; here every multiplier is 1.
 
     Traits: not linear, because multipliers are no shares of a whole, and in the reference because the global model
-    stays as it is; in the reference without `install` not consensus for that reason. Paper: not stateless, because the
-    state holds the global model of the round before. Paper, and the reference with `install`: not robust, because an
-    update of another length can have the same order of importances.
+        stays as it is; in the reference without `install` no consensus for that reason. The paper's rule is not
+        stateless, because the state holds the global model of the round before; nor is it robust, and neither is the
+        reference with `install`, because an update of another length can have the same order of importances.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

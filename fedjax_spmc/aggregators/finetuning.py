@@ -2,7 +2,7 @@
 
 Source: fine-tuning on clean data as a defence against backdoors, a baseline of Liu, Dolan-Gavitt, Garg, "Fine-Pruning",
     RAID 2018, section 3; here after each round's federated averaging (McMahan et al., AISTATS 2017, Algorithm 1).
-Assumes: clean data on the server. Needs no number of attackers.
+Assumes: clean data on the server.
 Cost: O(K D) and the server's training.
 Deviations: no augmentation on the server. Batch statistics stay the average of the clients'.
 """
@@ -36,9 +36,9 @@ def finetuning(
           aggregation forgets it.
         * Together with FedProx the code pulls clients towards the fine-tuned model; here towards the mean.
 
-    Traits: paper: neither linear nor consensus, because the mean is trained further; not robust, because nothing keeps
-    an outlier out of the mean. Reference: not robust, as it is the plain mean; not stateless, because the state holds
-    the fine-tuned model.
+    Traits: the paper's rule is neither linear nor consensus, because the mean is trained further, and not robust,
+        because nothing keeps an outlier out of the mean. The reference is not robust, as it is the plain mean; not
+        stateless, because the state holds the fine-tuned model.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

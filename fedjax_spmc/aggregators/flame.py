@@ -2,7 +2,7 @@
 
 Source: Nguyen, Rieger, Chen, Yalame, Moellering, Fereidooni, Marchal, Miettinen, Mirhoseini, Zeitouni, Koushanfar,
     Sadeghi, Schneider, "FLAME: Taming Backdoors in Federated Learning", USENIX Security 2022, Algorithm 1.
-Assumes: fewer than half of the uploads are malicious. Needs neither their number nor data.
+Assumes: fewer than half of the uploads are malicious.
 Cost: O(K^2 D): one Gram matrix of centred unit rows; O(K^2 + K D) memory.
 Deviations:
     * Algorithm 1 takes cosine distances between the local models W_i, its text speaks of their updates:
@@ -40,8 +40,8 @@ def flame(
     median of the distances e_i = |w_i - g| of all of them. The verdict's weights are min(1, S / e_l) of the admitted,
     normalised; scores are mean cosine distances to the admitted.
 
-    Traits: not linear, because what is clipped off is not given to others, and because of the noise; no consensus with
-    noise.
+    Traits: not linear, because what is clipped off is not given to others, and because of the noise; no consensus for
+        the same reason, unless noise_factor=0.
 
     Args:
         space: what the cosines are taken of, the models (Algorithm 1) or their updates from the broadcast model.

@@ -2,7 +2,7 @@
 
 Source: Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021,
     Algorithm 2, Equations 4 to 6.
-Assumes: a small clean data set on the server. Needs no number of attackers.
+Assumes: a small clean data set on the server.
 Cost: O(K D) and the server's own training, as long as one client's.
 Deviations: the root model trains with the clients' optimiser, momentum and weight decay included (the paper: plain SGD
     for both), without augmentation. Where no client is trusted, Equation 6 divides zero by zero; the global model is
@@ -43,7 +43,7 @@ def fltrust(
         * The root model trains for 10 epochs, whatever the clients do.
 
     Traits: not linear, because every update is rescaled to the length of the server's, or in the reference because of
-    the 1e-5 in the denominator; not consensus, for the same reasons.
+        the 1e-5 in the denominator; not consensus, for the same reasons.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

@@ -1,7 +1,7 @@
 """FoolsGold: weigh down clients whose updates, summed over all rounds, point the same way as another client's.
 
 Source: Fung, Yoon, Beschastnikh, "The Limitations of Federated Learning in Sybil Settings", RAID 2020, Algorithm 1.
-Assumes: malicious clients are more alike than benign ones, whose data differ. Needs neither their number nor data.
+Assumes: malicious clients are more alike than benign ones, whose data differ.
 Cost: O(K^2 D); the state holds a history of every client: O(N D).
 Deviations:
     * The sum of re-weighted updates is divided by the sum of the weights: uploads here are models after many local
@@ -45,8 +45,8 @@ def foolsgold(
         * Where all updates are equal the model is NaN; here the global model is kept.
 
     Traits: no consensus, because identical uploads are what sybils send and lose all weight; not robust, because the
-    cosine sees no length; not stateless, because of the histories. The reference is not permutation invariant, because
-    histories belong to positions and later rounds mix up clients.
+        cosine sees no length; not stateless, because of the histories. The reference is not permutation invariant,
+        because histories belong to positions and later rounds mix up clients.
 
     Args:
         variant: the publication or the SPMC code.

@@ -3,7 +3,7 @@
 Source: Zhu, Wei, Shen, Fan, Wu, "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization", ICCV
     2023, section 3: min over w of max over |T_w^-1 e| <= rho of L(w + e), with T_w = diag(|w|) as in Kwon et al.,
     "ASAM", ICML 2021, so that large weights are shaken more. After each round's federated averaging.
-Assumes: clean data on the server. Needs no number of attackers.
+Assumes: clean data on the server.
 Cost: O(K D) and the server's training, two gradients a step.
 Deviations: the paper defends one finished model, for 100 epochs; here every round is followed by `epochs` passes. Its
     authors' label smoothing, falling learning rate and augmentation are left out. Batch statistics stay the average of
@@ -43,9 +43,9 @@ def ft_sam(
         * The fine-tuned model is evaluated and saved but never sent: clients go on from the mean.
         * Together with FedProx, gradients left in the server's model enter the first step; not here.
 
-    Traits: paper: neither linear nor consensus, because the mean is trained further; not robust, because nothing keeps
-    an outlier out of the mean. Reference: not robust, as it is the plain mean; not stateless, because the state holds
-    the fine-tuned model.
+    Traits: the paper's rule is neither linear nor consensus, because the mean is trained further, and not robust,
+        because nothing keeps an outlier out of the mean. The reference is not robust, as it is the plain mean; not
+        stateless, because the state holds the fine-tuned model.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

@@ -2,7 +2,7 @@
 
 Source: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent", NeurIPS 2017, section 4.
-Assumes: at most f of the n uploads are malicious, n >= 2 f + 3. Needs no data.
+Assumes: at most f of the n uploads are malicious, n >= 2 f + 3.
 Cost: O(K^2 D): one Gram matrix; memory O(K^2 + K D).
 Deviations: ties go to the lowest row (the paper: the smallest identifier). The rule is applied to uploaded models in
     place of gradients; distances are the same.
@@ -31,18 +31,18 @@ def krum(
     Weights are 1 for the selected client and 0 for the others, who are flagged; scores are the sums of distances.
 
     Reference:
-        * sums plain distances, not squared ones, and to all others: a medoid;
-        * server momentum 0.9 on the selected update;
-        * the momentum moves a private model W that begins as a freshly drawn random network, unrelated to the
+        * Sums plain distances, not squared ones, and to all others: a medoid.
+        * Server momentum 0.9 on the selected update.
+        * The momentum moves a private model W that begins as a freshly drawn random network, unrelated to the
           global model: the first round replaces the global model by another random one plus a single update.
-          The draw knows only shapes: every leaf is uniform in +-1/sqrt(fan_in), see `_krum.fresh_network`.
+          Here the draw knows only shapes: every leaf is uniform in +-1/sqrt(fan_in), see `_krum.fresh_network`.
 
     Traits: the reference is not linear, not stateless and has no consensus, because the new model is the private model
-    W moved by its momentum.
+        W moved by its momentum.
 
     Args:
         variant: the paper's rule or that of the SPMC code.
-        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 2.
+        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 2 or 0.
 
     Raises:
         ConfigError: too many attackers for the uploads, or `attackers` with the reference.

@@ -59,7 +59,7 @@ def mean(
         tau: added to the root of the second moment (adam, adagrad, yogi).
 
     Raises:
-        ConfigError: an option that the optimizer has no use for, see `TAKES`.
+        ConfigError: an option that the optimizer has no use for.
     """
     settings = {"server_learning_rate": server_learning_rate, "beta1": beta1, "beta2": beta2, "tau": tau}
     unused = {name: value for name, value in settings.items() if name not in TAKES[optimizer]}

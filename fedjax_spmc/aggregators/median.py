@@ -2,7 +2,7 @@
 
 Source: Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
     ICML 2018, Definition 1 and Algorithm 1, option I.
-Assumes: fewer than half of the uploads are malicious. Needs no data and no number of attackers.
+Assumes: fewer than half of the uploads are malicious.
 Cost: O(K D).
 Deviations: the paper takes the median of gradients, here it is that of the uploaded models, which is the same for the
     median of models that begin at one global model.
@@ -21,8 +21,7 @@ def median() -> Aggregator:
     A client's weight is the share of numbers of which it holds the middle (half of each of two middles); clients with
     the same number share alike. Scores are distances from the new model. Nobody is flagged: nobody is left out whole.
 
-    Traits: not linear, because every number comes from other clients than the next.
-    """
+    Traits: not linear, because every number comes from other clients than the next."""
 
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key

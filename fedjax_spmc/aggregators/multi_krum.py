@@ -2,9 +2,9 @@
 
 Source: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent", NeurIPS 2017, section 4 (the score) and the Multi-Krum variant of their experiments.
-Assumes: at most f of the n uploads are malicious, n >= 2 f + 3. Needs no data.
+Assumes: at most f of the n uploads are malicious, n >= 2 f + 3.
 Cost: O(K^2 D): one Gram matrix; memory O(K^2 + K D).
-Deviations: ties go to the lowest row. The paper leaves m open; here it is n - f.
+Deviations: ties go to the lowest row. The paper leaves m, the number of uploads to average, open.
 """
 
 from typing import Annotated, Literal
@@ -34,19 +34,19 @@ def multi_krum(
     Weights are 1 / m for the selected clients and 0 for the others, who are flagged; scores are the sums of distances.
 
     Reference:
-        * sums plain distances, not squared ones, and to all others;
-        * averages the 5 uploads of lowest score;
-        * the scores of the first two clients of the round stand in swapped places when ranks are read as rows: either
-          is selected on the strength of the other's score;
-        * server momentum 0.9 on the averaged update;
-        * the momentum moves a private model that begins as a freshly drawn random network, as in `krum`.
+        * Sums plain distances, not squared ones, and to all others.
+        * Averages the 5 uploads of lowest score.
+        * The scores of the first two clients of the round stand in swapped places when ranks are read as rows: either
+          is selected on the strength of the other's score.
+        * Server momentum 0.9 on the averaged update.
+        * The momentum moves a private model that begins as a freshly drawn random network, as in `krum`.
 
     Traits: the reference is not linear, not stateless and has no consensus, because the new model is the private model
-    moved by its momentum; not permutation and not robust, because of the swap of the first two clients.
+        moved by its momentum; not permutation and not robust, because of the swap of the first two clients.
 
     Args:
         variant: the paper's rule or that of the SPMC code.
-        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 2.
+        attackers: f; None: the largest that the theory allows for n usable uploads, (n - 3) // 2 or 0.
         keep: m, how many uploads to average; None: n - f.
 
     Raises:

@@ -6,7 +6,7 @@ Source: Huang, Li, Chen, Shi, Gao, "Multi-metrics adaptively identifies backdoor
         x'_i = sum over j of |x_i - x_j|, for each of the three
         d_i  = sqrt(x'_i^T S^-1 x'_i), S the covariance of the x'
     The `fraction` of the clients with the smallest d are averaged by number of examples.
-Assumes: at least `fraction` of the clients are benign. Needs no data and no number of attackers.
+Assumes: at least `fraction` of the clients are benign.
 Cost: O(K D + K^2).
 Deviations: S^-1 is the pseudo-inverse, taken of the correlation matrix after scaling each metric to unit variance (the
     same d where S is regular); so few or equal uploads have a score too. Ties go to the lowest row. The authors' code
@@ -32,11 +32,11 @@ def multi_metrics(
 ) -> Aggregator:
     """Averages, by number of examples, the `fraction` of the clients whose whitened distance to the others is least.
 
-    Scores are the d_i of the module's text; whoever is not averaged is flagged.
+    Scores are the d_i under Source; whoever is not averaged is flagged.
 
     Reference:
         * The SPMC code runs its own rule `SPMD` under this name, line for line: the aggregator `spmc` without options.
-          None of the above takes part, and `fraction` is refused.
+          Nothing of the paper's rule takes part, and `fraction` is refused.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

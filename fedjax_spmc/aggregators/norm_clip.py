@@ -2,7 +2,7 @@
 
 Source: Sun, Kairouz, Suresh, McMahan, "Can You Really Backdoor Federated Learning?", 2019 (arXiv 1911.07963),
     the section on defences: norm thresholding of updates and weak differential privacy.
-Assumes: a backdoor needs longer updates than honest training. Needs neither the number of attackers nor data.
+Assumes: a backdoor needs longer updates than honest training.
 Cost: O(K D).
 Deviations: the paper's threshold is a number chosen by hand; by default it is here the median of the uploads' norms.
     The paper adds noise of 0.025 where it is used; by default there is none.
@@ -31,8 +31,8 @@ def norm_clip(
     The verdict's weights are p_k / max(1, |D_k| / M), normalised; scores are the norms.
 
     Traits: not linear, because what is cut off is not given to others: the model is drawn to the broadcast one. With a
-    given threshold there is no consensus, because long updates are cut even if all agree, and no robustness, because
-    it may exceed all norms. With noise there is no consensus.
+        given threshold there is no consensus, because long updates are cut even if all agree, and no robustness,
+        because it may exceed all norms. With noise there is no consensus.
 
     Args:
         threshold: M; None is the median of the norms of the usable uploads.

@@ -2,7 +2,7 @@
 
 Source: Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning", IEEE Transactions on Signal
     Processing 70, 2022, Algorithms 2 and 3.
-Assumes: less than half of the examples belong to malicious clients. Needs no data and no number of attackers.
+Assumes: less than half of the examples belong to malicious clients.
 Cost: O(R K D) for R steps.
 Deviations: the paper leaves the starting point open; here it is the weighted mean.
 """
@@ -35,9 +35,9 @@ def rfa(
     those of the last step, of sum 1; scores are distances from the new model. Nobody is flagged.
 
     Reference:
-        * one geometric median for each tensor, not for the model as a whole; the weights are averaged over tensors by
-          size;
-        * nu = 1e-5, at most 3 steps, fewer where the weighted sum of distances changes by less than a millionth
+        * One geometric median for each tensor, not for the model as a whole; the weights are averaged over tensors by
+          size.
+        * nu is 1e-5; at most 3 steps, fewer where the weighted sum of distances changes by less than a millionth
           (`iterations` and `nu` have no effect and are refused).
 
     Traits: the reference is not linear, because every tensor has weights of its own.

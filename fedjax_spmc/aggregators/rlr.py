@@ -2,9 +2,9 @@
 
 Source: Ozdayi, Kantarcioglu, Gel, "Defending against Backdoors in Federated Learning with Robust Learning Rate",
     AAAI 2021, Equations 1 (the weighted mean of updates) and 2 (the learning rate of a coordinate).
-Assumes: a threshold above the number of malicious clients and at most that of the benign ones. Needs no data.
+Assumes: f < `threshold` <= n - f.
 Cost: O(K D).
-Deviations: none in the server step. The paper leaves the threshold to the user, between f + 1 and K - f.
+Deviations: none in the server step. The paper leaves the threshold to the user.
 """
 
 import math
@@ -40,14 +40,15 @@ def rlr(
           global model where a threshold is given.
 
     Traits: not linear, because coordinates without agreement move away from the mean; not robust, because signs see no
-    length: an outlier that grows pulls as hard as in the mean. The reference is not permutation invariant, because it
-    mixes up positions and client ids. With an eta other than 1, and in the reference with fewer uploads than theta,
-    there is no consensus, because the step is scaled or turned round.
+        length: an outlier that grows pulls as hard as in the mean. The reference is not permutation invariant, because
+        it mixes up positions and client ids. With an eta other than 1, and in the reference with fewer uploads than
+        theta, there is no consensus, because the step is scaled or turned round.
 
     Args:
         variant: the publication or the SPMC code.
-        threshold: theta; None is (n - 1) // 2 + 1 of n usable uploads, the least that a minority cannot reach on its
-            own: f + 1 for the largest f that leaves f + 1 <= n - f; in the reference 4.
+        threshold: f + 1 or more: theta, the agreement that a coordinate needs. None is (n - 1) // 2 + 1 of n usable
+            uploads, the least that a minority cannot reach on its own: f + 1 for the largest f that leaves
+            f + 1 <= n - f; in the reference 4.
         server_learning_rate: eta.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Source: Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-Robust Stochastic Aggregation Methods for Distributed Learning
     from Heterogeneous Datasets", AAAI 2019, Algorithm 1 with the l1 penalty (Equations 7 and 8), server side.
-Assumes: nothing about the number of malicious clients; the error grows with it. Needs no data.
+Assumes: nothing about the number of malicious clients; the error grows with it.
 Cost: O(K D).
 Deviations: in the paper every worker keeps its own model, pulls it towards the server's by the same penalty, and both
     step once per batch. Here an upload is a model freshly trained from the broadcast one, without the penalty, and the
@@ -42,12 +42,12 @@ def rsa(
         * Batch statistics of the server never change; here they are averaged as in every rule.
 
     Traits: not linear, because only signs enter; no consensus, because the step has a fixed length. The reference is
-    not permutation invariant, because its running clip depends on the order.
+        not permutation invariant, because its running clip depends on the order.
 
     Args:
         variant: the publication or the SPMC code.
-        step_size: alpha; None is 0.02 (with ten clients who agree 0.014 per coordinate and round), in the reference
-            0.05.
+        step_size: alpha; None is 0.02 (own choice: 0.014 per coordinate and round with ten clients who agree), in the
+            reference 0.05.
         penalty: lambda; None is 0.07 as in the authors' experiments, in the reference 0.1.
         regularizer: rho; None is 0.01 as in the authors' experiments, in the reference 0.001.
     """

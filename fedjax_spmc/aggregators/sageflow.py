@@ -2,8 +2,8 @@
 
 Source: Park, Han, Choi, Moon, "Sageflow: Robust Federated Learning against Both Stragglers and Adversaries", NeurIPS
     2021, section 3: entropy-based filtering and loss-weighted averaging, for clients that are all on time.
-Assumes: public data on the server. Needs no number of attackers.
-Cost: one pass of every client's model over the server's data, and O(K D).
+Assumes: clean ("public") data on the server.
+Cost: O(K D) and one pass of every upload over the server's data.
 Deviations: no client is late, so that the grouping by staleness has one group of full weight. Where every model is
     filtered, the paper leaves open what happens; the global model is kept.
 """
@@ -40,8 +40,8 @@ def sageflow(
         * Weights are 1 / loss^exponent (0 where the entropy reaches the threshold) plus 1e-5, without m_k; with all
           clients over the threshold they are alike too.
 
-    Traits: paper: consensus holds but where the uploads' common entropy is above the threshold: then the global model
-    is kept. Reference: not robust, because it is the plain mean.
+    Traits: in the paper's rule consensus holds but where the uploads' common entropy is above the threshold: then the
+        global model is kept. The reference is not robust, because it is the plain mean.
 
     Args:
         variant: "paper", or "reference" for what the SPMC code does.

@@ -2,7 +2,7 @@
 
 Source: Xu, Huang, Song, Lan, "Byzantine-robust Federated Learning through Collaborative Malicious Gradient Filtering",
     ICDCS 2022 (arXiv 2109.05872), the plain SignGuard algorithm, with its bounds and share of coordinates.
-Assumes: most uploads are benign. Needs neither the number of attackers nor data.
+Assumes: most uploads are benign.
 Cost: O(K D + K^2 + D log D); mean shift takes O(K^2) for each of at most 300 steps.
 Deviations:
     * The authors' code takes one run of neighbouring coordinates and divides each sign statistic by its largest value;
@@ -48,7 +48,7 @@ def signguard(
         lower: L, the least length of a trusted update, as a multiple of the median.
         upper: R, the largest.
         coordinates: the share of coordinates whose signs count, drawn anew each round.
-        quantile: how far mean shift looks, see Deviations above; k-means refuses it.
+        quantile: how far mean shift looks, see Deviations; k-means refuses it.
 
     Raises:
         ConfigError: `quantile` with k-means.

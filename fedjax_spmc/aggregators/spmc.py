@@ -2,9 +2,9 @@
 
 Source: "SPMC: Self-Purifying Federated Backdoor Defense via Margin Contribution", ICML 2025; the rules `SPMD`
     (default), `SPMD_euc`, `SPMD_was` and `SPED` of its code.
-Assumes: benign clients are a majority whose models lie close together. Needs no data and no number of attackers.
+Assumes: benign clients are a majority whose models lie close together.
 Cost: O(K D), O(K D log D) with the Wasserstein score; all coalition models come from one sum.
-Deviations: where paper and code can be read in two ways, both are options.
+Deviations: where paper and code can be read in two ways, both are options, whose defaults are the code's.
     * The paper's contribution phi_k = Gamma(N without k) - Gamma(k) reads as a difference of utilities; the code takes
       the similarity of absolute weights between a client and the plain mean of the others (`partner="coalition"`). The
       authors' slides can also be read as comparing with the global model (`partner="global"`).
@@ -43,7 +43,7 @@ def spmc(
     """alpha = mapping of each client's similarity to the coalition of the others; new model = sum of alpha_k w_k.
 
     Traits: with coalition_weights="previous" the rule is not stateless, because it remembers the last weights; with the
-    cosine of updates it is not robust, because a direction does not show the length of an outlier.
+        cosine of updates it is not robust, because a direction does not show the length of an outlier.
 
     Args:
         score: the similarity: cosine, or the negative of a distance: Euclidean; 1-D Wasserstein between the two

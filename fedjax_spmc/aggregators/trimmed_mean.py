@@ -2,7 +2,7 @@
 
 Source: Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
     ICML 2018, Definition 2 and Algorithm 1, option II.
-Assumes: at most f of the n uploads are malicious, n > 2 f. Needs no data.
+Assumes: at most f of the n uploads are malicious, n > 2 f.
 Cost: O(K D).
 Deviations: the trimmed mean of uploaded models in place of that of gradients.
 """
@@ -34,19 +34,19 @@ def trimmed_mean(
     nobody is left out whole.
 
     Reference:
-        * keeps the n - k - 1 values nearest to the median, k = n - floor(n / 2) - 1 (5 of 10, 4 of 9), where the paper
-          cuts the same number at each end; among equally near ones the lowest rows count;
-        * server momentum 0.9 on the aggregated update, where the paper has none.
+        * Keeps the n - k - 1 values nearest to the median, k = n - floor(n / 2) - 1 (5 of 10, 4 of 9), where the paper
+          cuts the same number at each end; among equally near ones the lowest rows count.
+        * Server momentum 0.9 on the aggregated update, where the paper has none.
 
     Traits: not linear, because every number comes from other clients than the next. The reference is not stateless and
-    has no consensus, because its momentum goes on from the rounds before.
+        has no consensus, because its momentum goes on from the rounds before.
 
     Args:
         variant: the paper's rule or that of the SPMC code.
-        attackers: f, how many values to cut at each end. None: by `beta` where that is given; else (n - 3) // 2 of n
-            usable uploads. That is the largest f at which more than the one or two middle values are left: one more,
-            which the theory allows too, makes the rule the median.
-        beta: cuts floor(beta n) values at each end instead; the paper's parameter.
+        attackers: f, how many values to cut at each end. None: by `beta` where that is given; else (n - 3) // 2 or 0
+            of n usable uploads. That is the largest f at which more than the one or two middle values are left: one
+            more, which the theory allows too, makes the rule the median.
+        beta: f as a share of the uploads, the paper's parameter: floor(beta n) values are cut at each end.
 
     Raises:
         ConfigError: both `attackers` and `beta`, or one of them with the reference; too many attackers for the uploads.

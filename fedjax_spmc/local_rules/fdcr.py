@@ -2,7 +2,8 @@
 
 Source: Huang et al., "Parameter Disparities Dissection for Backdoor Defense in Heterogeneous Federated Learning",
     NeurIPS 2024, Eq. 5 and Algorithm 1.
-Cost: one more pass over the client's data, and one more model to upload.
+Assumes: clients send an honest Fisher.
+Cost: one gradient a step, one more pass over the client's data, and one more model to send.
 Deviations: the paper's clients send the importances of Eq. 6; as in the code the server makes them from the Fisher.
     The code also evaluates the Fisher before training in round 0 and throws it away.
 """
@@ -27,8 +28,8 @@ def fdcr(
 
     Args:
         fisher_kind: "per_sample" (the paper's Eq. 5), "batch" (a public reproduction) or "authors" (the authors'
-            optimiser); see `fisher.estimate`.
-        fisher_chunk: samples whose gradients "per_sample" holds at once; see there.
+            optimiser); see `fedjax_spmc.fisher.estimate`.
+        fisher_chunk: samples whose gradients "per_sample" holds at once; what None stands for is said there.
     """
     if fisher_kind != "per_sample":
         refuse_unused(fdcr, f"fisher_kind = {fisher_kind!r}", {"fisher_chunk": fisher_chunk}, "local")

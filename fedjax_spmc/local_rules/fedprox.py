@@ -2,6 +2,8 @@
 
 Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
     equation (2): h(w) = F_k(w) + mu / 2 |w - w_t|^2; Algorithm 2.
+Assumes: nothing; mu is tuned by hand.
+Cost: one gradient a step.
 Deviations: every client works for the config's number of epochs, where the paper lets each solve the problem only up to
     its own accuracy gamma_k; the local solver is SGD with the config's momentum.
 """
@@ -25,7 +27,8 @@ def fedprox(
 ) -> LocalRule:
     """SGD on the mean cross entropy plus the proximal term: gradient + mu (w - g), g the broadcast model.
 
-    Reference: the SPMC code adds 0.01 mu (w - g), a hundredth of the paper's pull.
+    Reference:
+        * The pull is 0.01 mu (w - g), a hundredth of the paper's.
 
     Args:
         variant: "paper" or "reference".

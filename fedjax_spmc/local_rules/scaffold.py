@@ -2,7 +2,9 @@
 
 Source: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for Federated
     Learning", ICML 2020, Algorithm 1, options I and II; all control variates start at 0.
-Cost: one model per client (N D numbers); option I costs one more pass over the client's data.
+Assumes: a client comes back, so that its control variate has a use.
+Cost: one gradient a step; a control variate is kept of every client, N D numbers; option I costs one more pass over
+    the client's data.
 Deviations: the paper's local solver is plain SGD. With momentum m the gradient of local step j of K enters x - y with
     the factor 1 + m + ... + m^(K - j), so option II divides by learning rate times the sum of these factors in place of
     learning rate times K; without momentum they are the same. Weight decay counts as part of the gradient there.
@@ -48,11 +50,12 @@ def scaffold(
 ) -> LocalRule:
     """SGD on gradient - c_k + c with the client's control variate c_k and the server's c.
 
-    Reference: rounds 0 and 1 are plain SGD and leave the control variates alone.
-        The correction c_k - c is clipped to [-1, 1], entry by entry.
-        After training c_k grows by (the corrected gradient of the very last batch) / (batches in an epoch times
-        learning rate) - c: neither of the paper's options.
-        The server's variate stays 0.
+    Reference:
+        * Rounds 0 and 1 are plain SGD and leave the control variates alone.
+        * The correction c_k - c is clipped to [-1, 1], entry by entry.
+        * After training c_k grows by (the corrected gradient of the very last batch) / (batches in an epoch times
+          learning rate) - c: neither of the paper's options.
+        * The server's variate stays 0.
 
     Args:
         variant: "paper" or "reference", which has no use for `control` and refuses it.

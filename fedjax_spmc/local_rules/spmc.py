@@ -1,10 +1,13 @@
-"""SPMC, client half: gradient self-purification.
+"""SPMC, client half: take from the gradient what opposes distillation from the coalition of all the others.
 
 Each client holds a teacher, the coalition of all the others in the last round: T_k = (g - alpha_k w_k) / (1 - alpha_k).
 The gradient of the task loss loses its component against the gradient of the distillation loss from the teacher.
 
 Source: "SPMC: Self-Purifying Federated Backdoor Defense via Margin Contribution", ICML 2025; `AlignedGradient` of its
     code.
+Assumes: the coalition of all the others is cleaner than the client.
+Cost: one forward pass more (the teacher's) and one backward pass more a step; a teacher is kept of every client, N D
+    numbers.
 Deviations: the paper prints G_d - lambda (G_d . G_g) / |G_g| G_g; the code divides by the squared norm, a true
     projection, and does so for each tensor on its own. Both are options. In round 0 teacher and student are equal, so
     that the guidance of the first batch is rounding noise whose direction the code uses; `floor` counts such guidance
@@ -48,14 +51,11 @@ def purify(
     norm: str = "squared",
     floor: float | Array = 0.0,
 ) -> Params:
-    """Takes from the task gradient a what opposes the guidance b: where <a, b> < 0, a - strength <a, b> / |b|^2 b.
+    """Takes from the task gradient what opposes the guidance, as the options of `spmc` say.
 
     Args:
         task_grads, guide_grads: pytrees of one structure, a and b.
-        strength: lambda.
-        scope: "tensor" projects each leaf on its own (the code); "model" takes one dot product over all leaves.
-        norm: "squared" divides by |b|^2 (the code); "printed" divides by |b| once (the formula as the paper prints it).
-        floor: guidance shorter than `floor` times the task gradient counts as none; the unit is that of `scope`.
+        strength, scope, norm, floor: see `spmc`.
 
     Returns:
         Gradients like `task_grads`. Guidance of length 0 leaves them as they are.
@@ -117,13 +117,14 @@ def spmc(
     teacher_weights: Literal["verdict", "uniform"] = "verdict",
     align: Literal["all", "benign"] = "all",
 ) -> LocalRule:
-    """Local SGD on purified gradients; see `purify` for strength, scope, norm and floor.
+    """SGD on a - strength <a, b> / |b|^2 b where <a, b> < 0, a the task gradient and b the guidance; elsewhere on a.
 
     Args:
-        strength: lambda of the projection.
-        scope: granularity of the projection.
-        norm: its denominator.
-        floor: relative length below which guidance counts as none; the code's value is 0.
+        strength: the paper's lambda.
+        scope: "tensor" takes each tensor on its own (the code), "model" all of them as one vector.
+        norm: "squared" divides by |b|^2, a true projection (the code), "printed" by |b| (as the paper prints it).
+        floor: guidance shorter than `floor` times the task gradient, in the unit of `scope`, counts as none; the code's
+            value is 0.
         teacher_weights: "verdict" leaves the client out of the weighted mean that the server took (the code), "uniform"
             out of the plain mean of all uploads.
         align: "all" clients purify, the malicious ones too (the code; the paper does not say), or only "benign" ones.
