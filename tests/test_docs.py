@@ -1,19 +1,21 @@
-"""The docs: aggregators.md names every rule, and tables of results are what the kept files say."""
+"""The docs: generated pages and tables of results are what the code and the kept files say."""
 
+import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from fedjax_spmc import registry
 from fedjax_spmc.registry import aggregators, local_rules
-from tests.uploads import labels_of
+from tests.conftest import ROOT
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "aggregators.md"
-KINDS = {"Aggregators": aggregators, "Local rules": local_rules}
-REFERENCES = {"Paper and reference: aggregators": aggregators, "Paper and reference: local rules": local_rules}
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import docstrings
+import make_docs
+
+PAGE = ROOT / "docs" / "aggregators.md"
 
 
 def parts(text: str, level: int) -> dict[str, str]:
@@ -39,49 +41,176 @@ def names_in(cell: str) -> list[str]:
     return re.findall(r"`(\w+)`", cell)
 
 
-def variants(kind: registry.Registry, name: str) -> list[str]:
-    """The variants of a rule other than "paper"; none where it has no such option."""
-    return [label.partition("-")[2] for label in labels_of(kind.describe(name), name)[1:]]
+@pytest.mark.parametrize("kind", [aggregators, local_rules], ids=lambda kind: kind.kind)
+def test_every_rule_says_its_source_what_it_assumes_and_what_it_costs(kind):
+    for name in kind.names():
+        part = docstrings.part(kind, name)
+        assert all(part.fields[field] for field in ("Source", "Assumes", "Cost")), name
 
 
-def lacking(name: str, **options) -> str:
-    traits = aggregators.make(name, **options).traits._asdict()
-    return ", ".join(trait for trait, holds in traits.items() if not holds) or "-"
+def test_generated_pages_are_current():
+    script = ROOT / "experiments" / "make_docs.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, script, "--check"]
+    checked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.parametrize("title", KINDS)
-def test_every_rule_has_one_full_row(title):
-    table = rows(section(title))
-    assert sorted(row["rule"] for row in table) == sorted(f"`{name}`" for name in KINDS[title].names())
-    assert all(all(row.values()) for row in table)
+def test_every_generated_block_is_on_the_page():
+    marked = re.findall(r"^<!-- generated: (.+) -->$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(marked) == sorted(make_docs.BLOCKS)
 
 
-@pytest.mark.parametrize("title", REFERENCES)
-def test_every_rule_with_a_variant_has_a_list_of_differences(title):
-    kind = REFERENCES[title]
-    lists = parts(section(title), 3)
-    assert sorted(lists) == sorted(f"`{name}`" for name in kind.names() if variants(kind, name))
-    assert all("\n* " in text for text in lists.values())
+def test_a_stale_page_is_named_and_written_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_docs, "DOCS", tmp_path)
+    page = tmp_path / "some.md"
+    page.write_text(
+        "By hand.\n\n<!-- generated: guard -->\nstale words\n<!-- end -->\n\nBy hand too.\n", encoding="utf-8"
+    )
+    assert make_docs.main(["--check"]) == 1
+    assert "docs/some.md" in capsys.readouterr().out
+    assert "stale words" in page.read_text(encoding="utf-8")
+    assert make_docs.main([]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("By hand.\n\n<!-- generated: guard -->\n\n* ")
+    assert text.endswith("<!-- end -->\n\nBy hand too.\n")
+    assert "stale words" not in text
+    assert make_docs.main(["--check"]) == 0
 
 
-@pytest.mark.parametrize("name", aggregators.names())
-def test_the_traits_that_a_row_denies_are_those_that_the_rule_denies(name):
-    row = next(row for row in rows(section("Aggregators")) if row["rule"] == f"`{name}`")
-    others = variants(aggregators, name)
-    said = lacking(name)
-    if others:
-        said = "; ".join([f"paper: {said}", *(f"{v}: {lacking(name, variant=v)}" for v in others)])
-    assert row["does not hold"] == said
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: nothing -->\n<!-- end -->\n", "block 'nothing' is unknown"),
+        ("<!-- generated: guard -->\n<!-- generated: traits -->\n<!-- end -->\n", "has no end"),
+    ],
+)
+def test_a_block_that_cannot_be_made_is_an_error(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.setattr(make_docs, "DOCS", tmp_path)
+    (tmp_path / "some.md").write_text(text, encoding="utf-8")
+    assert make_docs.main([]) == 1
+    assert message in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", aggregators.names())
-def test_every_option_that_a_rule_chooses_is_in_the_table_of_defaults(name):
-    chosen = set(aggregators.make(name).chosen(9))
-    if name == "mean":
-        chosen |= set(aggregators.make(name, optimizer="adam").chosen(9))
-    table = rows(section("Defaults that the rules choose"))
-    listed = {option for row in table if row["rule"] == f"`{name}`" for option in names_in(row["option"])}
-    assert listed == chosen
+def test_columns_that_come_from_the_code():
+    told = {name: make_docs.told_f(aggregators, name) for name in ("krum", "dnc", "rlr", "multi_krum", "median")}
+    assert told == {
+        "krum": "paper: `attackers`; reference: no",
+        "dnc": "`attackers`",
+        "rlr": "`threshold`",
+        "multi_krum": "paper: `attackers`; reference: no",
+        "median": "no",
+    }
+    assert make_docs.fewest(aggregators, "bulyan") == "paper: 4 f + 3 with `attackers`, else 3; reference: 5"
+    assert make_docs.fewest(aggregators, "flame") == "2"
+    assert make_docs.lacking(aggregators, "krum") == "paper: -; reference: linear, consensus, stateless"
+    assert [make_docs.needed(name) for name in ("sageflow", "deepsight", "fdcr", "mean")] == [
+        "clean data, network",
+        "network",
+        "`fisher`",
+        "-",
+    ]
+    assert make_docs.asks("spmc") == 'linear, unless `teacher_weights="uniform"`'
+    assert [name for name in local_rules.names() if make_docs.keeps_state(name)] == ["scaffold", "spmc"]
+
+
+MODULE = """Rule: does something.
+
+More.
+
+Source: somebody,
+    somewhere.
+Assumes: nothing.
+Cost: O(K D).
+Deviations:
+    * One
+      thing.
+    * Another.
+"""
+FACTORY = """New model = g.
+
+Scores are none.
+
+Reference:
+    * Other.
+
+Traits: not linear, because
+    of this.
+
+Args:
+    variant: which.
+    keep: m; None
+        is all.
+    server: given.
+
+Raises:
+    ConfigError: too many.
+"""
+
+
+def parsed(module=MODULE, factory=FACTORY, options=("variant", "keep")):
+    return docstrings.read("aggregator rule", "rule", module, factory, options, given=("server",))
+
+
+def test_docstrings_are_read():
+    part = parsed()
+    assert (part.idea, part.about, part.text) == ("does something", "More.", "New model = g.\n\nScores are none.")
+    assert part.fields == {
+        "Source": "somebody,\nsomewhere.",
+        "Assumes": "nothing.",
+        "Cost": "O(K D).",
+        "Deviations": "* One\n  thing.\n* Another.",
+    }
+    assert part.notes == {"Reference": "* Other.", "Traits": "not linear, because\nof this."}
+    assert part.options == {"variant": "which.", "keep": "m; None is all."}
+    assert part.refusals == ("too many.",)
+
+
+@pytest.mark.parametrize(
+    ("where", "old", "new", "message"),
+    [
+        ("module", "Rule: does something.", "Does something.", "does not begin with 'NAME: what it does.'"),
+        ("module", "Cost: O(K D).\n", "", "'Cost' is missing"),
+        ("module", "Assumes: nothing.", "Assumes:", "'Assumes' is missing"),
+        ("module", "Cost:", "Costs:", "'Costs' is unknown: it must be one of Source, Assumes, Cost, Deviations"),
+        ("module", "Cost: O(K D).", "Cost: O(K D).\nand more", "'and more' belongs to no field"),
+        ("module", "Assumes: nothing.\nCost: O(K D).", "Cost: O(K D).\nAssumes: nothing.", "'Assumes' must stand once"),
+        ("module", "Cost: O(K D).", "Cost: O(K D).\nCost: more.", "'Cost' must stand once"),
+        ("factory", "New model = g.\n\nScores are none.\n", "", "no sentence stands before the fields"),
+        ("factory", "Traits:", "Properties:", "'Properties' is unknown"),
+        ("factory", "Reference:\n    * Other.\n", "", "'Reference' is missing"),
+        ("factory", "    * Other.", "    Other.", "'Reference' is not a list"),
+        ("factory", "    keep: m; None\n        is all.\n", "", "'Args' lacks the option 'keep'"),
+        ("factory", "    keep: m;", "    kept: n.\n    keep: m;", "'Args' names 'kept', which is no option"),
+        ("factory", "    keep: m;", "    what else\n    keep: m;", "'what else' is not 'name: description'"),
+    ],
+)
+def test_a_docstring_without_the_form_is_refused_with_the_rule_and_the_field(where, old, new, message):
+    texts = {"module": MODULE, "factory": FACTORY}
+    assert old in texts[where]
+    texts[where] = texts[where].replace(old, new)
+    with pytest.raises(docstrings.DocstringError, match=re.escape(message)) as caught:
+        parsed(**texts)
+    assert str(caught.value).startswith("aggregator rule")
+
+
+def test_a_list_of_differences_needs_a_variant():
+    with pytest.raises(docstrings.DocstringError, match="'Reference' has no use without an option 'variant'"):
+        parsed(factory=FACTORY.replace("    variant: which.\n", ""), options=("keep",))
+
+
+def test_texts_become_markdown():
+    text = "Where x'_i < y and\nmore:\n    a | b\n      c\nthen\n* one\n  thing\n* two <b `x_ *y`"
+    made = "Where x'\\_i < y and more:\n\n```\na | b\n  c\n```\n\nthen\n\n* one thing\n* two \\<b `x_ *y`"
+    assert docstrings.markdown(text) == made
+    assert docstrings.cell("a | b\n  and c.") == r"a \| b and c"
+
+
+def test_no_wrapped_line_begins_a_list():
+    words = "word " * 23
+    lines = docstrings.markdown(f"{words}a - b + c * d = e > f").splitlines()
+    assert len(lines) == 2
+    assert not re.match(r"[-+*=>]", lines[1])
 
 
 def test_every_server_optimiser_has_a_row():
@@ -91,7 +220,7 @@ def test_every_server_optimiser_has_a_row():
 
 
 def test_tables_of_results_are_what_the_kept_files_say():
-    script = PAGE.parent.parent / "experiments" / "reproduction.py"
+    script = ROOT / "experiments" / "reproduction.py"
     checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -105,7 +234,7 @@ def test_every_claim_has_a_verdict_and_a_command():
         assert row["verdict"].startswith(known), row
         assert row["command"] == "the same" or re.search(r"`experiments/\w+\.py", row["command"]), row
         for script in re.findall(r"`(experiments/\w+\.py)", row["command"]):
-            assert (PAGE.parent.parent / script).is_file()
+            assert (ROOT / script).is_file()
 
 
 def rows_with(text: str, column: str) -> list[dict[str, str]]:
