@@ -10,6 +10,7 @@ from fedjax_spmc import fisher, local_rules, models
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.fisher import sample_squares
+from fedjax_spmc.fisher.estimate import batch_gradient
 from fedjax_spmc.models import layers
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.rounds import make_round
@@ -180,7 +181,7 @@ def test_every_fisher_takes_it(kind, small, params):
     assert flat_of(found).max() > 0
     if kind == "per_sample":
         single = [
-            fisher.batch_gradient(small, variables, Batch(x, y, y, jnp.ones(1, bool)), jax.random.key(0))
+            batch_gradient(small, variables, Batch(x, y, y, jnp.ones(1, bool)), jax.random.key(0))
             for x, y in zip(jnp.split(images[0], 3), jnp.split(labels[0], 3), strict=True)
         ]
         expected = sum(np.square(flat_of(one)) for one in single) / 3

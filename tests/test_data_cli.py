@@ -109,10 +109,10 @@ def test_usps_has_no_builder(tmp_path, capsys):
     ("argv", "expected"),
     [
         (["prepare", "cifar11"], "'cifar11' is unknown"),
-        (["prepare"], "required"),
-        (["fetch"], "invalid choice"),
-        ([], "required"),
-        (["list", "--nonsense"], "Unrecognized"),
+        (["prepare"], "needs the NAME"),
+        (["fetch"], "fetch is given"),
+        ([], "nothing is given"),
+        (["list", "--nonsense"], "--nonsense is no flag"),
     ],
 )
 def test_wrong_arguments(capsys, argv, expected):

@@ -9,9 +9,8 @@ from fedjax_spmc import fisher, local_rules, models
 from fedjax_spmc.data.pipeline import Images, Pipeline, client_data, in_order
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
-from fedjax_spmc.registry import attacks
 from fedjax_spmc.training import train_client
-from fedjax_spmc.types import AttackContext, Context, Model, Roster, Variables
+from fedjax_spmc.types import Context, Model, Variables
 
 MLP = models.make("mlp", hidden=(7,), num_classes=4, image_shape=(4, 4, 3))
 START = MLP.init(jax.random.key(0))
@@ -142,12 +141,8 @@ def test_the_local_rule_estimates_at_the_trained_model_on_an_epoch_of_its_own():
     size, epochs = 20, 2
     train = Images(jnp.asarray(RNG.integers(0, 255, (size, 4, 4, 3)), jnp.uint8), LABELS[:size])
     pipeline = Pipeline(5, epochs + 1, jnp.full(3, 0.5), jnp.full(3, 0.25), padding=1, flip=True)
-    roster = Roster(jnp.zeros(1, bool), jnp.int32(0), jnp.int32(9), jnp.int32(0))
-    attack = attacks.make("none")
-    state = attack.init(AttackContext(roster, (4, 4, 3), 4, pipeline.mean, pipeline.std), KEY)
-    data = client_data(
-        pipeline, train, jnp.arange(size), jnp.int32(size), jnp.int32(0), attack, state, jnp.int32(0), KEY
-    )
+    live = jnp.zeros((), bool)
+    data = client_data(pipeline, train, jnp.arange(size), jnp.int32(size), jnp.int32(0), live, jnp.int32(0), KEY)
     order = [
         np.concatenate([data.gather(jnp.int32(4 * epoch + i), KEY).sample_ids for i in range(4)]) for epoch in range(3)
     ]

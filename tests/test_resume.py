@@ -14,9 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import experiment, record, run
+from fedjax_spmc import experiment, run
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError, WorkdirError
 from fedjax_spmc.record import checkpoint, plots
+from fedjax_spmc.record.folder import RunFolder
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("small_cache")
@@ -35,10 +36,10 @@ class Interrupted(BaseException):
 
 
 MOMENTS = {
-    "before the config is there": (record.RunFolder, "accept", 1),
+    "before the config is there": (RunFolder, "write_start", 1),
     "between a line and its checkpoint": (checkpoint.Checkpoints, "save", 2),
-    "between a checkpoint and its model": (record.RunFolder, "write_model", 2),
-    "between the last checkpoint and its model": (record.RunFolder, "write_model", 4),
+    "between a checkpoint and its model": (RunFolder, "write_model", 2),
+    "between the last checkpoint and its model": (RunFolder, "write_model", 4),
     "while the partition is drawn": (plots, "partition", 1),
     "while the curves are drawn": (plots, "curves", 1),
 }
@@ -84,6 +85,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from fedjax_spmc import record, run
 from fedjax_spmc.record import checkpoint
+from fedjax_spmc.record.folder import RunFolder
 
 moment, calls = sys.argv.pop(1), []
 
@@ -109,11 +111,11 @@ def while_saving(*_):
     os.rename = os.replace = lambda *_, **__: die()
 
 if moment == "line":
-    on_third(record.RunFolder, "append", half_a_line)
+    on_third(RunFolder, "append", half_a_line)
 elif moment == "saving":
     on_third(checkpoint.Checkpoints, "save", while_saving)
 elif moment == "wait":
-    on_third(record.RunFolder, "append", lambda folder, _: ((folder.path / "waits").touch(), time.sleep(300)))
+    on_third(RunFolder, "append", lambda folder, _: ((folder.path / "waits").touch(), time.sleep(300)))
 sys.exit(run.main())
 """
 
@@ -190,7 +192,7 @@ def test_rounds_off_the_grid_of_evaluations_leave_no_trace(tmp_path):
 def test_a_run_that_did_not_evaluate_its_last_round_cannot_end_there(tmp_path, capsys):
     folder, fields = tmp_path / "run", ("federation.eval_every=2",)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record.RunFolder, "append", _raise_on_round(3))
+        patch.setattr(RunFolder, "append", _raise_on_round(3))
         with pytest.raises(Interrupted):
             experiment.run(small.config(federation__eval_every=2), folder)
     before = small.contents(folder)
@@ -199,7 +201,7 @@ def test_a_run_that_did_not_evaluate_its_last_round_cannot_end_there(tmp_path, c
 
 
 def _raise_on_round(index):
-    original = record.RunFolder.append
+    original = RunFolder.append
 
     def append(self, line):
         if line["round"] == index:
@@ -296,7 +298,7 @@ def test_other_data_under_the_same_name_is_refused(copied, capsys):
 
 
 def test_a_second_process_is_refused(copied, capsys):
-    folder = record.RunFolder(copied, configs.resolve(small.config()))
+    folder = RunFolder(copied, configs.resolve(small.config()))
     folder.begin(json.loads((copied / "environment.json").read_text()))
     before = small.contents(copied)
     small.refused(capsys, small.arguments(copied), f"workdir = '{copied}' is in use by another process")

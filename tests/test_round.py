@@ -11,7 +11,7 @@ from fedjax_spmc import data, local_rules, models, training, trees
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import play_round
+from fedjax_spmc.federation import data_of_client, play_round
 from fedjax_spmc.rounds import make_round
 from fedjax_spmc.types import Batch, ClientData, Context, Variables
 from tests.flags import AS_USUAL
@@ -45,11 +45,13 @@ def locals_of(experiment, arrays, client_batch=1, options=None):
     federation = experiment.federation._replace(client_batch=client_batch)
     seen = {}
 
+    rule = federation.aggregator(None)
+
     def spy(upload, state, key):
         seen["upload"] = upload
-        return federation.aggregator.aggregate(upload, state, key)
+        return rule.aggregate(upload, state, key)
 
-    spied = federation._replace(aggregator=federation.aggregator._replace(aggregate=spy))
+    spied = federation._replace(aggregator=lambda server: rule._replace(aggregate=spy))
 
     def run(state, key, arrays):
         new_state, _ = play_round(spied, arrays, arrays[1].sizes, state, key)
@@ -104,8 +106,8 @@ def test_a_whole_round_equals_a_plain_loop(experiment):
         return federation.rule.gradients(ctx, params, {}, batch, teacher, jax.random.key(1))[0]
 
     for client in (0, 4):
-        batches = federation.client_data(
-            experiment.arrays, jnp.int32(client), attack_state, jnp.int32(0), experiment.key
+        batches = data_of_client(
+            federation, experiment.arrays, jnp.int32(client), attack_state, jnp.int32(0), experiment.key
         )
         teacher = trees.take_rows(state.rule.clients, client)
         params = state.variables.params
@@ -123,8 +125,8 @@ def test_batches_differ_by_client_round_and_epoch(experiment):
     federation, state = experiment.federation, experiment.state
 
     def ids(client, round_index, step=0):
-        made = federation.client_data(
-            experiment.arrays, jnp.int32(client), state.attack, jnp.int32(round_index), experiment.key
+        made = data_of_client(
+            federation, experiment.arrays, jnp.int32(client), state.attack, jnp.int32(round_index), experiment.key
         )
         return np.asarray(made.gather(jnp.int32(step), experiment.key).sample_ids)
 
@@ -139,7 +141,7 @@ def test_batches_differ_by_client_round_and_epoch(experiment):
 def test_an_epoch_visits_every_sample_once():
     config = small_config(**{"local.epochs": 3})
     built = build(config)
-    made = built.federation.client_data(built.arrays, jnp.int32(2), built.state.attack, jnp.int32(0), built.key)
+    made = data_of_client(built.federation, built.arrays, jnp.int32(2), built.state.attack, jnp.int32(0), built.key)
     count = int(made.num_batches)
     orders = [
         np.concatenate([np.asarray(made.gather(jnp.int32(e * count + b), built.key).sample_ids) for b in range(count)])
@@ -191,8 +193,8 @@ def test_frozen_augmentation_stays_and_live_augmentation_moves():
         built = build(config)
         for client in (0, 9):
             made = [
-                built.federation.client_data(
-                    built.arrays, jnp.int32(client), built.state.attack, jnp.int32(r), built.key
+                data_of_client(
+                    built.federation, built.arrays, jnp.int32(client), built.state.attack, jnp.int32(r), built.key
                 )
                 for r in (0, 1)
             ]

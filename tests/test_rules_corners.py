@@ -78,7 +78,7 @@ def test_crfl_is_told_the_length_of_the_run():
     clients = jax.tree.map(lambda x: jnp.stack([x, x]), experiment.state.variables.params)
     upload = random_upload(2)._replace(global_params=experiment.state.variables.params, client_params=clients)
     for round_index, noisy in ((0, True), (1, False)):
-        model, _, _ = experiment.federation.aggregator.aggregate(upload._replace(round=round_index), (), KEY)
+        model, _, _ = experiment.federation.aggregator(None).aggregate(upload._replace(round=round_index), (), KEY)
         moved = max(
             float(jnp.abs(a - b).max())
             for a, b in zip(*map(jax.tree.leaves, (model, upload.global_params)), strict=True)

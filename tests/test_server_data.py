@@ -9,6 +9,8 @@ from fedjax_spmc import experiment, metrics, models
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import evaluated_model, play_round
 from fedjax_spmc.record.checkpoint import Checkpoints
+from fedjax_spmc.record.lines import NOTHING
+from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
 from tests import small
 
@@ -46,10 +48,12 @@ def test_its_images_are_arguments_of_the_compiled_round_and_no_constants(tuned):
     jaxpr = jax.make_jaxpr(play)(tuned.state, tuned.key, arrays, federation.server)
     largest = max((np.size(const) for const in jaxpr.consts), default=0)
     assert largest < federation.server.labels.size
-    outer = jax.make_jaxpr(make_round(federation, arrays, arrays[1].sizes))(tuned.state, tuned.key)
-    (call,) = [equation for equation in outer.eqns if "jaxpr" in equation.params]
-    assert max((np.size(const) for const in call.params["jaxpr"].consts), default=0) < federation.server.labels.size
-    assert any(var.aval.shape == federation.server.images.shape for var in call.invars)
+    outer = jax.make_jaxpr(make_round(federation, arrays, tuned.sizes))(tuned.state, tuned.key)
+    calls = [equation for equation in outer.eqns if "jaxpr" in equation.params]
+    consts = [const for call in calls for const in call.params["jaxpr"].consts]
+    assert max(map(np.size, consts), default=0) < federation.server.labels.size
+    taken = [var.aval.shape == federation.server.images.shape for call in calls for var in call.invars]
+    assert sum(taken) == 1, "the server's part alone takes its images"
 
 
 def test_other_images_on_the_server_make_another_evaluated_model_and_the_same_mean(tuned):
@@ -72,7 +76,7 @@ def test_the_evaluated_model_is_the_one_that_is_saved_reported_and_loaded(tuned,
     config = small.config(rounds=2, aggregator__name="finetuning", local__rule="sgd", **options)
     result = experiment.run(config, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoint")
-    state = checkpoints.restore(2, tuned.state)
+    state = checkpoints.restore(2, Snapshot(tuned.state, NOTHING)).state
     checkpoints.close()
     expected = vector(tuned, evaluated_model(tuned.federation, state))
     assert np.abs(expected - vector(tuned, state.variables)).max() > 1e-3

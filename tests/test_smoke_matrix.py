@@ -14,7 +14,7 @@ import pytest
 from fedjax_spmc import aggregators, setup, trees
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import make_config
-from fedjax_spmc.experiment import build
+from fedjax_spmc.experiment import assemble, build
 from fedjax_spmc.federation import FederationState, play_round
 from fedjax_spmc.types import Upload, Variables
 
@@ -75,13 +75,13 @@ def local(request) -> Local:
     federation, arrays = experiment.federation, experiment.arrays
 
     def train(state: FederationState, arrays: Any) -> Upload:
-        seen = {}
+        seen, rule = {}, federation.aggregator(None)
 
         def spy(upload, aggregator_state, key):
             seen["upload"] = upload
-            return federation.aggregator.aggregate(upload, aggregator_state, key)
+            return rule.aggregate(upload, aggregator_state, key)
 
-        spied = federation._replace(aggregator=federation.aggregator._replace(aggregate=spy))
+        spied = federation._replace(aggregator=lambda server: rule._replace(aggregate=spy))
         play_round(spied, arrays, arrays[1].sizes, state, experiment.key)
         return seen["upload"]
 
@@ -111,7 +111,7 @@ def aggregator_of(name: str, local: Local, compiled: dict[str, Any]):
         experiment = local.experiment
         config, dataset = make_small(aggregator=name), experiment.dataset
         held = setup.server_images(config, dataset)
-        rule = setup.assemble(config, dataset.info, held).aggregator
+        rule = assemble(config, dataset.info, held).aggregator(held)
         compiled[name] = rule._replace(aggregate=jax.jit(rule.aggregate))
     return compiled[name]
 

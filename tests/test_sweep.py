@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, registry, setup, sweep
+from fedjax_spmc.command import call_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
 from fedjax_spmc.sweep import engine, player, program
@@ -156,7 +157,7 @@ def test_table_2_has_the_rows_of_the_paper(shared):
 
     with (shared / "papers" / "spmc_table2.csv").open() as stream:
         printed = {(row["dataset"], row["malicious_ratio"], row["method"]) for row in csv.DictReader(stream)}
-    cells = sweep.expand(command.single.call_config(TABLE_2)[0])
+    cells = sweep.expand(call_config(TABLE_2)[0])
 
     def plain(text):
         return text.lower().replace("-", "").replace("_", "").replace("ours (spmc)", "spmc")

@@ -19,6 +19,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import fisher
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
+from fedjax_spmc.federation import data_of_client
 from fedjax_spmc.local_rules import make as make_rule
 from fedjax_spmc.training import map_clients, train_client
 from fedjax_spmc.types import Context
@@ -38,7 +39,7 @@ def programs(data: str, limit: int):
         @jax.jit
         def program(arrays, key):
             def one(client_id):
-                return of_client(federation.client_data(arrays, client_id, state.attack, state.round, key), key)
+                return of_client(data_of_client(federation, arrays, client_id, state.attack, state.round, key), key)
 
             return map_clients(one, jax.numpy.arange(len(experiment.parts)), federation.client_batch)
 

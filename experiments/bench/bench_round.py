@@ -59,7 +59,9 @@ def theirs(config, dataset, method: str):
             facts=json.dumps(facts),
         )
         command = [sys.executable, "-m", "fedjax_spmc.parity.torch_reference.loader_round", str(path), method]
-        with subprocess.Popen(command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=HERE.parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"

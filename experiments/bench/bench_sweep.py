@@ -48,9 +48,10 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, rounds, setup
+from fedjax_spmc.command import read_config
 from fedjax_spmc.config import make_config, set_field
 from fedjax_spmc.data.pipeline import Images
-from fedjax_spmc.run import read_config
+from fedjax_spmc.experiment import assemble
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
 from fedjax_spmc.sweep.player import Player
@@ -115,7 +116,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     player = Player(group, dataset, {})
     if player.refused:
         raise SystemExit(f"--images={images}: {next(iter(player.refused.values()))}")
-    federation = setup.assemble(config, dataset.info, None)
+    federation = assemble(config, dataset.info, None)
     used = devices.chosen(config.federation.clients_per_round, None)
     play = rounds.make_program(federation, used)
     train = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32))
@@ -195,7 +196,7 @@ def torch_round(clients: int, images: int, batch: int, rate: float) -> Run:
 
 
 def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
-    config, _ = read_config(str(HERE.parent / "configs" / "s1.py"))
+    config, _ = read_config(str(HERE.parents[1] / "configs" / "s1.py"))
     for path, value in {
         "data.name": "synthetic", "data.options.num_train": images, "federation.clients_per_round": clients,
         "federation.num_clients": images // 50,

@@ -27,18 +27,20 @@ from unittest import mock
 import jax
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, experiment, record, rounds, setup
+from fedjax_spmc import devices, experiment, rounds, setup
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.recorder import Recorder
+from fedjax_spmc.record.tensorboard import TensorBoard
 
 PAPER_EPOCHS = 10
 COMPILED = ("round", "evaluation")
 WRAPPED = {
     "checkpoint": [(Checkpoints, "save")],
-    "records": [(RunFolder, "append"), (RunFolder, "write_details"), (RunFolder, "write_model"), (record.Board, "add")],
+    "records": [(RunFolder, "append"), (RunFolder, "write_details"), (RunFolder, "write_model"), (TensorBoard, "add")],
     "progress": [(Progress, "update")],
 }
 """Methods whose time is added up under a name."""
@@ -78,7 +80,7 @@ class Clock:
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """Wraps what `experiment.run` calls, for as long as the `with` block lasts."""
-    make_round, build, close = devices.make_round, setup.build, Progress.close
+    make_round, build, finish = experiment.make_round, experiment.build, Recorder.finish
 
     def timed_round(*args: Any) -> Callable[..., Any]:
         play = clock.timed("round", make_round(*args))
@@ -93,14 +95,14 @@ def watched(clock: Clock) -> Iterator[None]:
         built = build(*args)
         return built._replace(evaluate=clock.timed("evaluation", built.evaluate))
 
-    def marked_close(self: Progress) -> None:
+    def marked_finish(self: Recorder, *args: Any) -> None:
         clock.mark()  # the loop has ended
-        close(self)
+        finish(self, *args)
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(devices, "make_round", timed_round))
-        stack.enter_context(mock.patch.object(setup, "build", timed_build))
-        stack.enter_context(mock.patch.object(Progress, "close", marked_close))
+        stack.enter_context(mock.patch.object(experiment, "make_round", timed_round))
+        stack.enter_context(mock.patch.object(experiment, "build", timed_build))
+        stack.enter_context(mock.patch.object(Recorder, "finish", marked_finish))
         for name, methods in WRAPPED.items():
             for owner, method in methods:
                 # A plain function in place of the method, so that `self` is bound as before.
@@ -146,7 +148,7 @@ def round_without_transfers(built: setup.Experiment, used: tuple[Any, ...]) -> s
     """Plays two rounds, the second under a guard against transfers between host and device that nobody asked for.
 
     Args:
-        built: from `setup.build`.
+        built: from `experiment.build`.
         used: the devices that share the clients.
 
     Returns:

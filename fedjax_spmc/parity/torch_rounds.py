@@ -28,7 +28,7 @@ from fedjax_spmc.parity.torch_side import (
     torch_reference,
 )
 from fedjax_spmc.rounds import make_round
-from fedjax_spmc.types import Array, ClientData
+from fedjax_spmc.types import Array, Attack, ClientData
 
 ROUNDS = 5
 SPARE = 3
@@ -101,12 +101,14 @@ class Wide:
         self._longest, self._key = max(steps), experiment.key
         counts = np.asarray(steps, np.int32)
 
-        def client_data(arrays: Any, client_id: Array, attack_state: Any, round_index: Array, key: Array) -> ClientData:
-            del attack_state, round_index, key
+        def client_data(arrays: Any, client_id: Array, frozen: Array, round_index: Array, key: Array) -> ClientData:
+            del frozen, round_index, key
             own = fixed_batches(arrays[0][client_id], arrays[1][client_id], client_id)
             return own._replace(num_batches=jnp.asarray(counts)[client_id])
 
-        federation = experiment.federation._replace(client_data=client_data, epochs=1)
+        # The batches that come from the torch side are poisoned already.
+        attack = experiment.federation.attack._replace(poison=Attack().poison)
+        federation = experiment.federation._replace(client_data=client_data, epochs=1, attack=attack)
         sizes = experiment.sizes
         self._program = jax.jit(lambda arrays, state, key: play_round(federation, arrays, sizes, state, key))
 

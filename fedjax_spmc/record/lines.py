@@ -26,12 +26,11 @@ class Unreported(NamedTuple):
 
     def plus(self, report: RoundReport) -> "Unreported":
         """With one more round."""
-        return Unreported(
-            self.rejected + np.asarray(report.rejected, np.int32), self.failed + np.asarray(report.failed, np.int32)
-        )
+        # Arrays, as a checkpoint takes no NumPy scalars.
+        return Unreported(np.asarray(self.rejected + report.rejected), np.asarray(self.failed + report.failed))
 
 
-NOTHING = Unreported(np.int32(0), np.int32(0))
+NOTHING = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
 
 
 def metrics_line(
