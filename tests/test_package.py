@@ -1,5 +1,7 @@
 """The package as it is installed: what it imports, what it ships, and that names are unique."""
 
+import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +106,31 @@ def test_values_are_read_from_text_by_type(hint, text, value):
     parsed = option_from_hint("x", hint, None).parse(text)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+def imports(name: str, path: Path, modules: set[str]) -> set[str]:
+    """The package's own modules that a file imports, at its top or within a function."""
+    found = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            deeper = {f"{base}.{alias.name}" for alias in node.names}
+            found |= deeper & modules or {base}
+    return (found & modules) - {name}
+
+
+def test_no_circle_of_imports():
+    folder = Path(fedjax_spmc.__file__).parent
+    files = {}
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {name: imports(name, path, set(files)) for name, path in files.items()}
+    assert graph["fedjax_spmc.experiment"] >= {"fedjax_spmc.setup", "fedjax_spmc.rounds", "fedjax_spmc.federation"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph | {"fedjax_spmc.types": {"fedjax_spmc.experiment"}}).prepare()
