@@ -1,68 +1,92 @@
-"""The global model on the test images, clean and triggered: counts by class, which `metrics` turns into percentages."""
+"""The global model on the test set, clean and triggered: counts, which `metrics` turns into percentages."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc.data import augment
-from fedjax_spmc.data.pipeline import Images
-from fedjax_spmc.types import Array, Attack, AttackState, Model, Variables
+from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Examples, Model, Roster, State, Task, Variables
 
 TEST_BATCH = 500
+MOST_CLASSES = 1000
+"""Up to so many classes are counted each by itself."""
 
 
 class Counts(NamedTuple):
-    """Test images counted by true class, all [classes] int32.
+    """Labels of the test set that are asked (one an image, many a sequence), int32.
 
     Attributes:
-        total: images.
-        correct: classified correctly.
-        hits: classified as the attacker wants once the trigger is on them.
-        targeted: images whose true class is the attacker's target.
+        asked, correct: [classes], by true class; [1] for all together where there are more than `MOST_CLASSES`.
+        triggered, hits: scalars, labels that the attacker wants once the trigger is there, and those that come out so.
+        triggered_others, hits_others: the same without those whose true label is the wanted one.
     """
 
-    total: Array
+    asked: Array
     correct: Array
+    triggered: Array
     hits: Array
-    targeted: Array
+    triggered_others: Array
+    hits_others: Array
 
 
-def make_evaluate(model: Model, attack: Attack, mean: Any, std: Any) -> Callable[..., Counts]:
-    """The jitted evaluation: (variables, test: Images, attack_state) -> Counts.
+def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) -> Callable[..., Counts]:
+    """The jitted evaluation: (variables, test: Examples, roster, own) -> Counts; `own` is the attack's state.
 
     Args:
-        model, attack: of the federation.
-        mean, std: [C], of pixel values in [0, 1].
+        model, attack, task: of the federation.
+        held: arrays that the attack holds.
     """
+    by_class = model.num_classes <= MOST_CLASSES
+    places = model.num_classes if by_class else 1
 
-    def evaluate(variables: Variables, test: Images, attack_state: AttackState) -> Counts:
-        num_images = test.labels.shape[0]
-        batch = min(TEST_BATCH, num_images)
-        starts = jnp.arange(0, num_images, batch, dtype=jnp.int32)
+    def evaluate(variables: Variables, test: Examples, roster: Roster, own: State) -> Counts:
+        ctx = AttackContext(model=model, variables=variables, task=task, roster=roster, held=held)
 
-        def predict(images: Array) -> Array:
-            logits, _ = model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
+        def predict(inputs: Array) -> Array:
+            logits, _ = model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
             return jnp.argmax(logits, axis=-1)
 
-        def count_batch(start: Array) -> Counts:
-            rows = start + jnp.arange(batch, dtype=jnp.int32)
-            counted = rows < num_images
-            rows = jnp.minimum(rows, num_images - 1)
-            labels = test.labels[rows]
-            images = augment.normalise(test.images[rows], mean, std)
+        def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
+            total = examples.labels.shape[0]
+            size = min(TEST_BATCH, total)
 
-            def by_class(mask: Array) -> Array:
-                return jnp.zeros(model.num_classes, jnp.int32).at[labels].add((mask & counted).astype(jnp.int32))
+            def count_batch(start: Array) -> Counts:
+                rows = start + jnp.arange(size, dtype=jnp.int32)
+                valid = rows < total
+                rows = jnp.minimum(rows, total - 1)
+                labels = examples.labels[rows]
+                labels = jnp.where(valid.reshape(valid.shape + (1,) * (labels.ndim - 1)), labels, -1)
+                return count(Batch(task.prepare(examples.inputs[rows], None), labels, rows, valid))
 
-            correct = by_class(predict(images) == labels)
-            hits = targeted = jnp.zeros(model.num_classes, jnp.int32)
-            if attack.backdoor is not None:
-                stamped, wanted = attack.backdoor(attack_state, images, labels)
-                hits, targeted = by_class(predict(stamped) == wanted), by_class(labels == wanted)
-            return Counts(by_class(jnp.ones(batch, bool)), correct, hits, targeted)
+            starts = jnp.arange(0, total, size, dtype=jnp.int32)
+            return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(count_batch, starts))
 
-        return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(count_batch, starts))
+        def spread(labels: Array, mask: Array) -> Array:
+            asked = (labels >= 0) & mask
+            places_of = jnp.maximum(labels, 0) if by_class else jnp.zeros_like(labels)
+            return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(asked.ravel().astype(jnp.int32))
+
+        def clean(batch: Batch) -> tuple[Array, Array]:
+            everywhere = jnp.ones(batch.labels.shape, bool)
+            return spread(batch.labels, everywhere), spread(batch.labels, predict(batch.inputs) == batch.labels)
+
+        def triggered(batch: Batch) -> tuple[Array, Array, Array, Array]:
+            if attack.backdoor is None:
+                zero = jnp.zeros((), jnp.int32)
+                return zero, zero, zero, zero
+            shown = attack.backdoor(ctx, own, batch)
+            wanted = shown.labels >= 0
+            hit = wanted & (predict(shown.inputs) == shown.labels)
+            other = wanted & (shown.labels != batch.labels)
+            return tuple(mask.sum(dtype=jnp.int32) for mask in (wanted, hit, other, hit & other))  # pyright: ignore
+
+        if attack.test is None:
+            return batches(test, lambda batch: Counts(*clean(batch), *triggered(batch)))
+        nothing = jnp.zeros(places, jnp.int32), jnp.zeros(places, jnp.int32)
+        own_test = attack.test(held)
+        first = batches(test, lambda batch: Counts(*clean(batch), *[jnp.zeros((), jnp.int32)] * 4))
+        second = batches(own_test, lambda batch: Counts(*nothing, *triggered(batch)))
+        return jax.tree.map(jnp.add, first, second)
 
     return jax.jit(evaluate)

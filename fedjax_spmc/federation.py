@@ -11,21 +11,22 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators.guard import usable_rows
+from fedjax_spmc.attacking import Attackers
+from fedjax_spmc.attacks.compose import fenced_upload
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.training import Hooks, Trained, map_clients, train_client
+from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
     Aggregator,
     Array,
     Attack,
-    AttackState,
-    Batch,
     ClientData,
-    Context,
     LocalRule,
     Model,
     PRNGKey,
+    Roster,
     RuleState,
     State,
+    Task,
     Upload,
     Variables,
     Verdict,
@@ -40,7 +41,8 @@ class FederationState(NamedTuple):
         previous: the global model one round earlier.
         rule: state of the local rule.
         aggregator: state of the aggregator.
-        attack: state of the attack (the ground truth of who is malicious lives here).
+        roster: who is malicious and when they attack: the ground truth.
+        attack: state of the attack.
         round: int32 scalar, the next round.
         diverged: int32 scalar, first round in which clients trained and nobody's model stayed finite; -1 = none.
     """
@@ -49,7 +51,8 @@ class FederationState(NamedTuple):
     previous: Variables
     rule: RuleState
     aggregator: State
-    attack: AttackState
+    roster: Roster
+    attack: State
     round: Array
     diverged: Array
 
@@ -80,18 +83,36 @@ class Trainings(NamedTuple):
     """What the clients leave of a round: [K] client ids, the attack's state in this round, stacked `Trained`."""
 
     client_ids: Array
-    attack: AttackState
+    attack: State
     trained: Trained
+
+
+class Attacker(NamedTuple):
+    """How attacking clients train; None = as benign ones.
+
+    Attributes:
+        rule: their local rule: prepare, train and finish are its own, and the client's state is kept.
+        epochs: local epochs.
+        hyper: in place of the benign learning_rate, momentum, weight_decay.
+        milestones: local epochs, from 0, at whose start the learning rate is multiplied with `gamma`.
+        gamma: see there.
+    """
+
+    rule: LocalRule | None = None
+    epochs: Any = None
+    hyper: Mapping[str, Any] = {}
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
 
 
 class Federation(NamedTuple):
     """The parts of a federation.
 
     Attributes:
-        model, rule, attack: see `types`.
+        model, task, rule, attack: see `types`.
         aggregator: clean data of the server, or None -> the aggregator. It is called inside the compiled round, so that
             images on the server are arguments of it and no constants.
-        sample: (key, round) -> [K] int32 client ids, in the order drawn.
+        sample: (key, roster) -> [K] int32 client ids, in the order drawn.
         client_data: (arrays, client_id, frozen, round, key) -> ClientData, clean; `frozen` (bool scalar) says that the
             client's augmentation is drawn once for the whole run.
         hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
@@ -99,21 +120,28 @@ class Federation(NamedTuple):
         client_batch: clients vmapped at a time.
         oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
         server: clean images and labels that the aggregator holds on the server, or None.
+        held: arrays that the attack holds, see `Attack.hold`.
+        attacker: how attacking clients train where they do not train as benign ones.
+        frozen: whether a malicious client's augmentation is drawn once for the whole run.
         map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
             rows.
     """
 
     model: Model
+    task: Task
     rule: LocalRule
     aggregator: Callable[[Any], Aggregator]
     attack: Attack
-    sample: Callable[[PRNGKey, Array], Array]
+    sample: Callable[[PRNGKey, Roster], Array]
     client_data: Callable[[Any, Array, Array, Array, PRNGKey], ClientData]
     hyper: Mapping[str, Any]
     epochs: int
     client_batch: int
     oracle: bool = False
     server: Any = None
+    held: Any = ()
+    attacker: Attacker = Attacker()
+    frozen: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
 
 
@@ -125,7 +153,7 @@ def evaluated_model(federation: Federation, state: FederationState) -> Variables
 
 
 def initial_state(
-    federation: Federation, variables: Variables, num_clients: int, attack_state: AttackState
+    federation: Federation, variables: Variables, num_clients: int, roster: Roster, attack: State
 ) -> FederationState:
     """The state before round 0.
 
@@ -133,14 +161,16 @@ def initial_state(
         federation: the parts.
         variables: the initial global model.
         num_clients: N.
-        attack_state: from `attack.init`.
+        roster: who is malicious and when they attack.
+        attack: from `attack.init`.
     """
     return FederationState(
         variables=variables,
         previous=variables,
         rule=federation.rule.init(variables, num_clients),
         aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
-        attack=attack_state,
+        roster=roster,
+        attack=attack,
         round=jnp.int32(0),
         diverged=jnp.int32(-1),
     )
@@ -150,68 +180,35 @@ def play_round(
     federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey
 ) -> tuple[FederationState, RoundReport]:
     """One round, pure: jit it, or vmap it over experiments. `key` is the experiment's, the same in every round."""
-    return aggregate(federation, sizes, state, key, train(federation, arrays, sizes, state, key))
+    return aggregate(federation, arrays, sizes, state, key, train(federation, arrays, sizes, state, key))
 
 
 def train(federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey) -> Trainings:
     """The clients' part of a round: who takes part, and what each of them has trained."""
-    rule, attack = federation.rule, federation.attack
-    ctx = Context(
-        model=federation.model,
-        variables=state.variables,
-        previous=state.previous,
-        hyper=federation.hyper,
-        epochs=federation.epochs,
-        round=state.round,
-        shared=state.rule.server,
-    )
-    client_ids = federation.sample(purpose_key(key, "sampling", state.round), state.round)
-    attack_state = attack.begin_round(ctx, state.attack, arrays, purpose_key(key, "begin_round", state.round))
+    attack, roster = federation.attack, state.roster._replace(round=state.round)
+    client_ids = federation.sample(purpose_key(key, "sampling", state.round), roster)
+    attackers = Attackers(federation, arrays, state, key, client_ids)
+    own = state.attack
+    if attack.begin_round is not None:
+        begin, begin_key = attack.begin_round, purpose_key(key, "begin_round", state.round)
+        someone = roster.attacks_now(client_ids).any()
+        own = jax.lax.cond(someone, lambda: begin(attackers.context(own), own, begin_key), lambda: own)
 
-    def train_one(row: tuple[Array, State]) -> Any:
+    def train_one(row: tuple[Array, State]) -> Trained:
         client_id, client_state = row
-        data = data_of_client(federation, arrays, client_id, attack_state, state.round, key)
-        hooks = Hooks(
-            mask_gradients=lambda grads: attack.mask_gradients(attack_state, grads, client_id),
-            after_step=lambda params: attack.after_step(ctx, attack_state, params, client_id),
-        )
-        own = ctx._replace(obeys=~attack_state.roster.attacks_now(client_id))
-        return train_client(rule, own, client_state, data, purpose_key(key, "train", state.round, client_id), hooks)
+        return attackers.train(own, client_id, client_state)
 
     rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
     trained = federation.map_clients(train_one, rows, federation.client_batch, sizes[client_ids])
-    return Trainings(client_ids, attack_state, trained)
-
-
-def data_of_client(
-    federation: Federation, arrays: Any, client_id: Array, attack_state: AttackState, round_index: Array, key: PRNGKey
-) -> ClientData:
-    """One client's batches in a round, as the attack poisons them.
-
-    Args:
-        federation: the parts.
-        arrays: what `federation.client_data` reads.
-        client_id: int32 scalar.
-        attack_state: of this round.
-        round_index: int32 scalar.
-        key: the experiment's key.
-    """
-    attack = federation.attack
-    clean = federation.client_data(arrays, client_id, attack.freezes(attack_state, client_id), round_index, key)
-
-    def gather(step: Array, key: PRNGKey) -> Batch:
-        batch = clean.gather(step, key)
-        images, labels = attack.poison(attack_state, batch.images, batch.labels, batch.sample_ids, client_id, key)
-        return batch._replace(images=images, labels=labels)
-
-    return clean._replace(gather=gather)
+    return Trainings(client_ids, own, trained)
 
 
 def aggregate(
-    federation: Federation, sizes: Array, state: FederationState, key: PRNGKey, trainings: Trainings
+    federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey, trainings: Trainings
 ) -> tuple[FederationState, RoundReport]:
-    """The rest of a round: malicious uploads are crafted, the server aggregates, all states are brought up to date."""
-    client_ids, attack_state, trained = trainings
+    """The rest of a round: attackers craft their uploads, the server aggregates, all states are brought up to date."""
+    client_ids, own, trained = trainings
+    roster = state.roster._replace(round=state.round)
     rule, attack, aggregator = federation.rule, federation.attack, federation.aggregator(federation.server)
     upload = Upload(
         global_params=state.variables.params,
@@ -225,11 +222,23 @@ def aggregate(
         client_stats=trained.variables.stats,
         extras=trained.extras,
     )
-    crafted = attack.craft(attack_state, upload, purpose_key(key, "craft", state.round))
-    attackers = attack_state.roster.attacks_now(client_ids)
-    upload = upload._replace(client_params=trees.where_rows(attackers, crafted, upload.client_params))
+    if attack.craft is not None:
+        attackers = Attackers(federation, arrays, state, key, client_ids)
+        craft, craft_key = attack.craft, purpose_key(key, "craft", state.round)
+        attacking = roster.attacks_now(client_ids)
+
+        def crafted() -> tuple[Any, ...]:
+            new, new_own = craft(attackers.context(own, upload), own, upload, craft_key)
+            new = fenced_upload(attacking, new, upload)
+            return new.client_params, new.client_stats, new.num_examples, dict(new.extras), new_own
+
+        def as_trained() -> tuple[Any, ...]:
+            return upload.client_params, upload.client_stats, upload.num_examples, dict(upload.extras), own
+
+        params, stats, sizes_sent, extras, own = jax.lax.cond(attacking.any(), crafted, as_trained)
+        upload = upload._replace(client_params=params, client_stats=stats, num_examples=sizes_sent, extras=extras)
     if federation.oracle:
-        upload = upload._replace(extras={**upload.extras, "malicious": attack_state.roster.malicious[client_ids]})
+        upload = upload._replace(extras={**upload.extras, "malicious": roster.malicious[client_ids]})
 
     aggregate_key = purpose_key(key, "aggregate", state.round)
     params, verdict, aggregator_state = aggregator.aggregate(upload, state.aggregator, aggregate_key)
@@ -243,15 +252,16 @@ def aggregate(
         rule_state, upload._replace(participating=usable), trained.variables.params, variables, verdict
     )
     took_part = upload.participating
-    lost = took_part.any() & ~usable.any()
+    all_rejected = took_part.any() & ~usable.any()
     new_state = FederationState(
         variables=variables,
         previous=state.variables,
         rule=rule_state,
         aggregator=aggregator_state,
-        attack=attack_state,
+        roster=roster,
+        attack=own,
         round=state.round + 1,
-        diverged=jnp.where((state.diverged < 0) & lost, state.round, state.diverged),
+        diverged=jnp.where((state.diverged < 0) & all_rejected, state.round, state.diverged),
     )
     total_steps = jnp.maximum(trained.steps.sum(), 1)
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)

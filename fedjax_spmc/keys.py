@@ -6,7 +6,7 @@ import jax
 
 PURPOSES = (
     "init", "roster", "attack", "sampling", "begin_round", "craft", "aggregate", "shuffle", "augment", "frozen_augment",
-    "train", "prepare", "finish", "poison",
+    "train", "prepare", "finish", "poison", "take", "defend", "benign",
 )  # fmt: skip
 """What a draw is for. Append only: the position is the number that is folded in."""
 

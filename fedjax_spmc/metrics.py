@@ -18,17 +18,20 @@ LAST_ROUNDS = 5
 
 
 def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
-    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (accuracy of each class) in percent; undefined = None."""
-    total, correct, hits, targeted = (np.asarray(field, np.int64) for field in counts)
+    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (accuracy of each class) in percent; undefined = None.
+
+    ASR leaves out labels that are the attacker's anyway, ASR_all keeps them. Where there are too many classes per_class
+    is empty.
+    """
+    asked, correct, *attacked = (np.asarray(field, np.int64) for field in counts)
+    triggered, hits, triggered_others, hits_others = attacked
 
     def percent(part: Any, whole: Any) -> float | None:
         return 100.0 * float(part) / float(whole) if whole > 0 else None
 
-    accuracy = percent(correct.sum(), total.sum())
-    # A class is either the attacker's target for all its images or for none.
-    others = targeted == 0
-    asr = percent(hits[others].sum(), total[others].sum()) if backdoor else None
-    asr_all = percent(hits.sum(), total.sum()) if backdoor else None
+    accuracy = percent(correct.sum(), asked.sum())
+    asr = percent(hits_others, triggered_others) if backdoor else None
+    asr_all = percent(hits, triggered) if backdoor else None
 
     def resist(rate: float | None) -> float | None:
         return None if rate is None else 100.0 - rate
@@ -44,7 +47,7 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
         "V": balance(asr),
         "R_all": resist(asr_all),
         "V_all": balance(asr_all),
-        "per_class": [percent(part, whole) for part, whole in zip(correct, total, strict=True)],
+        "per_class": [percent(part, whole) for part, whole in zip(correct, asked, strict=True)] if len(asked) > 1 else [],
     }
 
 

@@ -15,12 +15,17 @@ class Hooks(NamedTuple):
     """Where an attack reaches into one client's training; the defaults do nothing.
 
     Attributes:
-        mask_gradients: grads -> grads, before the optimiser's step.
-        after_step: params -> params, after it.
+        mask_gradients: (grads, params, step) -> grads, before the optimiser's step.
+        after_step: (params, step) -> params, after it.
+        gradients: (plain, params, stats, batch, step, key) -> (grads, stats, metrics) in place of the rule's own, which
+            `plain()` gives; None = the rule's.
+        rate: step -> factor on the learning rate; None = 1.
     """
 
-    mask_gradients: Callable[[Params], Params] = lambda grads: grads
-    after_step: Callable[[Params], Params] = lambda params: params
+    mask_gradients: Callable[[Params, Params, Array], Params] = lambda grads, params, step: grads
+    after_step: Callable[[Params, Array], Params] = lambda params, step: params
+    gradients: Callable[..., tuple[Params, Any, dict[str, Array]]] | None = None
+    rate: Callable[[Array], Array] | None = None
 
 
 class Trained(NamedTuple):
@@ -79,14 +84,24 @@ def steps_of_sgd(
 
     def gradients(params: Params, stats: Any, step: Array) -> tuple[Params, Any, dict[str, Array]]:
         step_key = jax.random.fold_in(key, step)
-        return rule.gradients(ctx, params, stats, data.gather(step, step_key), client_state, step_key)
+        batch = data.gather(step, step_key)
+
+        def plain() -> tuple[Params, Any, dict[str, Array]]:
+            return rule.gradients(ctx, params, stats, batch, client_state, step_key)
+
+        if hooks.gradients is None:
+            return plain()
+        return hooks.gradients(plain, params, stats, batch, step, step_key)
 
     def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         params, stats, moments, sums, _ = carry
         grads, stats, metrics = gradients(params, stats, step)
-        grads = hooks.mask_gradients(grads)
+        grads = hooks.mask_gradients(grads, params, step)
         updates, moments = update.update(grads, moments, params)
-        params = hooks.after_step(optax.apply_updates(params, updates))
+        if hooks.rate is not None:
+            factor = hooks.rate(step)
+            updates = jax.tree.map(lambda x: factor * x, updates)
+        params = hooks.after_step(optax.apply_updates(params, updates), step)
         return params, stats, moments, jax.tree.map(jnp.add, sums, metrics), grads if keep_last else ()
 
     shapes = jax.eval_shape(gradients, variables.params, variables.stats, jnp.int32(0))[2]

@@ -1,7 +1,8 @@
 """The contracts between the parts: plain tuples of arrays and of pure functions.
 
 "Stacked" means the same pytree with a leading client axis [K, ...]; K clients take part in a round, N exist.
-Every slot of a `LocalRule` and of an `Attack` has a default that does nothing, so that a part names only what it does.
+Every slot of a `LocalRule` has a default that does nothing and an absent slot of an `Attack` is None, so that a part
+names only what it does.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,24 +28,49 @@ class Variables(NamedTuple):
     stats: Stats
 
 
+class Task(NamedTuple):
+    """What a data set makes of a model's work; static, closed over by programs.
+
+    Attributes:
+        num_classes: number of labels, or size of the vocabulary.
+        input: shape and dtype of one example as the model sees it: (H, W, C) float32 or (T,) int32.
+        prepare: (raw [B, ...], keys [B] or None) -> inputs [B, ...]. With keys as in training (pixels: crop and flip are
+            drawn from each example's key), with None as the test set; tokens stay as they are.
+        mean, std: [C] of pixel values in [0, 1], with which pixels are normalised; None for tokens.
+        tokenizer: of tokens, or None.
+    """
+
+    num_classes: int
+    input: jax.ShapeDtypeStruct
+    prepare: Callable[[Array, Array | None], Array]
+    mean: Any = None
+    std: Any = None
+    tokenizer: Any = None
+
+
 class Model(NamedTuple):
-    """A network as two pure functions.
+    """A network as pure functions.
 
     Attributes:
         init: key -> Variables.
-        apply: (params, stats, images [B, H, W, C] float32, train: bool, key) -> (logits [B, classes], stats). A network
-            that draws random numbers, such as dropout's, does so from `key`, and only in training.
+        apply: (params, stats, inputs [B, ...], train: bool, key, valid=None) -> (logits, stats); logits are [B, classes],
+            or [B, T, vocabulary] where every place of a sequence is asked. A network that draws random numbers, such as
+            dropout's, does so from `key`, and only in training. With `valid` [B] bool, batch statistics count valid rows
+            alone.
         param_order: parameter paths in torch registration order: the order of every flat vector and of
             `jax.tree.leaves(params)`. Every leaf has torch's layout.
         num_classes: number of logits.
-        image_shape: (H, W, C) that `apply` takes.
+        input: shape and dtype of one example that `apply` takes.
+        features: `apply`'s arguments -> (what the last linear layer takes [B, features], stats); the last two of
+            `param_order` are that layer's weight and bias. None where a network has no such layer.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Array, Stats]]
     param_order: tuple[tuple[str, ...], ...]
     num_classes: int
-    image_shape: tuple[int, int, int]
+    input: jax.ShapeDtypeStruct
+    features: Callable[..., tuple[Array, Stats]] | None = None
 
 
 class Upload(NamedTuple):
@@ -173,34 +199,48 @@ class Batch(NamedTuple):
     """One batch of one client.
 
     Attributes:
-        images: [B, H, W, C] float32, augmented, normalised, poisoned.
-        labels: [B] int32.
-        sample_ids: [B] int32, which training images these are.
+        inputs: [B, ...] as the model takes them: [B, H, W, C] float32, augmented, normalised, poisoned, or [B, T] int32.
+        labels: [B], or [B, T] for a label at each place, int32; -1 = not asked: counts for nothing, in losses and in
+            metrics. Rows that are not valid have -1.
+        sample_ids: [B] int32, which training examples these are.
         valid: [B] bool, False where a row is padding.
     """
 
-    images: Array
+    inputs: Array
     labels: Array
     sample_ids: Array
     valid: Array
 
 
+class Examples(NamedTuple):
+    """Raw examples as a data set stores them: inputs [n, H, W, C] uint8 or [n, T] int32, labels [n] or [n, T] int32."""
+
+    inputs: Array
+    labels: Array
+
+
 class ClientData(NamedTuple):
-    """One client's data for one round.
+    """One client's data for one round; nothing is materialised.
 
     Attributes:
-        gather: (step, key) -> Batch of that local step; nothing is materialised.
-        num_batches: int32 scalar, batches in one epoch (the incomplete last one is dropped).
+        gather: (step, key) -> Batch of that local step. Behind the epochs that a round may read (the local ones and
+            `LocalRule.extra_passes`) rows are not valid and inputs are NaN, so that a careless rule shows itself.
+        num_batches: int32 scalar, batches in one epoch.
         client_id: int32 scalar.
+        size: int32 scalar, examples of the client; 0 where it is not known.
+        take: (positions [B], key) -> Batch of the client's list in stored order, for loops of many passes, which draw
+            an order of their own; augmentation is drawn from the key. None where there is none.
     """
 
     gather: Callable[[Array, PRNGKey], Batch]
     num_batches: Array
     client_id: Array
+    size: Any = 0
+    take: Callable[[Array, PRNGKey], Batch] | None = None
 
 
 class Context(NamedTuple):
-    """What a local rule or an attack may look at in a round.
+    """What a local rule may look at in a round.
 
     Attributes:
         model: the network.
@@ -209,9 +249,10 @@ class Context(NamedTuple):
         hyper: traced scalars: learning_rate, momentum, weight_decay and the array options of the local rule.
         epochs: local epochs, a number or an int32 scalar.
         round: int32 scalar, from 0.
-        obeys: bool scalar, whether this client follows the defence (a malicious one need not); it is the client's own
+        obeys: bool scalar, whether this client follows the defence (an attacking one need not); it is the client's own
             knowledge of itself, and only local rules with an option for disobedient clients look at it.
         shared: the server's part of the local rule's state, sent along with the model.
+        task: what the data set makes of the model's work.
     """
 
     model: Model
@@ -222,6 +263,7 @@ class Context(NamedTuple):
     round: Array
     obeys: Array | bool = True
     shared: State = ()
+    task: Task | None = None
 
 
 class RuleState(NamedTuple):
@@ -251,7 +293,8 @@ class LocalRule(NamedTuple):
         after_round: (rule_state, upload, trained_params, new_variables, verdict) -> rule_state; `trained_params` are
             the clients' models before any attack crafted them.
         needs_linear: whether the rule reads the verdict's weights as the coefficients of a weighted mean.
-        sends: the names of the extras that `finish` returns; it may read one more epoch of batches.
+        sends: the names of the extras that `finish` returns.
+        extra_passes: epochs of batches that the rule may read besides the local ones.
     """
 
     gradients: Callable[..., tuple[Params, Stats, dict[str, Array]]]
@@ -264,106 +307,138 @@ class LocalRule(NamedTuple):
     )
     needs_linear: bool = False
     sends: tuple[str, ...] = ()
+    extra_passes: int = 0
 
 
 class Roster(NamedTuple):
-    """Who attacks and when: the ground truth that every attack's state begins with.
+    """Who attacks and when: the ground truth. The round keeps its clock; no attack has to.
 
     Attributes:
         malicious: [N] bool.
         first: int32 scalar, first round of the attack.
         last: int32 scalar, last round of the attack (inclusive).
-        round: int32 scalar, the round in progress; kept up to date by `begin_round`.
+        round: int32 scalar, the round in progress.
+        every: int32 scalar, from the first on every so many rounds are attack rounds.
+        turns: int32 scalar: 0 = all malicious clients attack in every attack round, 1 = one after another, by their ids.
     """
 
     malicious: Array
     first: Array
     last: Array
     round: Array
+    every: Array | int = 1
+    turns: Array | int = 0
 
     def attacks_now(self, client_ids: Array) -> Array:
         """Which of `client_ids` attack in the round in progress: bool, shaped like `client_ids`."""
-        on = (self.round >= self.first) & (self.round <= self.last)
-        return self.malicious[client_ids] & on
-
-
-class AttackState(NamedTuple):
-    """State of an attack: the common roster and whatever the attack itself keeps."""
-
-    roster: Roster
-    own: State = ()
+        since = self.round - self.first
+        on = (since >= 0) & (self.round <= self.last) & (since % self.every == 0)
+        ranks = jnp.cumsum(self.malicious.astype(jnp.int32)) - 1
+        turn = (since // self.every) % jnp.maximum(self.malicious.sum(dtype=jnp.int32), 1)
+        has_turn = (ranks[client_ids] == turn) | (jnp.asarray(self.turns) == 0)
+        return self.malicious[client_ids] & on & has_turn
 
 
 class AttackContext(NamedTuple):
-    """What an attack is told once, before the first round.
+    """What an attack may look at: all that a local rule sees, and what an attacker is taken to know.
+
+    `init` is given model, variables, task, roster and held, `backdoor` (also in evaluation and report) model, task, roster
+    and held; the slots of a round are given everything. `hyper` and `epochs` are those of the client in question.
 
     Attributes:
+        model, variables, previous, hyper, epochs, round, obeys, shared, task: see `Context`.
         roster: who attacks and when.
-        image_shape: (H, W, C) of the images that `poison` sees.
-        num_classes: number of classes.
-        mean, std: [C] float32 with which pixel values in [0, 1] are normalised.
+        client_ids: [K], who takes part in the round.
+        num_batches: int32 scalar, batches in an epoch of the client in question.
+        held: what `Attack.hold` brought to the device: arguments of the program, never constants.
+        clean_data: client_id -> ClientData, unpoisoned.
+        poisoned_data: client_id -> ClientData as the whole list of attacks poisons it.
+        backdoor: Batch -> Batch, the trigger of the whole list.
+        benign: client_id -> Variables, what the benign rule trains on that client's clean data. Costs a training.
+        defend: Upload -> (params, verdict), the server's aggregator under the attacker's own key; in `craft` alone.
+        server_learning_rate: of the server's step.
     """
 
-    roster: Roster
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mean: Array
-    std: Array
+    model: Any = None
+    variables: Any = None
+    previous: Any = None
+    hyper: Any = None
+    epochs: Any = None
+    round: Any = None
+    obeys: Any = False
+    shared: Any = ()
+    task: Any = None
+    roster: Any = None
+    client_ids: Any = None
+    num_batches: Any = None
+    held: Any = ()
+    clean_data: Any = None
+    poisoned_data: Any = None
+    backdoor: Any = None
+    benign: Any = None
+    defend: Any = None
+    server_learning_rate: Any = 1.0
 
 
 class Attack(NamedTuple):
-    """What malicious clients do. A list of attacks composes (`attacks.compose`).
+    """What attacking clients do; an absent slot is None. A list of attacks composes (`attacks.compose`).
+
+    The round fences every slot: what an attack returns for a client that does not attack is thrown away, so that no
+    attack needs a guard of its own. `own` is the attack's state, a pytree of arrays.
 
     Attributes:
-        init: (AttackContext, key) -> AttackState.
-        begin_round: (ctx, state, data, key) -> state, once per round.
-        poison: (state, images, labels, sample_ids, client_id, key) -> (images, labels), on augmented, normalised
-            batches.
-        backdoor: (state, images, labels) -> (images, targets): triggered test images and the label that the attacker
-            wants, or None where the attack has no backdoor.
-        freezes: (state, client_id) -> bool scalar: the client's augmentation is drawn once for the whole run.
-        mask_gradients: (state, grads, client_id) -> grads, before the optimiser's step.
-        after_step: (ctx, state, params, client_id) -> params, after it.
-        craft: (state, upload, key) -> client_params; sees all rows, only rows of malicious clients may change.
+        hold: (dataset, load) -> arrays on the host, once; `load` reads another data set as `data.load` does. It must not
+            depend on the seed, so that a sweep shares one copy: draws belong in `init`.
+        test: (held) -> Examples of its own, raw; then `backdoor` is given these in place of the test set.
+        init: (ctx, key) -> own.
+        begin_round: (ctx, own, key) -> own, in rounds in which a drawn client attacks.
+        poison: (ctx, own, batch, client_id, step, key) -> batch of the same shapes.
+        gradients: (ctx, own, params, stats, batch, client_id, step, key) -> (grads, stats, metrics), in place of the
+            rule's; it may gather more batches.
+        mask_gradients: (ctx, own, grads, params, client_id, step) -> grads, before the optimiser's step.
+        after_step: (ctx, own, params, client_id, step) -> params, after it.
+        train: (rule, ctx, own, variables, client_state, data, client_id, key, hooks) -> (variables, client_state, steps,
+            metrics), in place of the rule's training; `data` as the list poisons it, `hooks` with the list's masks and
+            steps, as `training.sgd` takes them. Metrics are cut to the rule's names; a missing one counts 0.
+        craft: (ctx, own, upload, key) -> (upload, own), in rounds in which a drawn client attacks; sees all rows. Of
+            attacking rows client_params, client_stats, extras and num_examples are taken.
+        backdoor: (ctx, own, batch) -> batch: triggered test examples, labels as the attacker wants them, -1 = left out.
     """
 
-    init: Callable[..., AttackState] = lambda ctx, key: AttackState(ctx.roster)
-    begin_round: Callable[..., AttackState] = lambda ctx, state, data, key: state._replace(
-        roster=state.roster._replace(round=ctx.round)
-    )
-    poison: Callable[..., tuple[Array, Array]] = lambda state, images, labels, sample_ids, client_id, key: (
-        images,
-        labels,
-    )
-    backdoor: Callable[..., tuple[Array, Array]] | None = None
-    freezes: Callable[..., Array] = lambda state, client_id: jnp.zeros((), bool)
-    mask_gradients: Callable[..., Params] = lambda state, grads, client_id: grads
-    after_step: Callable[..., Params] = lambda ctx, state, params, client_id: params
-    craft: Callable[..., Params] = lambda state, upload, key: upload.client_params
+    hold: Callable[..., Any] | None = None
+    test: Callable[..., Examples] | None = None
+    init: Callable[..., State] | None = None
+    begin_round: Callable[..., State] | None = None
+    poison: Callable[..., Batch] | None = None
+    gradients: Callable[..., tuple[Params, Stats, dict[str, Array]]] | None = None
+    mask_gradients: Callable[..., Params] | None = None
+    after_step: Callable[..., Params] | None = None
+    train: Callable[..., Any] | None = None
+    craft: Callable[..., tuple[Upload, State]] | None = None
+    backdoor: Callable[..., Batch] | None = None
 
 
 class ServerData(NamedTuple):
     """Clean data that the server holds, for the rules that need it: the validation split, never augmented.
 
     A rule may be made with it inside a compiled program, from arrays that are arguments of that program: so a round
-    holds no image as a constant.
+    holds no example as a constant.
 
     Attributes:
         model: the network.
-        images: [n, H, W, C] float32, normalised; or uint8, normalised batch by batch with `mean` and `std`.
-        labels: [n] int32.
+        inputs: [n, ...] as the model takes them; or raw, prepared batch by batch where there is a task.
+        labels: [n] or [n, T] int32.
         batch_size: batch size of training on the server; an incomplete last batch is dropped.
-        mean, std: [C] float32, of pixel values in [0, 1]; read where the images are uint8.
+        task: prepares raw inputs; None = they are as the model takes them.
         epochs, momentum, weight_decay: the clients' own, for rules that train on the server as the clients do.
         shuffle: whether every epoch has an order of its own; False takes the batches in the order stored.
     """
 
     model: Model
-    images: Array
+    inputs: Array
     labels: Array
     batch_size: int
-    mean: Any = 0.0
-    std: Any = 1.0
+    task: Task | None = None
     epochs: Any = 10
     momentum: Any = 0.9
     weight_decay: Any = 1e-5

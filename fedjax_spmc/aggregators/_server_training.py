@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_spmc import trees
-from fedjax_spmc.data.augment import normalise
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.losses import cross_entropy
+from fedjax_spmc.losses import asked, cross_entropy
 from fedjax_spmc.training import optimizer
 from fedjax_spmc.types import Array, Params, PRNGKey, ServerData, Stats, Upload
 
@@ -26,7 +25,7 @@ def required(server: ServerData | None, rule: str) -> ServerData:
     """
     if server is None:
         raise ConfigError(
-            f"aggregator {rule} needs clean data on the server: make it with server=ServerData(model, images, labels, "
+            f"aggregator {rule} needs clean data on the server: make it with server=ServerData(model, inputs, labels, "
             "batch_size)."
         )
     if len(server.labels) < server.batch_size:
@@ -37,10 +36,10 @@ def required(server: ServerData | None, rule: str) -> ServerData:
     return server
 
 
-def images_at(server: ServerData, positions: Array) -> Array:
-    """The server's images at `positions`, normalised, float32."""
-    chosen = server.images[positions]
-    return normalise(chosen, server.mean, server.std) if chosen.dtype == jnp.uint8 else chosen
+def inputs_at(server: ServerData, positions: Array) -> Array:
+    """The server's examples at `positions` as the model takes them."""
+    chosen = server.inputs[positions]
+    return chosen if server.task is None else server.task.prepare(chosen, None)
 
 
 def batch_order(server: ServerData, epochs: int, key: PRNGKey) -> Array:
@@ -81,9 +80,9 @@ def train(
     update = optimizer(hyper)
 
     def loss(params: Params, stats: Stats, positions: Array, key: PRNGKey) -> tuple[Array, Stats]:
-        images, labels = images_at(server, positions), server.labels[positions]
-        logits, new_stats = server.model.apply(params, stats, images, True, key)
-        return cross_entropy(logits, labels, jnp.ones(labels.shape, bool)), new_stats
+        inputs, labels = inputs_at(server, positions), server.labels[positions]
+        logits, new_stats = server.model.apply(params, stats, inputs, True, key)
+        return cross_entropy(logits, labels, jnp.ones(len(labels), bool)), new_stats
 
     def step(carry: tuple[Params, Stats, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Stats, Any], None]:
         params, stats, moments = carry
@@ -98,7 +97,7 @@ def train(
 
 
 def evaluate(server: ServerData, params: Params, stats: Stats, train: bool = False) -> tuple[Array, Array]:
-    """Mean entropy of the predictions and mean cross entropy with the labels over all of the server's images.
+    """Mean entropy of the predictions and mean cross entropy with the labels over all that is asked of the server's examples.
 
     Args:
         server: the data.
@@ -115,16 +114,19 @@ def evaluate(server: ServerData, params: Params, stats: Stats, train: bool = Fal
 
     def add(sums: tuple[Array, Array], places: Array) -> tuple[tuple[Array, Array], None]:
         positions, valid = jnp.minimum(places, count - 1), places < count
-        logits, _ = server.model.apply(params, stats, images_at(server, positions), train, jax.random.key(0))
+        logits, _ = server.model.apply(params, stats, inputs_at(server, positions), train, jax.random.key(0))
         logs = jax.nn.log_softmax(logits)
-        entropy = -jnp.sum(jnp.exp(logs) * logs, axis=1)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, server.labels[positions])
-        parts = jnp.where(valid, entropy, 0.0).sum(), jnp.where(valid, losses, 0.0).sum()
+        labels = server.labels[positions]
+        counted = asked(labels, valid)
+        entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        parts = jnp.where(counted, entropy, 0.0).sum(), jnp.where(counted, losses, 0.0).sum()
         return (sums[0] + parts[0], sums[1] + parts[1]), None
 
     zero = jnp.zeros((), jnp.float32)
     (entropy, losses), _ = jax.lax.scan(add, (zero, zero), places)
-    return entropy / count, losses / count
+    answers = jnp.maximum((server.labels >= 0).sum(), 1)
+    return entropy / answers, losses / answers
 
 
 def common_stats(upload: Upload) -> Stats:

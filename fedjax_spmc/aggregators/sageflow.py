@@ -73,7 +73,7 @@ def sageflow(
         del key
         data, present = required(server, "sageflow"), upload.participating
         full = len(data.labels) // data.batch_size * data.batch_size
-        whole_batches = data._replace(labels=data.labels[:full], images=data.images[:full])
+        whole_batches = data._replace(labels=data.labels[:full], inputs=data.inputs[:full])
         entropy, loss = evaluate(whole_batches, upload.global_params, common_stats(upload), train=True)
         passed = jnp.where(entropy < (2.0 if threshold is None else threshold), 1.0, 0.0)
         raw = jnp.where(present, passed / loss**exponent + 1e-5, 0.0)

@@ -1,71 +1,131 @@
-"""Several attacks at once: their slots run one after another in the order given."""
+"""Several attacks at once: their slots run one after another in the order given.
 
-from collections.abc import Sequence
+Each part keeps a state of its own and draws from keys of its own, which are folded with its name: a part does the same
+alone and in company.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fedjax_spmc.types import Array, Attack, AttackContext, AttackState, Context, Params, PRNGKey, Upload
+from fedjax_spmc import trees
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Params, PRNGKey, State, Upload
+
+ALONE = ("train", "gradients")
+"""Slots that only one part of a list may have."""
 
 
-def compose(parts: Sequence[Attack]) -> Attack:
-    """One attack that does what all `parts` do; its own state is the tuple of their own states.
+def compose(parts: Mapping[str, Attack]) -> Attack:
+    """One attack that does what all parts do; its state is a dict of their states by name.
 
-    The backdoor that is tested is that of the last part that has one.
+    Triggered test examples are those of the last part that has any.
+
+    Args:
+        parts: name -> attack, in order.
+
+    Raises:
+        ConfigError: two parts want to train, or to state the gradients.
     """
-    if len(parts) == 1:
-        return parts[0]
-
-    def view(state: AttackState, i: int) -> AttackState:
-        return AttackState(state.roster, state.own[i])
-
-    def init(ctx: AttackContext, key: PRNGKey) -> AttackState:
-        return AttackState(
-            ctx.roster, tuple(part.init(ctx, jax.random.fold_in(key, i)).own for i, part in enumerate(parts))
-        )
-
-    def begin_round(ctx: Context, state: AttackState, data: Any, key: PRNGKey) -> AttackState:
-        begun = [
-            part.begin_round(ctx, view(state, i), data, jax.random.fold_in(key, i)) for i, part in enumerate(parts)
-        ]
-        return AttackState(begun[0].roster, tuple(one.own for one in begun))
-
-    def poison(
-        state: AttackState, images: Array, labels: Array, sample_ids: Array, client_id: Array, key: PRNGKey
-    ) -> tuple[Array, Array]:
-        for i, part in enumerate(parts):
-            images, labels = part.poison(
-                view(state, i), images, labels, sample_ids, client_id, jax.random.fold_in(key, i)
+    for slot in ALONE:
+        having = [name for name, part in parts.items() if getattr(part, slot) is not None]
+        if len(having) > 1:
+            raise ConfigError(
+                f"attack.name = {', '.join(parts)} is not allowed: {' and '.join(having)} each have {slot} of their own; "
+                "it must have one such part at most."
             )
-        return images, labels
 
-    def freezes(state: AttackState, client_id: Array) -> Array:
-        return jnp.stack([part.freezes(view(state, i), client_id) for i, part in enumerate(parts)]).any()
+    def having(slot: str) -> list[tuple[str, Callable[..., Any]]]:
+        return [(name, fn) for name, part in parts.items() if (fn := getattr(part, slot)) is not None]
 
-    def mask_gradients(state: AttackState, grads: Params, client_id: Array) -> Params:
-        for i, part in enumerate(parts):
-            grads = part.mask_gradients(view(state, i), grads, client_id)
+    def key_of(key: PRNGKey, name: str) -> PRNGKey:
+        if len(parts) == 1:
+            return key
+        return jax.random.fold_in(key, list(parts).index(name))
+
+    def init(ctx: AttackContext, key: PRNGKey) -> State:
+        return {
+            name: part.init(held_of(ctx, name), key_of(key, name)) if part.init is not None else ()
+            for name, part in parts.items()
+        }
+
+    def begin_round(ctx: AttackContext, own: State, key: PRNGKey) -> State:
+        own = dict(own)
+        for name, fn in having("begin_round"):
+            own[name] = fn(held_of(ctx, name), own[name], key_of(key, name))
+        return own
+
+    def poison(ctx: AttackContext, own: State, batch: Batch, client_id: Array, step: Array, key: PRNGKey) -> Batch:
+        for name, fn in having("poison"):
+            batch = fn(held_of(ctx, name), own[name], batch, client_id, step, key_of(key, name))
+        return batch
+
+    def mask_gradients(ctx: AttackContext, own: State, grads: Params, params: Params, client_id: Array, step: Array):
+        for name, fn in having("mask_gradients"):
+            grads = fn(held_of(ctx, name), own[name], grads, params, client_id, step)
         return grads
 
-    def after_step(ctx: Context, state: AttackState, params: Params, client_id: Array) -> Params:
-        for i, part in enumerate(parts):
-            params = part.after_step(ctx, view(state, i), params, client_id)
+    def after_step(ctx: AttackContext, own: State, params: Params, client_id: Array, step: Array) -> Params:
+        for name, fn in having("after_step"):
+            params = fn(held_of(ctx, name), own[name], params, client_id, step)
         return params
 
-    def craft(state: AttackState, upload: Upload, key: PRNGKey) -> Params:
-        for i, part in enumerate(parts):
-            crafted = part.craft(view(state, i), upload, jax.random.fold_in(key, i))
-            upload = upload._replace(client_params=crafted)
-        return upload.client_params
+    def craft(ctx: AttackContext, own: State, upload: Upload, key: PRNGKey) -> tuple[Upload, State]:
+        own = dict(own)
+        attacking = ctx.roster.attacks_now(ctx.client_ids)
+        for name, fn in having("craft"):
+            crafted, own[name] = fn(held_of(ctx, name), own[name], upload, key_of(key, name))
+            upload = fenced_upload(attacking, crafted, upload)
+        return upload, own
 
-    tested = [(i, part.backdoor) for i, part in enumerate(parts) if part.backdoor is not None]
-    last, last_backdoor = tested[-1] if tested else (0, None)
+    def only(slot: str) -> Callable[..., Any] | None:
+        for name, fn in having(slot):
+            if slot == "gradients":
+                return lambda ctx, own, *rest, name=name, fn=fn: fn(held_of(ctx, name), own[name], *rest[:-1], key_of(rest[-1], name))
+            return lambda rule, ctx, own, variables, client_state, data, client_id, key, hooks, name=name, fn=fn: fn(
+                rule, held_of(ctx, name), own[name], variables, client_state, data, client_id, key_of(key, name), hooks
+            )
+        return None
 
-    def backdoor(state: AttackState, images: Array, labels: Array) -> tuple[Array, Array]:
-        assert last_backdoor is not None
-        return last_backdoor(view(state, last), images, labels)
+    def hold(dataset: Any, load: Callable[..., Any]) -> dict[str, Any]:
+        return {name: fn(dataset, load) for name, fn in having("hold")}
+
+    tested, shown = having("test"), having("backdoor")
+
+    def test(held: Mapping[str, Any]) -> Any:
+        name, fn = tested[-1]
+        return fn(held.get(name, ()))
+
+    def backdoor(ctx: AttackContext, own: State, batch: Batch) -> Batch:
+        name, fn = shown[-1]
+        return fn(held_of(ctx, name), own[name], batch)
 
     return Attack(
-        init, begin_round, poison, backdoor if last_backdoor else None, freezes, mask_gradients, after_step, craft
+        hold=hold if having("hold") else None,
+        test=test if tested else None,
+        init=init,
+        begin_round=begin_round if having("begin_round") else None,
+        poison=poison if having("poison") else None,
+        gradients=only("gradients"),
+        mask_gradients=mask_gradients if having("mask_gradients") else None,
+        after_step=after_step if having("after_step") else None,
+        train=only("train"),
+        craft=craft if having("craft") else None,
+        backdoor=backdoor if shown else None,
+    )
+
+
+def held_of(ctx: AttackContext, name: str) -> AttackContext:
+    """The context as one part sees it: with the arrays that it holds itself."""
+    return ctx._replace(held=ctx.held.get(name, ()) if isinstance(ctx.held, Mapping) else ctx.held)
+
+
+def fenced_upload(attacking: Array, crafted: Upload, upload: Upload) -> Upload:
+    """Of what an attack made of an upload, the attacking rows' models, statistics, extras and numbers of examples."""
+    return upload._replace(
+        client_params=trees.where_rows(attacking, crafted.client_params, upload.client_params),
+        client_stats=trees.where_rows(attacking, crafted.client_stats, upload.client_stats),
+        num_examples=trees.where_rows(attacking, crafted.num_examples, upload.num_examples),
+        extras=trees.where_rows(attacking, dict(crafted.extras), dict(upload.extras)),
     )

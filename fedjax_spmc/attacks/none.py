@@ -1,4 +1,11 @@
-"""No attack: nobody is malicious."""
+"""No attack: nobody is malicious.
+
+Source: none.
+Knows: nothing.
+Controls: nothing.
+Cost: none.
+Deviations: none.
+"""
 
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.types import Attack

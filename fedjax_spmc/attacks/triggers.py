@@ -78,6 +78,27 @@ def from_positions(
     return Trigger(jnp.asarray(mask), jnp.asarray(values), space)
 
 
+def chosen(
+    preset: str, positions: Positions | None, value: float | None, space: str | None, image_shape: tuple[int, ...]
+) -> Trigger:
+    """A preset's trigger with what is given in place of its own.
+
+    Raises:
+        ConfigError: a position that is not allowed, or inputs that are no images.
+    """
+    known = PRESETS[preset]
+    if len(image_shape) != 3:
+        raise ConfigError(
+            f"attack.trigger = {preset!r} is not allowed with inputs of shape {image_shape}: a pixel trigger needs images."
+        )
+    return from_positions(
+        known.positions if positions is None else positions,
+        known.value if value is None else value,
+        known.space if space is None else space,
+        (image_shape[0], image_shape[1], image_shape[2]),
+    )
+
+
 def normalized(trigger: Trigger, mean: Array, std: Array) -> Trigger:
     """The trigger as it looks on normalised images; stamping commutes with the normalisation.
 

@@ -1,30 +1,22 @@
 """From index lists to batches: gathered, augmented and normalised inside the jitted step.
 
-The images lie on the device once, as uint8. A client's batches depend on its own index list, the keys and nothing else,
+The examples lie on the device once, as they are stored (uint8 pixels, int32 tokens). A client's batches depend on its own index list, the keys and nothing else,
 so that its result is bitwise the same whatever its neighbours' data are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc.data import augment
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.types import Array, Batch, ClientData, PRNGKey
-
-
-class Images(NamedTuple):
-    """A split on the device: images [n, H, W, C] uint8, labels [n] int32."""
-
-    images: Array
-    labels: Array
+from fedjax_spmc.types import Array, Batch, ClientData, Examples, PRNGKey
 
 
 class ClientIndices(NamedTuple):
-    """Who owns what: rows [N, M] int32 into the training images, padded with 0; sizes [N] int32."""
+    """Who owns what: rows [N, M] int32 into the training examples, padded with 0; sizes [N] int32."""
 
     rows: Array
     sizes: Array
@@ -34,19 +26,16 @@ class Pipeline(NamedTuple):
     """How a batch is made.
 
     Attributes:
-        batch_size: samples per batch; an incomplete last batch is dropped.
-        passes: epochs that one round may read, the local ones and what a rule reads after them.
-        mean, std: [C] float32, of pixel values in [0, 1].
-        padding: pixels of black added on each side before a random crop; 0 = no crop.
-        flip: whether images are mirrored with probability one half.
+        batch_size: examples per batch.
+        passes: epochs that one round may read, the local ones and what a rule reads besides.
+        prepare: of the task.
+        drop_last: whether an incomplete last batch is dropped; else its missing rows are not valid.
     """
 
     batch_size: int
     passes: int
-    mean: Array
-    std: Array
-    padding: int
-    flip: bool
+    prepare: Callable[[Array, Array | None], Array]
+    drop_last: bool = True
 
 
 def pad_indices(parts: Sequence[np.ndarray], width: int = 1) -> ClientIndices:
@@ -73,7 +62,7 @@ def shuffled(key: PRNGKey, length: int, size: Array) -> Array:
 
 def client_data(
     pipeline: Pipeline,
-    train: Images,
+    train: Examples,
     rows: Array,
     size: Array,
     client_id: Array,
@@ -85,7 +74,7 @@ def client_data(
 
     Args:
         pipeline: how a batch is made.
-        train: all training images.
+        train: all training examples, raw.
         rows: [M] int32, the client's index list, padded.
         size: int32 scalar, its length.
         client_id: int32 scalar.
@@ -94,44 +83,63 @@ def client_data(
         key: the experiment's key.
     """
     batch_size, length = pipeline.batch_size, rows.shape[0]
-    num_batches = size // batch_size
+    num_batches = size // batch_size if pipeline.drop_last else -(-size // batch_size)
     shuffle_key = purpose_key(key, "shuffle", round_index, client_id)
     orders = jax.vmap(lambda epoch: shuffled(jax.random.fold_in(shuffle_key, epoch), length, size))(
         jnp.arange(pipeline.passes)
     )
+    missing = 0 if pipeline.drop_last else -length % batch_size
+    orders = jnp.pad(orders, ((0, 0), (0, missing)))  # a slice that ran over the end would be moved back
     live_key = purpose_key(key, "augment", round_index, client_id)
     frozen_key = purpose_key(key, "frozen_augment")
-    augmented = pipeline.padding > 0 or pipeline.flip
+
+    def batch_of(sample_ids: Array, valid: Array, base: PRNGKey) -> Batch:
+        keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(sample_ids)
+        inputs = pipeline.prepare(train.inputs[sample_ids], keys)
+        labels = train.labels[sample_ids]
+        if pipeline.drop_last:
+            return Batch(inputs, labels, sample_ids, valid)
+        return Batch(inputs, jnp.where(_column(valid, labels), labels, -1), sample_ids, valid)
+
+    def base_of(live: PRNGKey) -> PRNGKey:
+        chosen = jnp.where(frozen, jax.random.key_data(frozen_key), jax.random.key_data(live))
+        return jax.random.wrap_key_data(chosen)
 
     def gather(step: Array, key: PRNGKey) -> Batch:
         del key
         epoch = step // jnp.maximum(num_batches, 1)
         start = (step - epoch * num_batches) * batch_size
         positions = jax.lax.dynamic_slice(orders, (epoch, start), (1, batch_size))[0]
-        sample_ids = rows[positions]
-        drawn = None
-        if augmented:
-            base = jax.random.wrap_key_data(
-                jnp.where(
-                    frozen, jax.random.key_data(frozen_key), jax.random.key_data(jax.random.fold_in(live_key, epoch))
-                )
-            )
-            keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(sample_ids)
-            drawn = augment.draw(keys, pipeline.padding, pipeline.flip)
-        pixels = augment.gather(train.images, sample_ids, drawn, pipeline.padding)
-        images = augment.normalise(pixels, pipeline.mean, pipeline.std)
-        labels = train.labels[sample_ids]
-        return Batch(images, labels, sample_ids, jnp.ones(batch_size, bool))
+        valid = jnp.ones(batch_size, bool)
+        if not pipeline.drop_last:
+            valid = start + jnp.arange(batch_size, dtype=jnp.int32) < size
+        batch = batch_of(rows[positions], valid, base_of(jax.random.fold_in(live_key, epoch)))
+        return unreadable(batch, epoch >= pipeline.passes)
 
-    return ClientData(gather, num_batches, client_id)
+    def take(positions: Array, key: PRNGKey) -> Batch:
+        return batch_of(rows[positions], jnp.ones(positions.shape, bool), base_of(key))
+
+    return ClientData(gather, num_batches, client_id, size, take)
 
 
-def in_order(images: Array, labels: Array, batch_size: int, client_id: Array | int = 0) -> ClientData:
-    """Images as they are, in the order stored, as one client's data; every epoch is alike.
+def unreadable(batch: Batch, condition: Array) -> Batch:
+    """The batch, or where the condition holds one of rows that are not valid: inputs NaN (tokens 0), labels -1."""
+    floating = jnp.issubdtype(batch.inputs.dtype, jnp.floating)
+    nothing = jnp.full((), jnp.nan if floating else 0, batch.inputs.dtype)
+    return Batch(
+        inputs=jnp.where(condition, nothing, batch.inputs),
+        labels=jnp.where(condition, -1, batch.labels),
+        sample_ids=batch.sample_ids,
+        valid=batch.valid & ~condition,
+    )
+
+
+def in_order(inputs: Array, labels: Array, batch_size: int, client_id: Array | int = 0) -> ClientData:
+    """Examples as they are, in the order stored, as one client's data; every epoch is alike.
 
     Args:
-        images: [n, H, W, C] float32, normalised.
-        labels: [n] int32.
+        inputs: [n, ...] as the model takes them.
+        labels: [n] or [n, T] int32.
         batch_size: rows in a batch. The last batch may be incomplete: the rest of its rows are not valid.
         client_id: whose data it is.
     """
@@ -140,7 +148,15 @@ def in_order(images: Array, labels: Array, batch_size: int, client_id: Array | i
     def gather(step: Array, key: PRNGKey) -> Batch:
         del key
         rows = step % num_batches * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        kept = jnp.minimum(rows, count - 1)
-        return Batch(images[kept], labels[kept], kept, rows < count)
+        kept, valid = jnp.minimum(rows, count - 1), rows < count
+        return Batch(inputs[kept], jnp.where(_column(valid, labels), labels[kept], -1), kept, valid)
 
-    return ClientData(gather, jnp.int32(num_batches), jnp.int32(client_id))
+    def take(positions: Array, key: PRNGKey) -> Batch:
+        del key
+        return Batch(inputs[positions], labels[positions], positions, jnp.ones(positions.shape, bool))
+
+    return ClientData(gather, jnp.int32(num_batches), jnp.int32(client_id), jnp.int32(count), take)
+
+
+def _column(mask: Array, labels: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (labels.ndim - 1))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
-from fedjax_spmc.losses import cross_entropy
+from fedjax_spmc.losses import asked, cross_entropy
 from fedjax_spmc.types import Array, Batch, ClientData, Model, Params, PRNGKey, Variables
 
 Kind = Literal["per_sample", "batch", "authors"]
@@ -97,7 +97,7 @@ def batch_gradient(model: Model, variables: Variables, batch: Batch, key: PRNGKe
     """Gradient of the mean cross entropy of a batch's valid rows, in eval mode."""
 
     def loss(params: Params) -> Array:
-        logits, _ = model.apply(params, variables.stats, batch.images, False, key)
+        logits, _ = model.apply(params, variables.stats, batch.inputs, False, key)
         return cross_entropy(logits, batch.labels, batch.valid)
 
     return jax.grad(loss)(variables.params)
@@ -131,7 +131,7 @@ def add_sample_squares(
             return jax.tree.map(jnp.add, total, squares(image, label, valid)), None
         return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, jax.vmap(squares)(*piece)), None
 
-    rows = (pieces(batch.images), pieces(batch.labels), pieces(batch.valid))
+    rows = (pieces(batch.inputs), pieces(batch.labels), pieces(batch.valid))
     total, _ = jax.lax.scan(add, total, rows, unroll=UNROLLED if chunk == 1 else 1)
     return total
 
@@ -140,10 +140,12 @@ def marginal_gradient(model: Model, variables: Variables, batch: Batch, key: PRN
     """Gradient of the authors' objective: every valid image against the labels of all valid rows, in train mode."""
 
     def loss(params: Params) -> Array:
-        logits, _ = model.apply(params, variables.stats, batch.images, True, key)
-        valid = batch.valid.astype(logits.dtype)
+        logits, _ = model.apply(params, variables.stats, batch.inputs, True, key)
+        counted, classes = asked(batch.labels, batch.valid).ravel(), logits.shape[-1]
+        logits, labels = logits.reshape(-1, classes), jnp.maximum(batch.labels, 0).ravel()
+        valid = counted.astype(logits.dtype)
         count = jnp.maximum(valid.sum(), 1)
-        shares = jnp.sum(valid[:, None] * jax.nn.one_hot(batch.labels, logits.shape[1], dtype=logits.dtype), axis=0)
+        shares = jnp.sum(valid[:, None] * jax.nn.one_hot(labels, classes, dtype=logits.dtype), axis=0)
         log_probabilities = jnp.sum(valid[:, None] * jax.nn.log_softmax(logits), axis=0)
         return -jnp.sum(shares * log_probabilities) / count**2
 

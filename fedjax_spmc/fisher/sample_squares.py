@@ -29,10 +29,10 @@ def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, k
 
     def loss(params: Params) -> Array:
         with nn.intercept_methods(_squaring):
-            logits, _ = model.apply(params, variables.stats, batch.images, False, key)
+            logits, _ = model.apply(params, variables.stats, batch.inputs, False, key)
         log_probabilities = jax.nn.log_softmax(logits)
-        chosen = jnp.take_along_axis(log_probabilities, batch.labels[:, None], axis=1)[:, 0]
-        return -jnp.sum(jnp.where(batch.valid, chosen, 0.0))
+        chosen = jnp.take_along_axis(log_probabilities, jnp.maximum(batch.labels, 0)[:, None], axis=1)[:, 0]
+        return -jnp.sum(jnp.where(batch.valid & (batch.labels >= 0), chosen, 0.0))
 
     return jax.grad(loss)(variables.params)
 
@@ -47,9 +47,9 @@ def covers(model: Model, variables: Variables) -> bool:
         return next_function(*arguments, **keywords)
 
     def run(variables: Variables) -> Any:
-        images = jnp.zeros((1, *model.image_shape), jnp.float32)
+        inputs = jnp.zeros((1, *model.input.shape), model.input.dtype)
         with nn.intercept_methods(collect):
-            return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))
+            return model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
 
     jax.eval_shape(run, variables)
     return set(model.param_order) == paths

@@ -42,4 +42,4 @@ def fdcr(
         behind = data._replace(gather=lambda step, key: data.gather(trained + step, key))
         return {"fisher": fisher.estimate(fisher_kind, ctx.model, variables, behind, fisher_chunk, key=key)}
 
-    return LocalRule(gradients=sgd().gradients, finish=finish, sends=("fisher",))
+    return LocalRule(gradients=sgd().gradients, finish=finish, sends=("fisher",), extra_passes=1)

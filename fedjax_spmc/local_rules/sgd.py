@@ -28,7 +28,7 @@ def sgd() -> LocalRule:
         del client_state
 
         def loss(params: Params) -> tuple[Array, Any]:
-            logits, new_stats = ctx.model.apply(params, stats, batch.images, True, key)
+            logits, new_stats = ctx.model.apply(params, stats, batch.inputs, True, key)
             return cross_entropy(logits, batch.labels, batch.valid), new_stats
 
         (value, new_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.losses import cross_entropy, soft_cross_entropy
+from fedjax_spmc.losses import asked, cross_entropy, soft_cross_entropy
 from fedjax_spmc.options import NON_NEGATIVE, TRACED
 from fedjax_spmc.registry import local_rules
 from fedjax_spmc.types import (
@@ -95,14 +95,16 @@ def task_and_guidance(
         task gradients, guidance gradients, the student's new batch statistics, (task loss, guidance loss).
     """
     teacher_key, student_key = jax.random.split(key)
-    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.images, True, teacher_key)
+    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.inputs, True, teacher_key)
 
     def forward(params: Params) -> tuple[Array, Stats]:
-        return model.apply(params, stats, batch.images, True, student_key)
+        return model.apply(params, stats, batch.inputs, True, student_key)
 
     logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
     task_loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)
-    guide_loss, guide_cotangent = jax.value_and_grad(soft_cross_entropy)(logits, teacher_logits, batch.valid)
+    guide_loss, guide_cotangent = jax.value_and_grad(soft_cross_entropy)(
+        logits, teacher_logits, asked(batch.labels, batch.valid)
+    )
     (task,) = pull_back(task_cotangent)
     (guide,) = pull_back(guide_cotangent)
     return task, guide, new_stats, (task_loss, guide_loss)

@@ -1,0 +1,228 @@
+"""What a round does with an attack: the context that each slot is given, and the fences around what it returns.
+
+Whatever an attack returns for a client that does not attack is thrown away here, so that no attack needs a guard of its
+own and none can harm a benign client.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_spmc import trees
+from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.training import Hooks, Trained, train_client
+from fedjax_spmc.types import (
+    Array,
+    AttackContext,
+    Batch,
+    ClientData,
+    Context,
+    Params,
+    PRNGKey,
+    State,
+    Upload,
+    Variables,
+    Verdict,
+)
+
+
+class Attackers:
+    """The clients of one round as the attack has a hand in them. Made inside of the round's program.
+
+    Args:
+        federation: the parts, see `federation.Federation`.
+        arrays: what `federation.client_data` reads.
+        state: before the round, see `federation.FederationState`.
+        key: the experiment's.
+        client_ids: [K], who takes part.
+    """
+
+    def __init__(self, federation: Any, arrays: Any, state: Any, key: PRNGKey, client_ids: Array):
+        self._federation, self._arrays, self._state = federation, arrays, state
+        self._key, self._client_ids = key, client_ids
+        self._roster = state.roster._replace(round=state.round)
+
+    def rule_context(self, obeys: Array | bool = True) -> Context:
+        """What a benign client's rule sees."""
+        federation, state = self._federation, self._state
+        return Context(
+            model=federation.model,
+            variables=state.variables,
+            previous=state.previous,
+            hyper=federation.hyper,
+            epochs=federation.epochs,
+            round=state.round,
+            obeys=obeys,
+            shared=state.rule.server,
+            task=federation.task,
+        )
+
+    def context(self, own: State, upload: Upload | None = None, client_id: Array | None = None) -> AttackContext:
+        """What a slot of the attack sees.
+
+        Args:
+            own: the attack's state.
+            upload: all rows, in `craft`.
+            client_id: the client in question, in the slots of a client.
+        """
+        federation, state = self._federation, self._state
+        attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
+        hyper, epochs = self._training_of(attacking)
+        ctx = AttackContext(
+            **self.rule_context()._asdict()
+            | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
+            roster=self._roster,
+            client_ids=self._client_ids,
+            num_batches=None if client_id is None else self.clean_data(client_id).num_batches,
+            held=federation.held,
+            clean_data=self.clean_data,
+            poisoned_data=lambda client_id: self.poisoned_data(own, client_id),
+            benign=self._benign,
+        )
+        if federation.attack.backdoor is not None:
+            show = federation.attack.backdoor
+            ctx = ctx._replace(backdoor=lambda batch: show(ctx, own, batch))
+        if upload is not None:
+            ctx = ctx._replace(defend=self._defend)
+        return ctx
+
+    def clean_data(self, client_id: Array) -> ClientData:
+        """A client's batches as they are."""
+        federation, state = self._federation, self._state
+        frozen = self._roster.malicious[client_id] & federation.frozen
+        return federation.client_data(self._arrays, client_id, frozen, state.round, self._key)
+
+    def poisoned_data(self, own: State, client_id: Array) -> ClientData:
+        """A client's batches as the attack poisons them in this round; those of the others are clean."""
+        clean, poison = self.clean_data(client_id), self._federation.attack.poison
+        if poison is None:
+            return clean
+        attacks = self._roster.attacks_now(client_id)
+
+        def poisoned(batch: Batch, step: Array, key: PRNGKey) -> Batch:
+            ctx = self.context(own, client_id=client_id)
+            made = poison(ctx, own, batch, client_id, step, key)
+            return batch._replace(
+                inputs=jnp.where(attacks, made.inputs, batch.inputs), labels=jnp.where(attacks, made.labels, batch.labels)
+            )
+
+        def gather(step: Array, key: PRNGKey) -> Batch:
+            return poisoned(clean.gather(step, key), step, key)
+
+        def take(positions: Array, key: PRNGKey) -> Batch:
+            assert clean.take is not None
+            return poisoned(clean.take(positions, key), jnp.int32(0), key)
+
+        return clean._replace(gather=gather, take=None if clean.take is None else take)
+
+    def train(self, own: State, client_id: Array, client_state: State) -> Trained:
+        """One client's part of the round."""
+        federation, attack = self._federation, self._federation.attack
+        attacks = self._roster.attacks_now(client_id)
+        data = self.poisoned_data(own, client_id)
+        key = purpose_key(self._key, "train", self._state.round, client_id)
+        ctx = self.rule_context(obeys=~attacks)
+        hyper, epochs = self._training_of(attacks)
+        ctx = ctx._replace(hyper=hyper, epochs=epochs)
+        hooks = self._hooks(own, client_id, attacks, data.num_batches)
+        other = federation.attacker.rule
+
+        def benign() -> Trained:
+            return train_client(federation.rule, ctx, client_state, data, key, hooks)
+
+        if attack.train is None and other is None:
+            return benign()
+
+        def attacking() -> Trained:
+            mine = federation.rule if other is None else other
+            if attack.train is not None:
+                step, slot_ctx = attack.train, self.context(own, client_id=client_id)
+
+                def train(rule: Any, ctx: Any, variables: Any, state: Any, data: Any, key: Any, hooks: Any) -> Any:
+                    return step(rule, slot_ctx, own, variables, state, data, client_id, key, hooks)
+
+                mine = mine._replace(train=train)
+            done = train_client(mine, ctx, client_state, data, key, hooks)
+            return done if other is None else done._replace(client_state=client_state)
+
+        like = jax.eval_shape(benign)
+        return jax.lax.cond(attacks, lambda: _shaped(attacking(), like), benign)
+
+    def _training_of(self, attacks: Array) -> tuple[dict[str, Any], Any]:
+        """hyper and epochs of a client that attacks or does not."""
+        federation, attacker = self._federation, self._federation.attacker
+        hyper = {
+            name: jnp.where(attacks, attacker.hyper[name], value) if name in attacker.hyper else value
+            for name, value in federation.hyper.items()
+        }
+        epochs = federation.epochs
+        return hyper, epochs if attacker.epochs is None else jnp.where(attacks, attacker.epochs, epochs)
+
+    def _hooks(self, own: State, client_id: Array, attacks: Array, num_batches: Array) -> Hooks:
+        """What the attack does within local steps, for clients that attack."""
+        attack, attacker, hooks = self._federation.attack, self._federation.attacker, Hooks()
+        ctx = self.context(own, client_id=client_id)
+        if attack.gradients is not None:
+            bend = attack.gradients
+
+            def gradients(plain: Any, params: Params, stats: Any, batch: Batch, step: Array, key: PRNGKey) -> Any:
+                def bent() -> Any:
+                    grads, new_stats, metrics = bend(ctx, own, params, stats, batch, client_id, step, key)
+                    return grads, new_stats, _named(metrics, jax.eval_shape(plain)[2])
+
+                return jax.lax.cond(attacks, bent, plain)
+
+            hooks = hooks._replace(gradients=gradients)
+        if attacker.milestones:
+            marks = jnp.asarray(attacker.milestones)
+
+            def rate(step: Array) -> Array:
+                passed = (step // jnp.maximum(num_batches, 1) >= marks).sum()
+                return jnp.where(attacks, jnp.float32(attacker.gamma) ** passed, 1.0)
+
+            hooks = hooks._replace(rate=rate)
+        if attack.mask_gradients is not None:
+            mask = attack.mask_gradients
+
+            def mask_gradients(grads: Params, params: Params, step: Array) -> Params:
+                return trees.where(attacks, mask(ctx, own, grads, params, client_id, step), grads)
+
+            hooks = hooks._replace(mask_gradients=mask_gradients)
+        if attack.after_step is not None:
+            project = attack.after_step
+
+            def after_step(params: Params, step: Array) -> Params:
+                return trees.where(attacks, project(ctx, own, params, client_id, step), params)
+
+            hooks = hooks._replace(after_step=after_step)
+        return hooks
+
+    def _benign(self, client_id: Array) -> Variables:
+        """What the benign rule trains on a client's clean data."""
+        state, key = self._state, purpose_key(self._key, "benign", self._state.round, client_id)
+        client_state = trees.take_rows(state.rule.clients, client_id)
+        data = self.clean_data(client_id)
+        return train_client(self._federation.rule, self.rule_context(), client_state, data, key).variables
+
+    def _defend(self, upload: Upload) -> tuple[Params, Verdict]:
+        """What the server would make of an upload; its draws are the attacker's own."""
+        federation, state = self._federation, self._state
+        aggregator = federation.aggregator(federation.server)
+        key = purpose_key(self._key, "defend", state.round)
+        params, verdict, _ = aggregator.aggregate(upload, state.aggregator, key)
+        return params, verdict
+
+
+def _named(metrics: Any, like: Any) -> dict[str, Array]:
+    """Metrics cut to the names of `like`; a missing one counts 0."""
+    return {
+        name: jnp.asarray(metrics[name], shape.dtype) if name in metrics else jnp.zeros(shape.shape, shape.dtype)
+        for name, shape in like.items()
+    }
+
+
+def _shaped(trained: Trained, like: Trained) -> Trained:
+    """What an attacking client trained, with the metrics and extras that the benign rule has."""
+    extras = {name: trained.extras[name] for name in like.extras}
+    return trained._replace(metrics=_named(trained.metrics, like.metrics), extras=extras)
