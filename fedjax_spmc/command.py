@@ -4,7 +4,7 @@ A command is a parser and a body:
 
     def main(arguments=None):
         parser = Parser("compare", __doc__)
-        parser.words("WORKDIR", "run folders")
+        parser.positional("WORKDIR", "run folders")
         parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves too")
         return run_command(parser, body, arguments)
 
@@ -34,12 +34,12 @@ class Flags:
     """A parsed command line; `flags["png"]` is the value of `--png`, in the flag's own type.
 
     Attributes:
-        words: what stands without a flag, folders for instance.
-        values: flag without its dashes -> value.
+        positional: the arguments without a flag, folders for instance.
+        values: flag without its leading dashes, other dashes as underscores -> value.
         overrides: of the config.
     """
 
-    words: list[str]
+    positional: list[str]
     values: dict[str, Any]
     overrides: Overrides
 
@@ -58,7 +58,7 @@ class Parser:
 
     def __init__(self, command: str, doc: str | None, overrides: bool = False):
         self._prog = f"python -m fedjax_spmc.{command}" if command else f"python {sys.argv[0]}"
-        self._parser = _Raising(
+        self._parser = _ArgumentParser(
             prog=self._prog,
             description=(doc or "").strip(),
             add_help=False,
@@ -68,22 +68,30 @@ class Parser:
         self._parser.add_argument("-h", "--help", action="store_true", help="prints this and ends")
         self._overrides = overrides
         self._options: dict[str, Option] = {}
-        self._words: tuple[str, str] | None = None
 
-    def flag(self, option: Option, metavar: str, words: str) -> None:
-        """Adds a flag with a value; the option is called as it is typed, "--workdir"."""
+    def flag(self, option: Option, metavar: str, text: str, repeated: bool = False) -> None:
+        """Adds a flag with a value.
+
+        Args:
+            option: named as the flag is typed, "--workdir"; it types and checks the value.
+            metavar: what stands for the value in the help.
+            text: the help.
+            repeated: the flag may be given several times; its value is the list of all.
+        """
         default = "" if option.default in (None, "", ()) else f" (default {option.default})"
-        self._parser.add_argument(option.name, metavar=metavar, help=f"{words}{default}".replace("%", "%%"))
+        action = "append" if repeated else "store"
+        self._parser.add_argument(
+            option.name, metavar=metavar, action=action, help=f"{text}{default}".replace("%", "%%")
+        )
         self._options[option.name] = option
 
-    def switch(self, name: str, words: str) -> None:
+    def switch(self, name: str, text: str) -> None:
         """Adds a flag without a value."""
-        self._parser.add_argument(name, action="store_true", help=words)
+        self._parser.add_argument(name, action="store_true", help=text)
 
-    def words(self, metavar: str, words: str) -> None:
-        """Takes words without a flag."""
-        self._parser.add_argument("words", nargs="*", metavar=metavar, help=words)
-        self._words = metavar, words
+    def positional(self, metavar: str, text: str) -> None:
+        """Takes arguments without a flag, any number of them."""
+        self._parser.add_argument("positional", nargs="*", metavar=metavar, help=text)
 
     def usage(self) -> str:
         """One line."""
@@ -103,49 +111,52 @@ class Parser:
         overrides, rest = self._split(arguments)
         try:
             found, unknown = self._parser.parse_known_args(rest)
-        except _Refused as error:
+        except _ArgumentError as error:
             raise self.refuse(str(error)) from None
         if unknown:
             raise self.refuse(f"{unknown[0]} is no flag of this command")
         values = vars(found)
         for name, option in self._options.items():
             key = name.lstrip("-").replace("-", "_")
-            text = values[key]
-            if text == "":
+            given = values[key]
+            if given == "" or (isinstance(given, list) and "" in given):
                 raise self.refuse(f"{name} needs a value")
-            values[key] = option.default if text is None else option.parse(text, name)
-        return Flags(values.pop("words", []), values, overrides)
+            if isinstance(given, list):
+                values[key] = [option.parse(text, name) for text in given]
+            else:
+                values[key] = option.default if given is None else option.parse(given, name)
+        return Flags(values.pop("positional", []), values, overrides)
 
-    def refuse(self, words: str) -> ConfigError:
+    def refuse(self, reason: str) -> ConfigError:
         """The error that says what is wrong with a command line."""
-        return ConfigError(f"{words}; {self.usage()}.")
+        return ConfigError(f"{reason}; {self.usage()}.")
 
     def _split(self, arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
         """Overrides of the config, and the other arguments."""
         overrides: Overrides = []
-        rest, left = [], list(arguments)
-        while left:
-            word = left.pop(0)
+        rest, remaining = [], list(arguments)
+        while remaining:
+            word = remaining.pop(0)
             name, equals, value = word.partition("=")
             if not (self._overrides and name.startswith("--config.")):
                 rest.append(word)
                 continue
             if not equals:
-                if not left or left[0].startswith("--"):
+                if not remaining or remaining[0].startswith("--"):
                     raise self.refuse(f"{name} needs a value")
-                value = left.pop(0)
+                value = remaining.pop(0)
             overrides.append((name.removeprefix("--config."), value))
         return overrides, rest
 
 
-class _Refused(Exception):
+class _ArgumentError(Exception):
     """What argparse has to say of a command line."""
 
 
-class _Raising(argparse.ArgumentParser):
+class _ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix("argument ").partition(":")[0]
-        raise _Refused(f"{flag} needs a value" if "expected one argument" in message else message)
+        raise _ArgumentError(f"{flag} needs a value" if "expected one argument" in message else message)
 
 
 def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequence[str] | None = None) -> int:

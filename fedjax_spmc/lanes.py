@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -55,14 +54,6 @@ def loop(steps: Array, body: Callable[[Array, Any], Any], carry: Any, packed: bo
 def segment_sizes(lanes: int) -> list[int]:
     """How many lanes the loops have, strictly falling: [10, 8, 5, 2] for 10."""
     return sorted({max(1, round(lanes * share)) for share in SHARES}, reverse=True)
-
-
-def computed_steps(steps: np.ndarray) -> int:
-    """Lane-steps that the loops compute for lanes of these lengths, the wasted ones among them."""
-    ranked = np.sort(np.asarray(steps).ravel())[::-1]
-    sizes = segment_sizes(len(ranked))
-    ends = [int(ranked[size]) for size in sizes[1:]] + [int(ranked[0])]
-    return sum(size * (end - start) for size, start, end in zip(sizes, [0, *ends[:-1]], ends, strict=True))
 
 
 def _alone(step_once: Step) -> Callable[[Array, Leaves, Leaves], Leaves]:

@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(ROOT / "experiments" / "bench"))
 
 pytestmark = pytest.mark.slow
-BENCH = ROOT / "experiments" / "bench_gpu.py"
+BENCH = ROOT / "experiments" / "bench" / "bench_gpu.py"
 KEYS = {
     *("jax", "toy", "size", "ceilings", "step_costs", "rows", "goals", "forms", "deterministic", "torch", "skipped"),
     "seconds",

@@ -12,7 +12,7 @@ from fedjax_spmc.experiment import build
 from tests import small
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(ROOT / "experiments" / "bench"))
 
 from host_work import round_without_transfers
 

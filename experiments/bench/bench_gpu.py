@@ -265,7 +265,7 @@ def main() -> int:
         return 2
     # The process with deterministic operations and torch take memory of the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sys.path[:0] = [str(HERE.parent), str(HERE)]
+    sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
     import jax
 
     if jax.default_backend() != "gpu" and not arguments.toy:

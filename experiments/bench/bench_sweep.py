@@ -195,7 +195,7 @@ def torch_round(clients: int, images: int, batch: int, rate: float) -> Run:
 
 
 def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
-    config, _ = read_config(str(HERE.parent / "configs" / "s1.py"))
+    config, _ = read_config(str(HERE.parent.parent / "configs" / "s1.py"))
     for path, value in {
         "data.name": "synthetic", "data.options.num_train": images, "federation.clients_per_round": clients,
         "federation.num_clients": images // 50,

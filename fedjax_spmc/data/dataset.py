@@ -93,11 +93,6 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     fingerprint: str
 
-    @property
-    def pool_labels(self) -> np.ndarray:
-        """Labels [n] int32 of the training pool: another name of `train_labels`."""
-        return self.train_labels
-
 
 def built_in(info: DatasetInfo, read: Callable[[], Examples], where: str) -> Source:
     """The source of a data set that needs no files."""

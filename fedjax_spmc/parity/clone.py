@@ -165,9 +165,7 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
         own = Variables(models.from_torch(model, teacher), {})
         ctx = Context(model, variables, variables, hyper, 1, jnp.int32(0))
         batches = fixed_batches(images, labels)
-        return models.to_torch(
-            model, training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params
-        )
+        return models.to_torch(training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params)
 
     return [
         np.asarray(train(jnp.asarray(teacher), jnp.asarray(images[k]), jnp.asarray(labels[k])))
@@ -223,7 +221,7 @@ def against_clone(folder: Path) -> list[Outcome]:
             upload, rule.init(upload.global_params, CLIENTS), jax.random.key(0)
         )
         comparison = Comparison(f"server {name}")
-        comparison.add("model", models.to_torch(model, params), flat(net))
+        comparison.add("model", models.to_torch(params), flat(net))
         comparison.add("weights", verdict.weights, np.asarray(weights, np.float64))
         outcomes.append(comparison.outcome(source))
     return outcomes

@@ -55,16 +55,15 @@ class Sides:
 
     def vector(self, state: FederationState) -> np.ndarray:
         """The global model as one vector, in torch's order."""
-        return np.asarray(models.to_torch(self.experiment.federation.model, state.variables.params))
+        return np.asarray(models.to_torch(state.variables.params))
 
     def start_of(self, state: FederationState, side: TorchSide) -> tuple[Any, list[Any]]:
         """The global model and every client's teacher as torch's tensors."""
-        model = self.experiment.federation.model
-        shared = side.tensors(models.to_torch_dict(model, state.variables))
+        shared = side.tensors(models.to_torch_dict(state.variables))
         if not self._with_teachers:
             return shared, [shared] * CLIENTS
         rows = [jax.tree.map(lambda x, k=k: x[k], state.rule.clients) for k in range(CLIENTS)]
-        return shared, [side.tensors(models.to_torch_dict(model, row)) for row in rows]
+        return shared, [side.tensors(models.to_torch_dict(row)) for row in rows]
 
     def compare(self, comparison: Comparison, name: str, state: FederationState, report: Any, played: Any) -> None:
         """Adds what both sides have after a round: the model, the server's weights, the teachers."""

@@ -145,10 +145,10 @@ class RunFolder:
         """Writes a JSON file, atomically."""
         self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_model(self, model: Model, variables: Variables) -> None:
+    def write_model(self, variables: Variables) -> None:
         """Writes `model.npz`, atomically: torch names and layout, no pickle."""
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(model, variables))
+        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(variables))
         self._replace("model.npz", buffer.getvalue())
 
     def write_details(self, details: Mapping[str, Any]) -> None:

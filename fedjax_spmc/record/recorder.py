@@ -87,7 +87,7 @@ class Recorder(NoRecorder):
         over = done == rounds or diverged
         folder.write_start(over=over)
         if found:  # it may have been killed before it wrote the model
-            folder.write_model(experiment.federation.model, evaluated_model(experiment.federation, state))
+            folder.write_model(evaluated_model(experiment.federation, state))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
             self._draw_partition()
@@ -109,7 +109,7 @@ class Recorder(NoRecorder):
         if last or rounds % self._config.checkpoint.every == 0:
             federation = self._experiment.federation
             self._checkpoints.save(rounds, snapshot)
-            self._folder.write_model(federation.model, evaluated_model(federation, snapshot.state))
+            self._folder.write_model(evaluated_model(federation, snapshot.state))
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
         """Writes the summary and the pictures, those among them that the aggregator declares."""

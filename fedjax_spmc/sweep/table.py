@@ -19,7 +19,7 @@ from fedjax_spmc.options import shown
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import summary_of
-from fedjax_spmc.setup import is_oracle, model_of
+from fedjax_spmc.setup import is_oracle
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
@@ -123,9 +123,7 @@ class Table:
             try:
                 folder.rewrite_history(ended.history)
                 if keep_model:
-                    facts = ended.environment["data"]
-                    model = model_of(cell.config, facts["num_classes"], tuple(facts["image_shape"]))
-                    folder.write_model(model, ended.variables)
+                    folder.write_model(ended.variables)
                 folder.write_json("summary.json", ended.summary)
             finally:
                 folder.close()
