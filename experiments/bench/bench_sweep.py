@@ -126,7 +126,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     step = cost(federation, config.local.batch_size)
     for count in counts:
         cells = group.cells[:count]
-        layout = player.fit(programs.layout_of(config, count, jax.local_devices()), cells[0])
+        layout = player.fit_to_memory(programs.layout_of(config, count, jax.local_devices()), cells[0])
         run, shared = player.program(layout, cells[0]), player.shared(layout)
         flag = programs.place(layout, jnp.asarray(False), stacked=False)
         loads = []

@@ -43,7 +43,7 @@ def _sweep(parser: Parser, flags: Flags) -> int:
         if flags["estimate"]:
             use_compilation_cache(cells[0].config)
             devices.use_cores()
-        for line in describe.plan(sweep, cells, flags["estimate"]):
+        for line in describe.plan_lines(sweep, cells, flags["estimate"]):
             print(line, flush=True)
         return 0
     use_compilation_cache(cells[0].config)
@@ -64,9 +64,9 @@ def override(sweep: Sweep, overrides: Sequence[tuple[str, str]]) -> Sweep:
     """
     base = configs.loosened(sweep.base)
     for path, _ in overrides:
-        of_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))
-        if path == "seed" or path in sweep.grid or of_method:
-            swept = "seeds" if path == "seed" else METHOD if of_method else path
+        set_by_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))
+        if path == "seed" or path in sweep.grid or set_by_method:
+            swept = "seeds" if path == "seed" else METHOD if set_by_method else path
             raise ConfigError(
                 f"--config.{path} is not allowed here: {swept} is swept, change it in the sweep's config."
             )

@@ -57,8 +57,8 @@ class Cell(NamedTuple):
     id: str
 
     def title(self) -> str:
-        """The swept fields and the seed in words."""
-        return words(self.fields | {"seed": self.config.seed})
+        """The swept fields and the seed as text."""
+        return fields_text(self.fields | {"seed": self.config.seed})
 
 
 class Group(NamedTuple):
@@ -68,7 +68,7 @@ class Group(NamedTuple):
     cells: tuple[Cell, ...]
 
 
-def words(fields: Mapping[str, Any]) -> str:
+def fields_text(fields: Mapping[str, Any]) -> str:
     """Fields for a reader: `data.name=cifar10 method=spmc`."""
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
@@ -123,7 +123,7 @@ def expand(sweep: Sweep) -> list[Cell]:
             try:
                 config = _cell_config(sweep.base, fields, seed)
             except ConfigError as error:
-                refused.append(f"cell {words(fields | {'seed': seed})} is refused: {error}")
+                refused.append(f"cell {fields_text(fields | {'seed': seed})} is refused: {error}")
             else:
                 cells.append(Cell(fields, config, cell_id(config)))
     if refused:
@@ -204,8 +204,8 @@ def groups_of(cells: Iterable[Cell]) -> list[Group]:
     """The groups, in order of their first cells, but those of one data set one after another."""
     by_data: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
-        of_data = by_data.setdefault(data_key(cell.config), {})
-        of_data.setdefault(program_key(cell.config), []).append(cell)
+        same_data = by_data.setdefault(data_key(cell.config), {})
+        same_data.setdefault(program_key(cell.config), []).append(cell)
     return [Group(key, tuple(members)) for groups in by_data.values() for key, members in groups.items()]
 
 
