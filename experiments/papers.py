@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.switch("--reference", "as the authors' code does it")
     parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the sweep folder (default: named by the sweep)")
     parser.flag(Option("--out", str, None, optional=True), "DIR", "where the report goes (default WORKDIR/report)")
-    details = Option("--details", int, page.DETAILS, range=Range(0, 10**6))
+    details = Option("--details", int, page.DEFAULT_DETAILS, range=Range(0, 10**6))
     parser.flag(details, "N", "how many runs get pictures of their own")
     parser.flag(Option("--results", str, str(RESULTS)), "DIR", "kept results")
     parser.switch("--keep", "copies the small files of finished cells to the kept results")
