@@ -111,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _cells(parser: Parser, flags: Flags) -> int:
     if len(flags.positional) != 1 or flags.positional[0] not in STUDIES:
         given = " ".join(flags.positional) or "nothing"
-        raise parser.refuse(f"NAME must be one of {', '.join(STUDIES)}, and {given} is given")
+        raise parser.refusal(f"NAME must be one of {', '.join(STUDIES)}, and {given} is given")
     study_name = flags.positional[0]
     study = STUDIES[study_name]
     workdir, results = Path(flags["workdir"] or f"runs/{study_name}"), Path(flags["results"] or RESULTS / study_name)
     words = (study.default if flags["cells"] is None else flags["cells"]).split(",")
     chosen = [name for name in study.cells if any(w == name or (w in name and w not in study.cells) for w in words)]
     if not chosen:
-        raise parser.refuse(f"--cells = {flags['cells']} names no cell: they are {', '.join(study.cells)}")
+        raise parser.refusal(f"--cells = {flags['cells']} names no cell: they are {', '.join(study.cells)}")
     for seed in seeds_of(parser, flags["seeds"]):
         for cell in chosen:
             folder = Path(f"{flags['data']}_{flags['rounds']}_rounds", cell, f"seed{seed}")
@@ -140,7 +140,7 @@ def seeds_of(parser: Parser, text: str) -> list[int]:
         ConfigError: they are no whole numbers with commas.
     """
     if not all(word.isascii() and word.isdigit() for word in text.split(",")):
-        raise parser.refuse(f"--seeds = {text} is not allowed: it must be whole numbers with commas")
+        raise parser.refusal(f"--seeds = {text} is not allowed: it must be whole numbers with commas")
     return [int(word) for word in text.split(",")]
 
 

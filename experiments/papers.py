@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _papers(parser: Parser, flags: Flags) -> int:
     if len(flags.positional) != 1 or flags.positional[0] not in RESULTS_OF_PAPERS:
         given = " ".join(flags.positional) or "nothing"
-        raise parser.refuse(f"NAME must be one of {', '.join(RESULTS_OF_PAPERS)}, and {given} is given")
+        raise parser.refusal(f"NAME must be one of {', '.join(RESULTS_OF_PAPERS)}, and {given} is given")
     paper = RESULTS_OF_PAPERS[flags.positional[0]]
     workdir, results = Path(flags["workdir"] or paper.workdir), Path(flags["results"])
     sweeps = _sweeps(parser, flags, paper)
@@ -163,7 +163,7 @@ def _sweeps(parser: Parser, flags: Flags, paper: PaperResult) -> list[Sweep]:
     for text in flags["only"]:
         name, equals, given = text.partition("=")
         if not equals or not given:
-            raise parser.refuse(f"--only = {text} is not allowed: it must be FIELD=VALUE,VALUE,...")
+            raise parser.refusal(f"--only = {text} is not allowed: it must be FIELD=VALUE,VALUE,...")
         values[name] = given.split(",")
     overrides: Overrides = [("federation.rounds", str(flags["rounds"]))]
     if flags["limit"] is not None:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
-from fedjax_spmc.options import Option, shown
+from fedjax_spmc.options import Option, quoted
 
 Overrides = list[tuple[str, str]]
 """`--config.FIELD=VALUE` as (FIELD, VALUE)."""
@@ -112,22 +112,22 @@ class Parser:
         try:
             found, unknown = self._parser.parse_known_args(rest)
         except _ArgumentError as error:
-            raise self.refuse(str(error)) from None
+            raise self.refusal(str(error)) from None
         if unknown:
-            raise self.refuse(f"{unknown[0]} is no flag of this command")
+            raise self.refusal(f"{unknown[0]} is no flag of this command")
         values = vars(found)
         for name, option in self._options.items():
             key = name.lstrip("-").replace("-", "_")
             given = values[key]
             if given == "" or (isinstance(given, list) and "" in given):
-                raise self.refuse(f"{name} needs a value")
+                raise self.refusal(f"{name} needs a value")
             if isinstance(given, list):
                 values[key] = [option.parse(text, name) for text in given]
             else:
                 values[key] = option.default if given is None else option.parse(given, name)
         return Flags(values.pop("positional", []), values, overrides)
 
-    def refuse(self, reason: str) -> ConfigError:
+    def refusal(self, reason: str) -> ConfigError:
         """The error that says what is wrong with a command line."""
         return ConfigError(f"{reason}; {self.usage()}.")
 
@@ -143,7 +143,7 @@ class Parser:
                 continue
             if not equals:
                 if not remaining or remaining[0].startswith("--"):
-                    raise self.refuse(f"{name} needs a value")
+                    raise self.refusal(f"{name} needs a value")
                 value = remaining.pop(0)
             overrides.append((name.removeprefix("--config."), value))
         return overrides, rest
@@ -175,10 +175,10 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
             return 0
         return body(parser.read(given))
 
-    return guarded(command)
+    return exit_code_of(command)
 
 
-def guarded(command: Callable[[], int]) -> int:
+def exit_code_of(command: Callable[[], int]) -> int:
     """Runs a command and turns what a user can cause into one sentence on standard error and an exit code."""
     try:
         return command()
@@ -212,10 +212,10 @@ def read_config(text: str) -> tuple[Any, str]:
     config, label, path = call_config(text)
     if not hasattr(config, "items"):
         raise ConfigError(
-            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
+            f"--config = {str(path)!r} is not allowed: its get_config returns {quoted(config)} and must return a "
             "ConfigDict."
         )
-    return configs.loosened(config), label
+    return configs.editable_copy(config), label
 
 
 def call_config(text: str) -> tuple[Any, str, Path]:
@@ -229,7 +229,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
     if not os.path.isfile(path):  # Path.is_file raises where the name is too long
         beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
-        raise ConfigError(f"--config = {shown(str(path))} is not allowed: it must be a config file; {known}.")
+        raise ConfigError(f"--config = {quoted(str(path))} is not allowed: it must be a config file; {known}.")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
-        raise parser.refuse("no run folder is given")
+        raise parser.refusal("no run folder is given")
 
     from fedjax_spmc import experiment, metrics
     from fedjax_spmc.record import plots

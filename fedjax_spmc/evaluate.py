@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(parser: Parser, flags: Flags) -> int:
     if len(flags.positional) != 1:
-        raise parser.refuse(f"{len(flags.positional)} run folders are given, one is needed")
+        raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
     values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
         print(json.dumps(values))

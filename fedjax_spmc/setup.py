@@ -156,7 +156,7 @@ def array_settings(config: Any) -> ArraySettings:
             ("attack", configs.attack_options(config)),
         )
     }
-    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPER}, **parts)
+    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPERPARAMETERS}, **parts)
 
 
 def model_of(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:

@@ -109,10 +109,10 @@ def test_usps_has_no_builder(tmp_path, capsys):
     ("argv", "expected"),
     [
         (["prepare", "cifar11"], "'cifar11' is unknown"),
-        (["prepare"], "required"),
-        (["fetch"], "invalid choice"),
-        ([], "required"),
-        (["list", "--nonsense"], "Unrecognized"),
+        (["prepare"], "prepare needs the NAME of a data set"),
+        (["fetch"], "fetch is given, list or prepare NAME is needed"),
+        ([], "nothing is given, list or prepare NAME is needed"),
+        (["list", "--nonsense"], "--nonsense is no flag of this command"),
     ],
 )
 def test_wrong_arguments(capsys, argv, expected):

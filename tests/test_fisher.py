@@ -80,7 +80,7 @@ def test_squares_within_the_layers_of_a_convolutional_network(count):
     model = models.make("simple_cnn", image_shape=(16, 16, 3))
     variables = model.init(jax.random.key(1))
     images, labels = jax.random.normal(KEY, (count, 16, 16, 3)), jnp.arange(count, dtype=jnp.int32) % 10
-    assert sample_squares.covers(model, variables)
+    assert sample_squares.supports(model, variables)
     ours = fisher.estimate("per_sample", model, variables, in_order(images, labels, count))
     theirs = (sample_gradients(model, variables, images, labels) ** 2).mean(axis=0)
     np.testing.assert_allclose(models.to_torch(ours), theirs, atol=1e-5 * theirs.max(), rtol=0)
@@ -88,7 +88,7 @@ def test_squares_within_the_layers_of_a_convolutional_network(count):
 
 def test_networks_with_other_layers_are_not_squared_within_them():
     model = models.make("resnet10")
-    assert not sample_squares.covers(model, jax.eval_shape(model.init, KEY))
+    assert not sample_squares.supports(model, jax.eval_shape(model.init, KEY))
 
 
 @pytest.mark.parametrize("kind", fisher.KINDS)

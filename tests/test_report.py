@@ -243,7 +243,7 @@ def test_every_row_of_every_table_is_what_its_sweep_plays():
             for cell in expand(made._replace(grid={**made.grid, **narrow}, seeds=(0,))):
                 from fedjax_spmc import config as configs
 
-                config = fields.with_defaults(configs.to_plain(configs.recorded(cell.config)))
+                config = fields.with_defaults(configs.to_plain(configs.with_chosen_options(cell.config)))
                 assert published.conditions_of(config) == {}
                 row = published.row_of(name, config)
                 assert row is not None, cell.fields

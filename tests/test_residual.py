@@ -50,11 +50,11 @@ def test_convolution_and_both_gradients(shape, stride):
     assert_as_the_library(shape, 5, stride)
 
 
-@pytest.mark.parametrize("values", [winograd.VALUES, 2**10])
+@pytest.mark.parametrize("values", [winograd.BLOCK_NUMBERS, 2**10])
 def test_wide_convolution_and_both_gradients(values, monkeypatch):
     """Winograd's form, as one block and image by image; here it is taken for few channels too."""
-    monkeypatch.setattr(convolution, "WIDE", 4)
-    monkeypatch.setattr(winograd, "VALUES", values)
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
+    monkeypatch.setattr(winograd, "BLOCK_NUMBERS", values)
     assert_as_the_library((3, 8, 6, 16), 12, 1)
 
 

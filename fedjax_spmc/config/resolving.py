@@ -9,8 +9,8 @@ import numpy as np
 from fedjax_spmc import registry
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
+    CHANGEABLE_FIELDS,
     FIELDS,
-    FREE_FIELDS,
     PARTS,
     SECTION_FIELDS,
     Config,
@@ -49,10 +49,10 @@ def resolve(config: Config) -> Config:
         }
         known = part_options(resolved, section)
         names = resolved_name(resolved, section)
-        checked = check_options(f"{PARTS[section][1]} = {words(names)}", known, given, f"{section}.options.")
+        checked = check_options(f"{PARTS[section][1]} = {names_text(names)}", known, given, f"{section}.options.")
         options = {name: checked.get(name, option.default) for name, option in known.items()}
         resolved[section].options.update(options)
-    _check_together(resolved)
+    _check_combinations(resolved)
     return resolved
 
 
@@ -92,8 +92,8 @@ def array_options(config: Config, section: str) -> set[str]:
     return {name for name, traced in taken.items() if traced}
 
 
-def words(value: Any) -> str:
-    """What a section names, for a sentence."""
+def names_text(value: Any) -> str:
+    """The name, or the names, that a section holds, for a sentence."""
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -106,13 +106,13 @@ def check_field(path: str, value: Any) -> Any:
     field = FIELDS[path]
     if path == "attack.name" and isinstance(value, (tuple, list)):
         if not value:
-            raise field.refuse(value)
+            raise field.refusal(value)
         names = [field.check(item, path) for item in value]
         return tuple(names) if len(names) > 1 else names[0]
     return field.check(value)
 
 
-def _check_together(config: Config) -> None:
+def _check_combinations(config: Config) -> None:
     federation, schedule = config.federation, config.attack.schedule
     if federation.clients_per_round > federation.num_clients:
         raise ConfigError(
@@ -172,10 +172,10 @@ def _aggregator(config: Config) -> Aggregator:
     return registry.aggregators.make(name, **given, **dict(config.aggregator.options))
 
 
-def recorded(config: Config) -> Config:
+def with_chosen_options(config: Config) -> Config:
     """A copy of a resolved config that shows, in place of None, what the aggregator takes for K uploads a round.
 
-    For the record alone: a run keeps such options open, as a round with fewer usable uploads may take less.
+    For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -187,14 +187,14 @@ def recorded(config: Config) -> Config:
     return copy
 
 
-def difference(old: Config, new: Config) -> list[str]:
-    """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out; options stand last."""
+def differing_fields(old: Config, new: Config) -> list[str]:
+    """Dotted paths of the fields that differ, those in `CHANGEABLE_FIELDS` left out; options stand last."""
     a, b = flatten(old), flatten(new)
     missing = object()
     return [
         path
         for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
-        if path not in FREE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
+        if path not in CHANGEABLE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
     ]
 
 

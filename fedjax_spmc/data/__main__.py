@@ -43,10 +43,10 @@ def _data(parser: Parser, flags: Flags) -> int:
                 print(error, file=sys.stderr)
                 return 1
         case ["prepare"]:
-            raise parser.refuse("prepare needs the NAME of a data set")
+            raise parser.refusal("prepare needs the NAME of a data set")
         case _:
             given = " ".join(flags.positional) or "nothing"
-            raise parser.refuse(f"{given} is given, list or prepare NAME is needed")
+            raise parser.refusal(f"{given} is given, list or prepare NAME is needed")
     return 0
 
 

@@ -103,7 +103,7 @@ def _damaged(spec: Spec, prepared: Prepared, what: str) -> DataError:
     name = spec.info.name
     return DataError(
         f"data set {name} in {prepared.folder} is damaged ({what.rstrip('.')}): replace the folder, or"
-        f" {tfds_layout.ways_out(name, spec.has_builder, occupied=True)}."
+        f" {tfds_layout.remedies(name, spec.has_builder, occupied=True)}."
     )
 
 

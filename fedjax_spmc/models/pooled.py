@@ -37,14 +37,15 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     return nn.relu(_largest(images, kernel) + bias[:, None, None, None])
 
 
-def _goes_by_rows(images: Array, kernel: Array) -> bool:
+def _row_by_row(images: Array, kernel: Array) -> bool:
+    """Whether one row of windows is taken at a time: on a CPU, where the kernels are few for the patches of a row."""
     (outputs, _, size, _), (_, _, width, batch) = kernel.shape, images.shape
     return jax.default_backend() == "cpu" and 2 * 4 * outputs <= (width - size + 1) // 2 * batch
 
 
 def _largest(images: Array, kernel: Array) -> Array:
     """The largest of the four outputs under every window: [O, rows, columns, B]."""
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return max_of_first(_all_four(images, kernel))
     return _from_rows(_largest_by_rows(blocks(images, kernel.shape[2]), kernel_phases(kernel)), images.shape[-1])
 
@@ -55,7 +56,7 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
     Returns:
         [O, rows, columns, B]: the largest output under every window, and int8: which of the four (2 p + q) it is.
     """
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return _max_and_index(_all_four(images, kernel))
     largest, (*_, index) = _largest_forward(blocks(images, kernel.shape[2]), kernel_phases(kernel))
     return _from_rows(largest, images.shape[-1]), _from_rows(index, images.shape[-1])
@@ -63,7 +64,7 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
 
 def images_gradient(images: Array, kernel: Array, index: Array, cotangent: Array) -> Array:
     """Gradient with respect to the images [C, H, W, B], of `index` and a cotangent as `largest_and_index` has them."""
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return jax.vjp(lambda x: _all_four(x, kernel), images)[1](to_index(index, cotangent))[0]
     parts, by_images = jax.vjp(lambda x: blocks(x, kernel.shape[2]), images)
     return by_images(_parts_gradient(parts, kernel_phases(kernel), _to_rows(index), _to_rows(cotangent)))[0]

@@ -30,14 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
-        raise parser.refuse("no folder is given")
+        raise parser.refusal("no folder is given")
 
     from fedjax_spmc.report import page, published
 
     for name in flags["tables"]:
         if name not in published.LAYOUTS:
             known = ", ".join(published.LAYOUTS)
-            raise parser.refuse(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas")
+            raise parser.refusal(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas")
     made = page.build(
         flags.positional, flags["out"], flags["tables"], flags["details"], flags["data_dir"], flags["title"] or ""
     )

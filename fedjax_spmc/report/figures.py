@@ -215,7 +215,7 @@ def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.
     image = axis.imshow(grid, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0)
     step = max(1, len(rounds) // 8)
     axis.set_xticks(range(0, len(rounds), step), rounds[::step])
-    if len(malicious) <= plots.FEW:
+    if len(malicious) <= plots.MAX_NAMED_CLIENTS:
         names = [f"{k} malicious" if bad else str(k) for k, bad in enumerate(malicious)]
         axis.set_yticks(range(len(malicious)), names, fontsize=8)
         plots.mark_malicious(axis.get_yticklabels(), malicious)

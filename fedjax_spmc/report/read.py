@@ -223,7 +223,7 @@ def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | 
     changes: dict[str, Any] = {}
     if isinstance(row.get("method"), str):
         try:
-            changes = presets.changes_of(row["method"])
+            changes = presets.preset_fields(row["method"])
         except ConfigError:  # of a plug-in, or of another version
             changes = {"aggregator.name": row["method"]}
     changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}

@@ -130,7 +130,7 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed."""
-    return {path: value for path, value in sorted(configs.fields_of_result(config).items()) if path != "seed"}
+    return {path: value for path, value in sorted(configs.result_fields(config).items()) if path != "seed"}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:
@@ -219,7 +219,7 @@ def paper_config(rule: str, aggregator: str, variant: str, clients: int, per_rou
         if not known:
             for path, value in {"local.rule": rule, "aggregator.name": aggregator, "aggregator.options": {}}.items():
                 configs.set_field(made, path, value)
-        flat = configs.flatten(configs.recorded(configs.resolve(made)))
+        flat = configs.flatten(configs.with_chosen_options(configs.resolve(made)))
     except UserError:
         return None
     return {path: list(value) if isinstance(value, tuple) else value for path, value in flat.items()}

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(parser: Parser, flags: Flags) -> int:
     if flags["config"] is None:
-        raise parser.refuse("--config is missing")
+        raise parser.refusal("--config is missing")
     if flags["estimate"] and not flags["dry_run"]:
         raise ConfigError("--estimate needs --dry-run: it plays no cell.")
     content, label, _ = call_config(flags["config"])
@@ -62,7 +62,7 @@ def override(sweep: Sweep, overrides: Sequence[tuple[str, str]]) -> Sweep:
     Raises:
         ConfigError: a field that is swept or that the methods of the grid set, an unknown field, a bad value.
     """
-    base = configs.loosened(sweep.base)
+    base = configs.editable_copy(sweep.base)
     for path, _ in overrides:
         set_by_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))
         if path == "seed" or path in sweep.grid or set_by_method:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc.errors import WorkdirError
-from fedjax_spmc.options import shown
+from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import summary_of
@@ -169,7 +169,7 @@ class Table:
 
     def _unwritable(self, error: OSError) -> WorkdirError:
         return WorkdirError(
-            f"workdir = {shown(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
+            f"workdir = {quoted(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
             "that you may write."
         )
 
