@@ -1,4 +1,4 @@
-"""What all command lines share: one parser, one way to fail, config files, the cache of compiled programs.
+"""Shared by all command lines: one parser, errors as one sentence, config files, the cache of compiled programs.
 
 A command is a parser and a body:
 
@@ -99,7 +99,7 @@ class Parser:
         return line + (" [--config.FIELD=VALUE ...]" if self._overrides else "")
 
     def help(self) -> str:
-        """What the command does and its flags."""
+        """The help: what the command does, and its flags."""
         return self._parser.format_help() + ("\n--config.FIELD=VALUE sets any field of the config.\n" * self._overrides)
 
     def read(self, arguments: Sequence[str]) -> Flags:
@@ -150,7 +150,7 @@ class Parser:
 
 
 class _ArgumentError(Exception):
-    """What argparse has to say of a command line."""
+    """An error that argparse found in a command line."""
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -179,7 +179,7 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Runs a command and turns what a user can cause into one sentence on standard error and an exit code."""
+    """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
         return command()
     except UserError as error:

@@ -91,7 +91,7 @@ class Option(NamedTuple):
     note: str = ""
 
     def allowed(self) -> str:
-        """The allowed values in words."""
+        """The allowed values as text."""
         choices = self.choices() if callable(self.choices) else self.choices
         if choices is not None:
             words = "one of " + ", ".join(str(choice) for choice in choices)
@@ -243,7 +243,7 @@ def check_options(
 def refuse_unused(
     factory: Callable[..., Any], setting: str, given: Mapping[str, Any], section: str = "aggregator"
 ) -> None:
-    """Refuses options that a setting leaves without effect, so that nobody believes to have changed something.
+    """Refuses options that a setting leaves without effect, because the user would believe to have changed something.
 
     Args:
         factory: whose options they are; its signature holds their defaults, which are allowed.

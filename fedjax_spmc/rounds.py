@@ -27,7 +27,7 @@ class PlacedInputs(NamedTuple):
 
 
 def place_inputs(arrays: Any, sizes: Array, devices: Sequence[Any]) -> PlacedInputs:
-    """Puts what the rounds read on the devices; arrays that lie there already are not copied."""
+    """Puts the inputs of the rounds on the devices; arrays that are there already are not copied."""
     if len(devices) == 1:
         return PlacedInputs((arrays, sizes), sizes)
     return PlacedInputs(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
@@ -82,7 +82,7 @@ def _mesh(devices: Sequence[Any]) -> Mesh:
 def _training(
     federation: Federation, devices: Sequence[Any]
 ) -> Callable[[PlacedInputs, FederationState, PRNGKey], Trainings]:
-    """(placed, state, key) -> what the clients have trained, on the first device."""
+    """(placed, state, key) -> the clients' trained models, on the first device."""
     if len(devices) == 1:
         jitted = jax.jit(functools.partial(train, federation))
         return lambda placed, state, key: jitted(*placed.shared, state, key)

@@ -56,7 +56,7 @@ def short_hash(config: configs.Config) -> str:
 
 
 def summary_text(workdir: Path) -> str:
-    """What is printed at the end: the summary as a small table, and where everything is."""
+    """The text at the end of a run: the summary as a small table, and the paths of the results."""
     from fedjax_spmc.metrics import PRINTED
 
     summary = json.loads((workdir / "summary.json").read_text())

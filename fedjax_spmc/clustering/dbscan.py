@@ -8,7 +8,7 @@ from fedjax_spmc.types import Array
 
 
 def dbscan(points: Array, eps: float | Array, min_samples: int | Array, present: Array | None = None) -> Array:
-    """DBSCAN: clusters of core points, which have `min_samples` points within `eps`, and what lies near them.
+    """DBSCAN: clusters of core points, which have `min_samples` points within `eps`, and the points near them.
 
     Source: Ester, Kriegel, Sander, Xu, "A Density-Based Algorithm for Discovering Clusters in Large Spatial Databases
         with Noise", KDD 1996. A point is its own neighbour; a border point of several clusters joins the one that

@@ -53,7 +53,7 @@ def _nearest(points: Array, present: Array) -> Array:
 
 
 def _exact_gaps(numbers: Array) -> tuple[Array, Array]:
-    """[n, n] |a - b| as the nearest float and what is missing to the exact value, in the order of the exact values.
+    """[n, n] |a - b| as the nearest float and the remainder to the exact value, in the order of the exact values.
 
     Source: Knuth's two-sum (The Art of Computer Programming 2, 4.2.2).
     """

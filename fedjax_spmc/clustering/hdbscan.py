@@ -121,7 +121,7 @@ def hierarchy(weights: Array) -> Hierarchy:
     beyond = jnp.append(weights, jnp.inf)
 
     def lower(before: Array, after: Array) -> Array:
-        """Where the node lies that first takes in a run between these two edges."""
+        """The edge at which the smallest node that contains the run between these two edges is stored."""
         return stored[jnp.where(beyond[before] <= beyond[after], before, jnp.minimum(after, num_points - 1))]
 
     is_node = finite & (stored == edges)

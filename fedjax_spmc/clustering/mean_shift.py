@@ -20,7 +20,7 @@ ROUNDING_MARGIN = 1 + 1e-6
 
 
 def _radius(points: Array, bandwidth: Array) -> Array:
-    """The bandwidth and what rounding adds: the mean of equal points may differ from them in the last digit."""
+    """The bandwidth with a margin for rounding: the mean of equal points may differ from them in the last digit."""
     return bandwidth * ROUNDING_MARGIN + 1e-6 * jnp.max(jnp.abs(points))
 
 
@@ -39,7 +39,7 @@ def bandwidth_of(points: Array, present: Array, quantile: float | Array) -> Arra
 
 
 def mean_shift(points: Array, present: Array, bandwidth: Array) -> Array:
-    """Labels of the rows: every point climbs to the mean of the points within `bandwidth` until it stands still.
+    """Labels of the rows: every point moves to the mean of the points within `bandwidth` until it no longer moves.
 
     Centers within a bandwidth of one with more points are dropped; a row belongs to the nearest center left.
 
@@ -70,7 +70,7 @@ def mean_shift(points: Array, present: Array, bandwidth: Array) -> Array:
 
 
 def _shift_to_modes(points: Array, present: Array, bandwidth: Array) -> tuple[Array, Array]:
-    """Where each point ends, [K, d], and how many points lie around the place before its last step, [K]; absent: 0."""
+    """Each point's mode, [K, d], and the number of points within the bandwidth before its last step, [K]; absent: 0."""
 
     radius = _radius(points, bandwidth)
 

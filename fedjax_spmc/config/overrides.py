@@ -43,7 +43,7 @@ def parse_override(config: Config, path: str, text: str) -> Any:
 
 
 def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str]:
-    """Applies the overrides of the command line in place: first what names a part, then the rest.
+    """Applies the overrides of the command line in place: first the fields that name a part, then the rest.
 
     Returns:
         Notices for the user: overriding the name of a part drops the options that a preset gave the old one.

@@ -57,7 +57,7 @@ def resolve(config: Config) -> Config:
 
 
 def resolved_name(config: Config, section: str) -> Any:
-    """What a section names: `aggregator.name`, `local.rule`, ...; a tuple where it is a list of attacks."""
+    """The part that a section names (`aggregator.name`, `local.rule`, ...); a tuple where it is a list of attacks."""
     value = flatten(config)[PARTS[section][1]]
     return tuple(value) if isinstance(value, (tuple, list)) else value
 
@@ -73,7 +73,7 @@ def part_options(config: Config, section: str) -> dict[str, Option]:
 
 
 def attack_options(config: Config) -> dict[str, Any]:
-    """What `attacks.make` is given: the options and those fields of `attack` that the chosen attacks know."""
+    """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
     names = resolved_name(config, "attack")
     known: set[str] = set()
     for name in names if isinstance(names, tuple) else (names,):
@@ -158,7 +158,7 @@ def _attackers(config: Config) -> str:
 
 
 def _aggregator(config: Config) -> Aggregator:
-    """The config's aggregator, to be asked and never run: one that needs data on the server gets a stand-in."""
+    """The config's aggregator, only to read its attributes: one that needs data on the server gets a placeholder."""
     name = config.aggregator.name
     given: dict[str, Any] = {}
     if registry.aggregators.needs(name, "server"):
@@ -173,7 +173,7 @@ def _aggregator(config: Config) -> Aggregator:
 
 
 def with_chosen_options(config: Config) -> Config:
-    """A copy of a resolved config that shows, in place of None, what the aggregator takes for K uploads a round.
+    """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
     For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less.
     """
@@ -199,7 +199,7 @@ def differing_fields(old: Config, new: Config) -> list[str]:
 
 
 def method_title(config: Config) -> str:
-    """The local rule and the aggregator in words, for tables and pictures."""
+    """The local rule and the aggregator by name, for tables and pictures."""
     local, aggregator = config.local.rule, config.aggregator.name
     return local if local == aggregator else f"{local} + {aggregator}"
 

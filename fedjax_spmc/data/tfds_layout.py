@@ -48,7 +48,7 @@ def root(data_dir: str | Path | None = None) -> Path:
 
 
 def remedies(name: str, has_builder: bool, occupied: bool = False) -> str:
-    """What a user can do about a data set that cannot be read, as the end of a sentence.
+    """Remedies for a data set that cannot be read, as the end of a sentence.
 
     Args:
         name: the name in tensorflow-datasets.

@@ -23,7 +23,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 class Spec(NamedTuple):
-    """What is expected of a data set.
+    """The expected properties of a stored data set.
 
     Attributes:
         info: see `DatasetInfo`; its name is the name in TFDS.

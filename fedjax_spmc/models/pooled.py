@@ -51,7 +51,7 @@ def _largest(images: Array, kernel: Array) -> Array:
 
 
 def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
-    """What a `convolution_pool` finds before bias and ReLU, and where; for rules of differentiation of one's own.
+    """The maxima of a `convolution_pool` before bias and ReLU, and their places; for custom differentiation rules.
 
     Returns:
         [O, rows, columns, B]: the largest output under every window, and int8: which of the four (2 p + q) it is.
@@ -103,7 +103,7 @@ def kernel_phases(kernel: Array) -> Array:
 
 
 def pooled_patches(images: Array, size: int) -> Array:
-    """What all outputs see, in the order of `kernel_phases`: [C, H, W, B] -> [C (size + 1)^2, rows, columns, B]."""
+    """The patches of all outputs, ordered as `kernel_phases`: [C, H, W, B] -> [C (size + 1)^2, rows, columns, B]."""
     taps, parts = (size + 1) // 2, blocks(images, size)
     rows, columns = len(parts) - taps + 1, parts.shape[2] - taps + 1
     # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
@@ -148,7 +148,7 @@ def _taps(parts: Array, phases: Array) -> int:
 
 
 def _patches_of_row(parts: Array, row: Array, taps: int) -> Array:
-    """[taps^2 4 C, columns B]: what the windows of one row see."""
+    """[taps^2 4 C, columns B]: the patches that the windows of one row read."""
     _, depth, width, batch = parts.shape
     sizes = taps, depth, width - taps + 1, batch
     # Each shift is a slice of its own: XLA copies them one after the other; cut out of one slice it copies them slowly.

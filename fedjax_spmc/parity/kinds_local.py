@@ -69,7 +69,7 @@ ALIGNED: dict[str, tuple[str, float, int]] = {
 
 
 class AlignedSteps:
-    """SPMC's training again, step by step, for what the reference recorded of each step; compiled once."""
+    """SPMC's training again, step by step, for the quantities that the reference recorded of each; compiled once."""
 
     NAMES = ("task_loss", "guidance_loss", "dot", "task_norm", "guidance_norm")
 
@@ -94,7 +94,7 @@ class AlignedSteps:
         self._step = step
 
     def run(self, student: Variables, teacher: Variables, strength: float, steps: int) -> dict[str, np.ndarray]:
-        """What each step measured, by name, [steps, ...]."""
+        """The quantities of each step by name, [steps, ...]."""
         moments, rows = self._update.init(student.params), []
         for index in range(steps):
             student, moments, measured = self._step(student, moments, teacher, jnp.float32(strength), jnp.int32(index))
@@ -103,7 +103,7 @@ class AlignedSteps:
 
 
 def aligned_runs(model: Model, start: Variables, arrays: Arrays, source: str) -> Iterator[Outcome]:
-    """SPMC's local training: the real training loop, then the same steps one by one for what they measure."""
+    """SPMC's local training: the real training loop, then the same steps one by one for their recorded quantities."""
     train, steps = trainer("spmc", model, arrays), AlignedSteps(model, arrays)
     for tag, (teacher_name, strength, epochs) in ALIGNED.items():
         if f"{tag}_final" not in arrays:

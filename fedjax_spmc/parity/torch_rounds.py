@@ -69,7 +69,7 @@ class BothSides:
         return shared, [side.tensors(models.to_torch_dict(row)) for row in rows]
 
     def compare(self, comparison: Comparison, name: str, state: FederationState, report: Any, played: Any) -> None:
-        """Adds what both sides have after a round: the model, the server's weights, the teachers."""
+        """Compares the results of both sides after a round: the model, the server's weights, the teachers."""
         comparison.add(f"{name}: model", self.vector(state), flat(played.state))
         comparison.add(f"{name}: weights", report.verdict.weights, played.weights.numpy())
         if self._with_teachers:
@@ -77,7 +77,7 @@ class BothSides:
             comparison.add(f"{name}: teachers", ours, np.stack([flat(one) for one in played.teachers]))
 
     def add_in_float64(self, comparison: Comparison, name: str, state: FederationState) -> None:
-        """Plays the round after `state` with float64 on both sides and adds what comes out."""
+        """Plays the round after `state` with float64 on both sides and compares the results."""
         taken = self.batches.of_round(state)
         played = self._theirs_float64.play(*self.start_of(state, self._theirs_float64), taken)
         with jax.enable_x64(True):

@@ -14,7 +14,7 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record import files
 
 MANIFEST = "manifest.json"
-"""Beside the checkpoint: the rounds that it stands for and the sha256 of each of its files."""
+"""Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
 
 
 class Checkpoints:
@@ -27,7 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and told in one sentence
+        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and reported in one sentence
         self._ocp = ocp
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
@@ -123,7 +123,7 @@ def _storable(state: Any) -> Any:
 
 
 def _restored(leaf: Any, data: Any) -> Any:
-    """What Orbax read, as a leaf of the state's own kind."""
+    """An array that Orbax read, as a leaf of the type that the state has there."""
     # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
     array = jnp.asarray(np.asarray(data))
     return jax.random.wrap_key_data(array) if _is_key(leaf) else array

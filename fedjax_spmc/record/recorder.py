@@ -1,4 +1,4 @@
-"""Keeps a run folder up to date while a run goes on; `NoRecorder`, its twin, keeps nothing."""
+"""Keeps a run folder up to date while a run goes on; `NoRecorder` has the same methods and writes nothing."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from fedjax_spmc.setup import Experiment
 
 
 class NoRecorder:
-    """A run that leaves nothing on the disk: what `experiment.run` calls of a recorder, and nothing happens."""
+    """The recorder of a run without a folder: every method that `experiment.run` calls, and none writes anything."""
 
     @contextmanager
     def opened(self, experiment: Experiment) -> Iterator[StartingPoint]:
@@ -32,10 +32,10 @@ class NoRecorder:
         """Records an evaluated round."""
 
     def save(self, rounds: int, snapshot: Snapshot, last: bool) -> None:
-        """Keeps the whole state after so many rounds, where the config wants it or they were the last."""
+        """Saves the whole state after `rounds` rounds, where the config asks for it or they were the last."""
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
-        """Writes what is known at the end."""
+        """Writes the summary and the pictures."""
 
 
 class Recorder(NoRecorder):
@@ -44,7 +44,7 @@ class Recorder(NoRecorder):
     Args:
         config: resolved.
         workdir: the folder; it may not exist yet, or hold the same run.
-        progress: is told where the run goes on.
+        progress: prints where the run goes on.
 
     Raises:
         UserError: the folder cannot be used.

@@ -32,7 +32,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MAX_PANELS = 24
 MAX_LINES = 28
 MAX_CLIENTS = 200
-"""The heat map of weights, a row per client, is drawn for so many clients at most."""
+"""Clients up to whose number the heat map of weights, a row per client, is drawn."""
 
 
 Margins = tuple[float, float, float, float]
@@ -74,7 +74,7 @@ def draw(
 
 
 def inline_svg(svg: str, caption: str) -> str:
-    """An SVG file as an element of a page: ids of its own, black as the page's ink, named for a screen reader."""
+    """An SVG file as an element of a page: unique ids, black as the page's text colour, named for screen readers."""
     body = svg[svg.index("<svg") :]
     mark = "s" + hashlib.sha256((caption + body).encode()).hexdigest()[:10]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -180,7 +180,7 @@ def _plot_curves(axis: Any, known: dict[int, Any], words: str) -> None:
 
 
 def run_pictures(run: Run) -> list[Picture]:
-    """A run's own pictures: scores, weights, the heat map of weights, detection, what the rule itself shows."""
+    """A run's own pictures: scores, weights, the heat map of weights, detection, and its aggregator's own."""
     if not run.lines:
         return []
     rounds, _ = run.series("A")

@@ -70,7 +70,7 @@ def _last_feature_map(model: Model, variables: Variables, images: Array) -> tupl
 
 
 def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, shift: Array) -> tuple[Array, Array]:
-    """(logits, the wanted map), the map shifted before the network goes on."""
+    """(logits, feature map of the wanted call); `shift` is added to the map before the network goes on."""
     kept: list[Array] = []
 
     def shifted(number: int, module: nn.Module, made: Any) -> Any:

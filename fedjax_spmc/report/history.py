@@ -44,7 +44,7 @@ def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> float:
-    """A float; NaN for what is none."""
+    """The value as a float; NaN where it is no number."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
@@ -58,13 +58,13 @@ def client_values(line: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def participating(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] bool; older lines do not say who did, then everyone who was drawn."""
+    """[K] bool: who took part; all clients drawn where a line of an older version does not say."""
     stated = client_values(line, "participating")
     return np.where(np.isnan(stated), 1.0, stated) > 0
 
 
 def client_ids(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] int: who stands in which row."""
+    """[K] int: the client of each row."""
     ids = line.get("client_ids")
     return np.array(ids if isinstance(ids, list) else [], int)
 

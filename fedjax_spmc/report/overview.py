@@ -1,4 +1,4 @@
-"""What was run: all settings, all runs, and the facts of the head."""
+"""The tables of all settings and all runs, and the facts at the top of the page."""
 
 import math
 from collections import Counter
@@ -17,14 +17,14 @@ DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_ben
 
 
 class Fact(NamedTuple):
-    """A line of the head: a name, and values with the number of runs that have each."""
+    """A fact at the top of the page: a name, and values with the number of runs that have each."""
 
     name: str
     values: list[tuple[str, int]]
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs", and where anybody was flagged "detection"."""
+    """The tables "settings", "runs" and, where any client was flagged, "detection"."""
     listed = [settings_table(settings), detection_table(settings), runs_table(settings)]
     return [one for one in listed if one.rows or one.name != "detection"]
 
@@ -52,7 +52,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
 
 
 def detection_table(settings: Sequence[Setting]) -> Table:
-    """A line per setting whose rule flagged anybody: detection over the run and by thirds of it."""
+    """A line per setting whose rule flagged any client: detection over the run and by thirds of it."""
     names = [f"{name}_{part}" for name in DETECTION for part in ("run", *THIRDS)]
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
@@ -89,7 +89,7 @@ def rounds_played(setting: Setting) -> str:
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
-    """A line per run: where it is, how it ended, what it was made with."""
+    """A line per run: folder, numbers, status, time, device, commit."""
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         for run in setting.runs:
@@ -120,7 +120,7 @@ def runs_table(settings: Sequence[Setting]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """Seconds as text: 3 min 07 s."""
     if math.isnan(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)

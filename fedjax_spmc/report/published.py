@@ -32,7 +32,7 @@ _OPTION = "aggregator.options."
 
 
 class Layout(NamedTuple):
-    """A paper's table: its title, its own method, and row by row (the paper's name, what runs there)."""
+    """A paper's table: its title, the paper's own method, and the method of each row by the row's name."""
 
     title: str
     method: str
@@ -110,7 +110,7 @@ def published_numbers(table: str) -> dict[tuple[str, Case], tuple[float, float, 
 
 
 def case_of(config: Mapping[str, Any]) -> Case:
-    """Where in a paper's table a setting stands."""
+    """The case of a setting: data set, beta, fraction of malicious clients."""
     return config["data.name"], float(config["partition.beta"]), float(config["attack.malicious_fraction"])
 
 

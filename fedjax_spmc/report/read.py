@@ -1,4 +1,4 @@
-"""What is found below the given folders: runs, single ones, cells of sweeps and kept result folders alike.
+"""Finds the runs below the given folders: single ones, cells of sweeps and kept result folders alike.
 
 Nothing is written and nothing is refused that can be shown: half a line is left out, a key that an older version did
 not write is undefined, a folder that cannot be read becomes a sentence of `FoundRuns.problems`.
@@ -64,7 +64,7 @@ class Run(NamedTuple):
         return self.folder is not None and os.path.isfile(self.folder / "model.npz")
 
     def seconds(self) -> float:
-        """What its rounds and evaluations took; NaN where that was not written down."""
+        """Seconds of its rounds and evaluations; NaN where they were not recorded."""
         every = self.config["federation.eval_every"]
         taken = [
             number(line.get("round_seconds")) * every + np.nan_to_num(number(line.get("eval_seconds")))
@@ -133,7 +133,7 @@ def by_client(run: Run, name: str) -> np.ndarray:
 
 
 def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files), sorted; what lies below a run is left out."""
+    """(folder, names of its files), sorted; folders below a run are left out."""
     for where, folders, files in os.walk(source):
         folders[:] = [] if "config.json" in files else sorted(set(folders) - SKIPPED_FOLDERS)
         yield Path(where), files
@@ -218,7 +218,7 @@ def _rows_without_folder(
 
 
 def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Run:
-    """What a row alone says: its fields over those of a cell of the same sweep, or over the defaults."""
+    """A run of which only a row is left: its fields over those of a cell of the same sweep, or over the defaults."""
     flat = dict(base) if base is not None else fields.with_defaults({})
     changes: dict[str, Any] = {}
     if isinstance(row.get("method"), str):

@@ -22,7 +22,7 @@ MARKS = {
     "f": "failed or diverged: no seed finished",
     "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
 }
-"""What is marked in a table, in the order of the legend."""
+"""Marks of cells in a table and their meaning, in the order of the legend."""
 
 
 class Estimate(NamedTuple):
@@ -114,7 +114,7 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _resampling_weights(count: int) -> np.ndarray:
-    """[RESAMPLES, count]: with what weight each row enters each resampled mean."""
+    """[RESAMPLES, count]: the weight of each row in each resampled mean."""
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     return (draws[:, :, None] == np.arange(count)).mean(axis=1)
 
@@ -168,7 +168,7 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The method in words: its preset's name, or the local rule and the aggregator."""
+    """The name of the method: its preset's, or the local rule's and the aggregator's."""
     return _method(config["local.rule"], config["aggregator.name"])
 
 

@@ -64,7 +64,7 @@ class Cell(NamedTuple):
         return f"paper {self.published:.2f}{apart}"
 
     def sort_key(self) -> str:
-        """What a click on the column's header sorts by; empty comes last."""
+        """The value by which a click on the column's header sorts; empty comes last."""
         return f"{self.estimate.mean:.9g}" if self.estimate.known else self.text or ""
 
 
@@ -100,7 +100,7 @@ class Table(NamedTuple):
     introduction: str = ""
 
     def legend(self) -> list[str]:
-        """What the marks that occur mean."""
+        """The meaning of each mark that occurs."""
         used = {letter for row in self.rows for cell in row.cells for letter in cell.marks}
         return [f"{letter}: {meaning}." for letter, meaning in MARKS.items() if letter in used]
 
@@ -112,7 +112,7 @@ class Table(NamedTuple):
         return list(parts.items())
 
     def group_of(self, column: int) -> str:
-        """The group that a column stands in."""
+        """The group of a column."""
         names = [name for name, size in self.groups for _ in range(size)]
         return names[column]
 

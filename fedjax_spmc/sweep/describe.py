@@ -1,4 +1,4 @@
-"""What a sweep would do, before it does it: cells, groups, experiments per program; and what that takes."""
+"""The plan of a sweep as text: cells, groups, experiments per program; and its memory and time."""
 
 import math
 import time

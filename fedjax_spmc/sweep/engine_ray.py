@@ -24,11 +24,11 @@ from fedjax_spmc.sweep.table import Outcome, failed_outcome
 RETRIES = 5
 """How often a piece is played again after its node or its process died; then its cells have failed."""
 PIECES_PER_SLOT = 2
-"""Groups are cut until every GPU has so many pieces, so that a fast one is not idle while a slow one ends."""
+"""Pieces of groups for every GPU, so that a fast one is not idle while a slow one ends."""
 
 
 class Piece(NamedTuple):
-    """What a task is sent: plain values.
+    """The argument of a task: plain values.
 
     Attributes:
         key: of the group.

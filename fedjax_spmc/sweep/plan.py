@@ -1,4 +1,4 @@
-"""What a sweep is made of: a base config and a grid become cells, and cells that can share a program become groups."""
+"""The plan of a sweep: a base config and a grid become cells, and cells that can share a program become groups."""
 
 import hashlib
 import itertools
@@ -22,7 +22,8 @@ HOST_FIELDS = (
 """Fields that no program sees: index lists, the roster and the key are made of them, and those are data."""
 
 Rule = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
-"""Which cells to leave out: those whose swept fields have the given value (or one of a list), or answer True."""
+"""Which cells to leave out: those whose swept fields have the given values (each may be a list), or for which the
+function returns True."""
 
 
 class Sweep(NamedTuple):

@@ -60,7 +60,7 @@ class Player:
         self._start = experiment.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
-        """A cell's state before round 0 and what its program reads: bit for bit those of a single run."""
+        """A cell's state before round 0 and its lane: bit for bit those of a single run."""
         key = jax.random.key(cell.config.seed)
         settings = setup.array_settings(cell.config)
         with jax.default_matmul_precision(self._config.precision):

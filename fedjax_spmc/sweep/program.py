@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What an experiment's program reads and never changes; stacked, every leaf leads with the experiment axis."""
+    """The inputs of an experiment that its rounds do not change; stacked, every leaf leads with the experiment axis."""
 
     key: PRNGKey
     indices: ClientIndices
@@ -74,7 +74,7 @@ class RoundOutcome(NamedTuple):
 
 
 def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
-    """How to spread a group of so many cells before anything is known of its memory.
+    """How to lay out a group of `num_cells` cells before its memory is known.
 
     A cell that is alone shares its clients among the devices, where these may wait for each other or
     `federation.devices` says how many.

@@ -180,7 +180,7 @@ def folder_of(cell: Cell) -> str:
 
 
 def make_row(outcome: Outcome) -> dict[str, Any]:
-    """One row: the swept fields, seed, status, the summary of a run, and what the numbers were made with."""
+    """One row: the swept fields, seed, status, the summary of a run, and the environment."""
     cell, summary, environment = outcome.cell, outcome.summary, outcome.environment
     device, facts = environment["device"], environment["data"]
     return {

@@ -11,7 +11,7 @@ State = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """What a round is played with.
+    """The settings of a round.
 
     Attributes:
         make_model: () -> a network; its weights are overwritten.
