@@ -16,7 +16,7 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments" / "bench"
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
 
 

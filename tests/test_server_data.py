@@ -28,7 +28,7 @@ def tuned():
 
 
 def vector(built, variables) -> np.ndarray:
-    return np.asarray(models.to_torch(built.federation.model, variables.params))
+    return np.asarray(models.to_torch(variables.params))
 
 
 def test_the_server_holds_the_validation_split_and_only_where_a_rule_asks_for_it(tuned):
