@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_spmc import local_rules, models
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments" / "bench"
+BENCH = Path(__file__).resolve().parent.parent / "experiments" / "bench"
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
     cells = sweep.expand(arrays_sweep)
     (group,) = sweep.groups_of(cells)
     dataset = setup.load_data(cells[0].config)
-    built = player.ProgramCells(group, dataset, {})
+    built = player.Player(group, dataset, {})
     widths = set()
     for cell in (cells[0], cells[5], cells[-1]):
         state, lane = built.start(cell)
@@ -466,13 +466,13 @@ def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_group_whose_program_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
-    compiling, original = [], player.ProgramCells.program
+    compiling, original = [], player.Player.program
 
     def compiled(self, layout, like):
         compiling.append(layout)
         return original(self, layout, like)
 
-    monkeypatch.setattr(player.ProgramCells, "program", compiled)
+    monkeypatch.setattr(player.Player, "program", compiled)
     made = small_sweep(rounds=1, seeds=range(5), fields={"sweep__experiment_batch": 1, "aggregator__name": "broken"})
     with registry.aggregators.temporary("broken", broken):
         rows = sweep.run(made, tmp_path)
@@ -488,7 +488,7 @@ def test_a_partition_that_cannot_be_made_fails_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_program_without_memory_is_halved(tmp_path, monkeypatch):
-    original, batches = player.ProgramCells.play, []
+    original, batches = player.Player.play, []
 
     def play(self, cells, layout, scratch, on_round=None):
         batches.append(layout.batch)
@@ -496,7 +496,7 @@ def test_a_program_without_memory_is_halved(tmp_path, monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
         return original(self, cells, layout, scratch, on_round)
 
-    monkeypatch.setattr(player.ProgramCells, "play", play)
+    monkeypatch.setattr(player.Player, "play", play)
     fields = {"sweep__experiment_batch": 2}
     rows = sweep.run(small_sweep(rounds=1, seeds=range(4), fields=fields), tmp_path)
     assert [row["status"] for row in rows] == ["finished"] * 4
@@ -514,7 +514,7 @@ def test_the_batch_is_sized_by_what_a_program_needs():
 def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
     cells = sweep.expand(small_sweep(rounds=1, seeds=range(8), fields={"sweep__experiment_batch": 4}))
     (group,) = sweep.groups_of(cells)
-    built = player.ProgramCells(group, setup.load_data(cells[0].config), {})
+    built = player.Player(group, setup.load_data(cells[0].config), {})
     wanted = program.layout_of(cells[0].config, 8, jax.local_devices()[:1])
     needed = built.memory(wanted, cells[0])
     assert needed is not None
@@ -562,13 +562,13 @@ def test_a_killed_sweep_loses_at_most_a_chunk(moment, tmp_path, monkeypatch, cap
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert len((tmp_path / "killed" / "results.jsonl").read_text().splitlines()) == {"chunk": 0, "row": 1}[moment]
-    rounds, original = [], player.ProgramCells._metrics_lines
+    rounds, original = [], player.Player._metrics_lines
 
     def lines(self, outcome, due, histories, malicious, index, seconds):
         rounds.append(index)
         return original(self, outcome, due, histories, malicious, index, seconds)
 
-    monkeypatch.setattr(player.ProgramCells, "_metrics_lines", lines)
+    monkeypatch.setattr(player.Player, "_metrics_lines", lines)
     assert command.main(argv) == 0
     assert rounds == {"chunk": [2, 3], "row": [3]}[moment]
     again = [f"--config={path}", f"--workdir={tmp_path / 'whole'}", "--config.sweep.experiment_batch=1"]

@@ -31,7 +31,7 @@ class Unreported(NamedTuple):
         return Unreported(np.asarray(self.rejected + report.rejected), np.asarray(self.failed + report.failed))
 
 
-NOTHING = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
+NONE_UNREPORTED = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
 
 
 def metrics_line(
