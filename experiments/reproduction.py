@@ -44,7 +44,7 @@ def narrowed(table: tables.Table, options: dict[str, list[str]]) -> tables.Table
     rows = [
         row._replace(cells=[row.cells[i] for i in keep])
         for row in table.rows
-        if wanted is None or re.split("[, ]", row.heads[0])[0] in wanted
+        if wanted is None or re.split("[, ]", row.labels[0])[0] in wanted
     ]
     groups = [(table.group_of(i), 1) for i in keep]
     return table._replace(columns=[table.columns[i] for i in keep], rows=rows, groups=groups)

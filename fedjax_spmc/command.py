@@ -1,10 +1,10 @@
-"""What all command lines share: one parser, one way to fail, config files, the cache of compiled programs.
+"""Shared by all command lines: one parser, errors as one sentence, config files, the cache of compiled programs.
 
 A command is a parser and a body:
 
     def main(arguments=None):
         parser = Parser("compare", __doc__)
-        parser.words("WORKDIR", "run folders")
+        parser.positional("WORKDIR", "run folders")
         parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves too")
         return run_command(parser, body, arguments)
 
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
-from fedjax_spmc.options import Option, shown
+from fedjax_spmc.options import Option, quoted
 
 Overrides = list[tuple[str, str]]
 """`--config.FIELD=VALUE` as (FIELD, VALUE)."""
@@ -34,12 +34,12 @@ class Flags:
     """A parsed command line; `flags["png"]` is the value of `--png`, in the flag's own type.
 
     Attributes:
-        words: what stands without a flag, folders for instance.
-        values: flag without its dashes -> value.
+        positional: the arguments without a flag, folders for instance.
+        values: flag without its leading dashes, other dashes as underscores -> value.
         overrides: of the config.
     """
 
-    words: list[str]
+    positional: list[str]
     values: dict[str, Any]
     overrides: Overrides
 
@@ -58,7 +58,7 @@ class Parser:
 
     def __init__(self, command: str, doc: str | None, overrides: bool = False):
         self._prog = f"python -m fedjax_spmc.{command}" if command else f"python {sys.argv[0]}"
-        self._parser = _Raising(
+        self._parser = _ArgumentParser(
             prog=self._prog,
             description=(doc or "").strip(),
             add_help=False,
@@ -68,22 +68,30 @@ class Parser:
         self._parser.add_argument("-h", "--help", action="store_true", help="prints this and ends")
         self._overrides = overrides
         self._options: dict[str, Option] = {}
-        self._words: tuple[str, str] | None = None
 
-    def flag(self, option: Option, metavar: str, words: str) -> None:
-        """Adds a flag with a value; the option is called as it is typed, "--workdir"."""
+    def flag(self, option: Option, metavar: str, text: str, repeated: bool = False) -> None:
+        """Adds a flag with a value.
+
+        Args:
+            option: named as the flag is typed, "--workdir"; it types and checks the value.
+            metavar: what stands for the value in the help.
+            text: the help.
+            repeated: the flag may be given several times; its value is the list of all.
+        """
         default = "" if option.default in (None, "", ()) else f" (default {option.default})"
-        self._parser.add_argument(option.name, metavar=metavar, help=f"{words}{default}".replace("%", "%%"))
+        action = "append" if repeated else "store"
+        self._parser.add_argument(
+            option.name, metavar=metavar, action=action, help=f"{text}{default}".replace("%", "%%")
+        )
         self._options[option.name] = option
 
-    def switch(self, name: str, words: str) -> None:
+    def switch(self, name: str, text: str) -> None:
         """Adds a flag without a value."""
-        self._parser.add_argument(name, action="store_true", help=words)
+        self._parser.add_argument(name, action="store_true", help=text)
 
-    def words(self, metavar: str, words: str) -> None:
-        """Takes words without a flag."""
-        self._parser.add_argument("words", nargs="*", metavar=metavar, help=words)
-        self._words = metavar, words
+    def positional(self, metavar: str, text: str) -> None:
+        """Takes arguments without a flag, any number of them."""
+        self._parser.add_argument("positional", nargs="*", metavar=metavar, help=text)
 
     def usage(self) -> str:
         """One line."""
@@ -91,7 +99,7 @@ class Parser:
         return line + (" [--config.FIELD=VALUE ...]" if self._overrides else "")
 
     def help(self) -> str:
-        """What the command does and its flags."""
+        """The help: what the command does, and its flags."""
         return self._parser.format_help() + ("\n--config.FIELD=VALUE sets any field of the config.\n" * self._overrides)
 
     def read(self, arguments: Sequence[str]) -> Flags:
@@ -103,49 +111,52 @@ class Parser:
         overrides, rest = self._split(arguments)
         try:
             found, unknown = self._parser.parse_known_args(rest)
-        except _Refused as error:
-            raise self.refuse(str(error)) from None
+        except _ArgumentError as error:
+            raise self.refusal(str(error)) from None
         if unknown:
-            raise self.refuse(f"{unknown[0]} is no flag of this command")
+            raise self.refusal(f"{unknown[0]} is no flag of this command")
         values = vars(found)
         for name, option in self._options.items():
             key = name.lstrip("-").replace("-", "_")
-            text = values[key]
-            if text == "":
-                raise self.refuse(f"{name} needs a value")
-            values[key] = option.default if text is None else option.parse(text, name)
-        return Flags(values.pop("words", []), values, overrides)
+            given = values[key]
+            if given == "" or (isinstance(given, list) and "" in given):
+                raise self.refusal(f"{name} needs a value")
+            if isinstance(given, list):
+                values[key] = [option.parse(text, name) for text in given]
+            else:
+                values[key] = option.default if given is None else option.parse(given, name)
+        return Flags(values.pop("positional", []), values, overrides)
 
-    def refuse(self, words: str) -> ConfigError:
+    def refusal(self, reason: str) -> ConfigError:
         """The error that says what is wrong with a command line."""
-        return ConfigError(f"{words}; {self.usage()}.")
+        return ConfigError(f"{reason}; {self.usage()}.")
 
     def _split(self, arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
         """Overrides of the config, and the other arguments."""
         overrides: Overrides = []
-        rest, left = [], list(arguments)
-        while left:
-            word = left.pop(0)
+        rest, remaining = [], list(arguments)
+        while remaining:
+            word = remaining.pop(0)
             name, equals, value = word.partition("=")
             if not (self._overrides and name.startswith("--config.")):
                 rest.append(word)
                 continue
             if not equals:
-                if not left or left[0].startswith("--"):
-                    raise self.refuse(f"{name} needs a value")
-                value = left.pop(0)
+                if not remaining or remaining[0].startswith("--"):
+                    raise self.refusal(f"{name} needs a value")
+                value = remaining.pop(0)
             overrides.append((name.removeprefix("--config."), value))
         return overrides, rest
 
 
-class _Refused(Exception):
-    """What argparse has to say of a command line."""
+class _ArgumentError(Exception):
+    """An error that argparse found in a command line."""
 
 
-class _Raising(argparse.ArgumentParser):
+class _ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix("argument ").partition(":")[0]
-        raise _Refused(f"{flag} needs a value" if "expected one argument" in message else message)
+        raise _ArgumentError(f"{flag} needs a value" if "expected one argument" in message else message)
 
 
 def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequence[str] | None = None) -> int:
@@ -164,11 +175,11 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
             return 0
         return body(parser.read(given))
 
-    return guarded(command)
+    return exit_code_of(command)
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Runs a command and turns what a user can cause into one sentence on standard error and an exit code."""
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
         return command()
     except UserError as error:
@@ -201,10 +212,10 @@ def read_config(text: str) -> tuple[Any, str]:
     config, label, path = call_config(text)
     if not hasattr(config, "items"):
         raise ConfigError(
-            f"--config = {str(path)!r} is not allowed: its get_config returns {shown(config)} and must return a "
+            f"--config = {str(path)!r} is not allowed: its get_config returns {quoted(config)} and must return a "
             "ConfigDict."
         )
-    return configs.loosened(config), label
+    return configs.editable_copy(config), label
 
 
 def call_config(text: str) -> tuple[Any, str, Path]:
@@ -218,7 +229,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
     if not os.path.isfile(path):  # Path.is_file raises where the name is too long
         beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
-        raise ConfigError(f"--config = {shown(str(path))} is not allowed: it must be a config file; {known}.")
+        raise ConfigError(f"--config = {quoted(str(path))} is not allowed: it must be a config file; {known}.")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")

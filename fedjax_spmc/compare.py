@@ -15,19 +15,19 @@ from fedjax_spmc.options import Option
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser("compare", __doc__)
-    parser.words("WORKDIR", "run folders")
+    parser.positional("WORKDIR", "run folders")
     parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves")
     return run_command(parser, lambda flags: _compare(parser, flags), arguments)
 
 
 def _compare(parser: Parser, flags: Flags) -> int:
-    if not flags.words:
-        raise parser.refuse("no run folder is given")
+    if not flags.positional:
+        raise parser.refusal("no run folder is given")
 
     from fedjax_spmc import experiment, metrics
     from fedjax_spmc.record import plots
 
-    results = {folder: experiment.load(folder) for folder in flags.words}
+    results = {folder: experiment.load(folder) for folder in flags.positional}
     print("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
     print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in metrics.PRINTED], "rounds  run folder"]))

@@ -22,14 +22,14 @@ from fedjax_spmc.training import map_clients
 from fedjax_spmc.types import Array
 
 CLIENTS = "clients"
-MOST_CORES = 8
-"""So many CPU devices at most: each has a copy of the images."""
-PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
+MAX_CORES = 8
+"""CPU devices at most: each has a copy of the images."""
+WAIT_FLAG = "xla_cpu_collective_call_terminate_timeout_seconds"
 """XLA's flag that says how long one CPU device may wait for another."""
 
 
 def use_cores(wanted: int | None = None) -> None:
-    """Makes as many CPU devices as this process may use cores, `MOST_CORES` at most.
+    """Makes as many CPU devices as this process may use cores, `MAX_CORES` at most.
 
     It has an effect only before JAX's first computation, and none on accelerators. Where it can, it lets these devices
     wait for each other as long as they like (`may_wait`), by way of the variable XLA_FLAGS.
@@ -41,12 +41,12 @@ def use_cores(wanted: int | None = None) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     try:
-        jax.config.update("jax_num_cpu_devices", wanted or min(cores, MOST_CORES))
+        jax.config.update("jax_num_cpu_devices", wanted or min(cores, MAX_CORES))
     except RuntimeError:  # JAX has computed something: the devices are what they are
         return
     # XLA aborts on a flag that it does not know: these are set where they were tried.
-    if version("jaxlib").startswith("0.10.") and PATIENCE not in os.environ.get("XLA_FLAGS", ""):
-        limits = [f"--{name}=1000000" for name in (PATIENCE, PATIENCE.replace("terminate", "warn_stuck"))]
+    if version("jaxlib").startswith("0.10.") and WAIT_FLAG not in os.environ.get("XLA_FLAGS", ""):
+        limits = [f"--{name}=1000000" for name in (WAIT_FLAG, WAIT_FLAG.replace("terminate", "warn_stuck"))]
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *limits]).strip()
 
 
@@ -55,17 +55,17 @@ def may_wait(device: Any) -> bool:
 
     XLA aborts the process when one CPU device waits for another for longer than 40 s.
     """
-    return device.platform != "cpu" or PATIENCE in os.environ.get("XLA_FLAGS", "")
+    return device.platform != "cpu" or WAIT_FLAG in os.environ.get("XLA_FLAGS", "")
 
 
-def chosen(clients_per_round: int, wanted: int | None) -> tuple[Any, ...]:
+def devices_for_round(clients_per_round: int, wanted: int | None) -> tuple[Any, ...]:
     """The devices that share the clients of a round: all of this process, or `wanted` of them, no more than clients."""
     devices = jax.local_devices()
     return tuple(devices[: min(len(devices), clients_per_round, wanted or len(devices))])
 
 
-def dealt_order(work: Array, num_devices: int) -> tuple[Array, Array]:
-    """Rows shared out so that every device gets as many of them and about as much work.
+def balanced_order(work: Array, num_devices: int) -> tuple[Array, Array]:
+    """The order in which rows go to devices so that each gets equally many and about as much work.
 
     Ranked by work, every `num_devices` rows in a row make a tier, of which each device gets one. The tiers are dealt by
     how far apart their rows are, the widest first, the most work to the device that has the least so far: what is left
@@ -109,13 +109,13 @@ def map_clients_over(
         train_one, stacked, client_batch: as there.
         work: [K], how long each row takes.
     """
-    rows, back = dealt_order(work, mesh.size)
+    rows, back = balanced_order(work, mesh.size)
 
-    def own_rows(mine: Any) -> Any:
-        trained = map_clients(train_one, mine, min(client_batch, len(rows) // mesh.size))
+    def train_own_rows(own: Any) -> Any:
+        trained = map_clients(train_one, own, min(client_batch, len(rows) // mesh.size))
         return jax.tree.map(lambda x: jax.lax.all_gather(x, CLIENTS, tiled=True), trained) if gathered else trained
 
     specs = P() if gathered else P(CLIENTS)
-    shared = jax.shard_map(own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=specs, check_vma=False)
+    shared = jax.shard_map(train_own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=specs, check_vma=False)
     results = shared(trees.take_rows(stacked, rows))
     return trees.take_rows(results, back) if gathered else results

@@ -31,16 +31,16 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser("evaluate", __doc__)
-    parser.words("WORKDIR", "a run folder")
+    parser.positional("WORKDIR", "a run folder")
     parser.flag(Option("--data_dir", str, None, optional=True), "DIR", "folder of prepared data sets")
     parser.switch("--json", "prints one line of JSON")
     return run_command(parser, lambda flags: _evaluate(parser, flags), arguments)
 
 
 def _evaluate(parser: Parser, flags: Flags) -> int:
-    if len(flags.words) != 1:
-        raise parser.refuse(f"{len(flags.words)} run folders are given, one is needed")
-    values = evaluate(flags.words[0], flags["data_dir"])
+    if len(flags.positional) != 1:
+        raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
+    values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
         print(json.dumps(values))
         return 0

@@ -24,7 +24,7 @@ from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import Federation, FederationState, evaluated_model, initial_state
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.record.lines import NOTHING, diverged_message, metrics_line, verdict_of
+from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
 from fedjax_spmc.record.result import Result, load
@@ -138,7 +138,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
     """Plays the rounds that are left, evaluates, records."""
     federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
     backdoor = federation.attack.backdoor is not None
-    used = devices.chosen(config.federation.clients_per_round, config.federation.devices)
+    used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
     play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
     with recorder.opened(experiment) as ((state, unreported), history):
         done = since = int(state.round)
@@ -160,7 +160,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
                 history.append(line)
                 recorder.add(line, report)
                 progress.update(line)
-                unreported, since, start = NOTHING, done, time.perf_counter()
+                unreported, since, start = NONE_UNREPORTED, done, time.perf_counter()
             recorder.save(done, Snapshot(state, unreported), last)
         recorder.finish(history, diverged)
     if diverged >= 0:

@@ -8,7 +8,7 @@ PURPOSES = (
     "init", "roster", "attack", "sampling", "begin_round", "craft", "aggregate", "shuffle", "augment", "frozen_augment",
     "train", "prepare", "finish", "poison", "take", "defend", "benign",
 )  # fmt: skip
-"""What a draw is for. Append only: the position is the number that is folded in."""
+"""The purposes of draws. Append only: the position is the number that is folded in."""
 
 
 def purpose_key(key: Any, purpose: str, *indices: Any) -> Any:

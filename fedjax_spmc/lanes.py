@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fedjax_spmc.types import Array
 
-SHARES = (1.0, 0.8, 0.5, 0.2)
-"""The parts of the lanes that the loops one after another go on with."""
+LANE_SHARES = (1.0, 0.8, 0.5, 0.2)
+"""Shares of the lanes, longest first, with which one loop after another goes on."""
 
 Leaves = tuple[Array, ...]
 Step = Callable[[Leaves, Array, Leaves], Leaves]
@@ -49,23 +48,15 @@ def loop(steps: Array, body: Callable[[Array, Any], Any], carry: Any, packed: bo
     def step_once(constants: Leaves, step: Array, flat: Leaves) -> Leaves:
         return tuple(jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(step, *flat))
 
-    return jax.tree.unflatten(structure, _alone(step_once)(steps, tuple(closed.consts), tuple(flat)))
+    return jax.tree.unflatten(structure, _single_lane(step_once)(steps, tuple(closed.consts), tuple(flat)))
 
 
 def segment_sizes(lanes: int) -> list[int]:
     """How many lanes the loops have, strictly falling: [10, 8, 5, 2] for 10."""
-    return sorted({max(1, round(lanes * share)) for share in SHARES}, reverse=True)
+    return sorted({max(1, round(lanes * share)) for share in LANE_SHARES}, reverse=True)
 
 
-def computed_steps(steps: np.ndarray) -> int:
-    """Lane-steps that the loops compute for lanes of these lengths, the wasted ones among them."""
-    ranked = np.sort(np.asarray(steps).ravel())[::-1]
-    sizes = segment_sizes(len(ranked))
-    ends = [int(ranked[size]) for size in sizes[1:]] + [int(ranked[0])]
-    return sum(size * (end - start) for size, start, end in zip(sizes, [0, *ends[:-1]], ends, strict=True))
-
-
-def _alone(step_once: Step) -> Callable[[Array, Leaves, Leaves], Leaves]:
+def _single_lane(step_once: Step) -> Callable[[Array, Leaves, Leaves], Leaves]:
     """The loop of one lane; batched, the loops of many."""
 
     @custom_vmap
@@ -75,23 +66,24 @@ def _alone(step_once: Step) -> Callable[[Array, Leaves, Leaves], Leaves]:
     @run.def_vmap
     def batch(size: int, batched: Any, steps: Array, constants: Leaves, flat: Leaves) -> tuple[Leaves, Any]:
         own = tuple(batched[1])
-        steps = _spread(size, batched[0], steps)
-        flat = tuple(_spread(size, is_own, x) for is_own, x in zip(batched[2], flat, strict=True))
-        return _together(step_once, own)(steps, constants, flat), (True,) * len(flat)
+        steps = _as_batched(size, batched[0], steps)
+        flat = tuple(_as_batched(size, is_own, x) for is_own, x in zip(batched[2], flat, strict=True))
+        return _many_lanes(step_once, own)(steps, constants, flat), (True,) * len(flat)
 
     return run
 
 
-def _spread(size: int, is_batched: bool, x: Array) -> Array:
+def _as_batched(size: int, is_batched: bool, x: Array) -> Array:
+    """`x` with a leading axis of lanes."""
     return x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
 
 
-def _together(step_once: Step, own: Sequence[bool]) -> Callable[[Array, Leaves, Leaves], Leaves]:
+def _many_lanes(step_once: Step, own: Sequence[bool]) -> Callable[[Array, Leaves, Leaves], Leaves]:
     """The loops of lanes [L]: every carry leads with them, and of the constants those that are each lane's `own`."""
 
     @custom_vmap
     def run(steps: Array, constants: Leaves, flat: Leaves) -> Leaves:
-        return _segments(step_once, own, steps, constants, flat)
+        return _shrinking_loops(step_once, own, steps, constants, flat)
 
     @run.def_vmap
     def batch(size: int, batched: Any, steps: Array, constants: Leaves, flat: Leaves) -> tuple[Leaves, Any]:
@@ -110,13 +102,14 @@ def _together(step_once: Step, own: Sequence[bool]) -> Callable[[Array, Leaves, 
             for x, is_batched, is_own, keep in zip(constants, batched[1], own, packed_own, strict=True)
         )
         carries = tuple(pack(x, is_batched, True) for x, is_batched in zip(flat, batched[2], strict=True))
-        results = _together(step_once, packed_own)(pack(steps, batched[0], True), packed, carries)
+        results = _many_lanes(step_once, packed_own)(pack(steps, batched[0], True), packed, carries)
         return tuple(x.reshape(size, lanes, *x.shape[1:]) for x in results), (True,) * len(flat)
 
     return run
 
 
-def _segments(step_once: Step, own: Sequence[bool], steps: Array, constants: Leaves, flat: Leaves) -> Leaves:
+def _shrinking_loops(step_once: Step, own: Sequence[bool], steps: Array, constants: Leaves, flat: Leaves) -> Leaves:
+    """Sorts the lanes by their length and runs a loop for each of `segment_sizes`; the carries in the given order."""
     order = jnp.argsort(-steps, stable=True)
     ranked = steps[order]
     constants = tuple(x[order] if is_own else x for x, is_own in zip(constants, own, strict=True))
@@ -126,12 +119,12 @@ def _segments(step_once: Step, own: Sequence[bool], steps: Array, constants: Lea
     start = jnp.int32(0)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
         end = ranked[smaller]
-        mine = tuple(x[:size] if is_own else x for x, is_own in zip(constants, own, strict=True))
+        own_constants = tuple(x[:size] if is_own else x for x, is_own in zip(constants, own, strict=True))
 
-        def masked(step: Array, carry: Leaves, size: int = size, mine: Leaves = mine) -> Leaves:
+        def masked(step: Array, carry: Leaves, size: int = size, own_constants: Leaves = own_constants) -> Leaves:
             going = step < ranked[:size]
-            new = step_all(mine, step, carry)
-            return tuple(jnp.where(_column(going, x), y, x) for x, y in zip(carry, new, strict=True))
+            new = step_all(own_constants, step, carry)
+            return tuple(jnp.where(_as_column(going, x), y, x) for x, y in zip(carry, new, strict=True))
 
         done = jax.lax.fori_loop(start, end, masked, tuple(x[:size] for x in flat))
         flat = tuple(jnp.concatenate([x, rest[size:]]) for x, rest in zip(done, flat, strict=True))
@@ -140,5 +133,5 @@ def _segments(step_once: Step, own: Sequence[bool], steps: Array, constants: Lea
     return tuple(x[back] for x in flat)
 
 
-def _column(mask: Array, x: Array) -> Array:
+def _as_column(mask: Array, x: Array) -> Array:
     return mask.reshape(mask.shape + (1,) * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""What is measured: A, ASR, R, V in percent, with and without test images of the target class, and detection."""
+"""The metrics: A, ASR, R, V in percent, with and without test images of the target class, and detection."""
 
 from collections.abc import Sequence
 from typing import Any

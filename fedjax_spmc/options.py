@@ -49,7 +49,7 @@ def _exact(number: float) -> str:
     return short if float(short) == number else str(number)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as an error message shows it: on one line, and cut where it is long."""
     try:
         text = " ".join(repr(value).split())
@@ -91,7 +91,7 @@ class Option(NamedTuple):
     note: str = ""
 
     def allowed(self) -> str:
-        """The allowed values in words."""
+        """The allowed values as text."""
         choices = self.choices() if callable(self.choices) else self.choices
         if choices is not None:
             words = "one of " + ", ".join(str(choice) for choice in choices)
@@ -107,9 +107,9 @@ class Option(NamedTuple):
             words = "a text"
         return words + (" or None" if self.optional else "") + (f" ({self.note})" if self.note else "")
 
-    def refuse(self, value: Any, label: str = "") -> ConfigError:
+    def refusal(self, value: Any, label: str = "") -> ConfigError:
         """The error that says that `value` is not allowed here."""
-        return ConfigError(f"{label or self.name} = {shown(value)} is not allowed: it must be {self.allowed()}.")
+        return ConfigError(f"{label or self.name} = {quoted(value)} is not allowed: it must be {self.allowed()}.")
 
     def check(self, value: Any, label: str = "") -> Any:
         """Returns `value` in the option's own type.
@@ -123,33 +123,33 @@ class Option(NamedTuple):
             return value
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
-                raise self.refuse(value, label)
+                raise self.refusal(value, label)
             value = _as_tuple(value)
         elif self.kind is bool:
             if not isinstance(value, (bool, np.bool_)):
-                raise self.refuse(value, label)
+                raise self.refusal(value, label)
             value = bool(value)
         elif self.kind is int:
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-                raise self.refuse(value, label)
+                raise self.refusal(value, label)
             value = int(value)
         elif self.kind is float:
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-                raise self.refuse(value, label)
+                raise self.refusal(value, label)
             try:
                 number = float(value)
             except OverflowError:
-                raise self.refuse(value, label) from None
+                raise self.refusal(value, label) from None
             if not math.isfinite(number):
-                raise self.refuse(value, label)
+                raise self.refusal(value, label)
             value = number
         elif not isinstance(value, str):
-            raise self.refuse(value, label)
+            raise self.refusal(value, label)
         choices = self.choices() if callable(self.choices) else self.choices
         if choices is not None and any(v not in choices for v in (value if self.kind is tuple else (value,))):
-            raise self.refuse(value, label)
+            raise self.refusal(value, label)
         if self.range is not None and self.kind in (int, float) and value not in self.range:
-            raise self.refuse(value, label)
+            raise self.refusal(value, label)
         return value
 
     def parse(self, text: str, label: str = "") -> Any:
@@ -243,7 +243,7 @@ def check_options(
 def refuse_unused(
     factory: Callable[..., Any], setting: str, given: Mapping[str, Any], section: str = "aggregator"
 ) -> None:
-    """Refuses options that a setting leaves without effect, so that nobody believes to have changed something.
+    """Refuses options that a setting leaves without effect, because the user would believe to have changed something.
 
     Args:
         factory: whose options they are; its signature holds their defaults, which are allowed.
@@ -259,6 +259,6 @@ def refuse_unused(
         changed = default is None if isinstance(value, jax.Array) else value != default
         if changed:
             raise ConfigError(
-                f"{section}.options.{name} = {shown(value)} is not allowed with {setting}, where it has no effect: it "
-                f"must be {shown(default)}."
+                f"{section}.options.{name} = {quoted(value)} is not allowed with {setting}, where it has no effect: it "
+                f"must be {quoted(default)}."
             )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, check_options, options_of, shown
+from fedjax_spmc.options import Option, check_options, options_of, quoted
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -119,7 +119,7 @@ def load_plugins(modules: Sequence[str]) -> None:
         except Exception as error:  # a plug-in is the user's code: it may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"plugins = {shown(module)} cannot be imported ({reason}): it must be a module on the Python path."
+                f"plugins = {quoted(module)} cannot be imported ({reason}): it must be a module on the Python path."
             ) from None
 
 

@@ -13,24 +13,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc import trees
-from fedjax_spmc.devices import CLIENTS, dealt_order, map_clients_over
+from fedjax_spmc.devices import CLIENTS, balanced_order, map_clients_over
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
 from fedjax_spmc.training import Trained
 from fedjax_spmc.types import Array, PRNGKey
 
 
-class OnDevices(NamedTuple):
-    """What the rounds of one experiment read: (arrays, sizes) on all devices, and the sizes as they were given."""
+class PlacedInputs(NamedTuple):
+    """The inputs of all rounds of one experiment: (arrays, sizes) on all devices, and the sizes as they were given."""
 
     shared: tuple[Any, Array]
     sizes: Array
 
 
-def put_on(arrays: Any, sizes: Array, devices: Sequence[Any]) -> OnDevices:
-    """Puts what the rounds read on the devices; arrays that lie there already are not copied."""
+def place_inputs(arrays: Any, sizes: Array, devices: Sequence[Any]) -> PlacedInputs:
+    """Puts the inputs of the rounds on the devices; arrays that are there already are not copied."""
     if len(devices) == 1:
-        return OnDevices((arrays, sizes), sizes)
-    return OnDevices(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
+        return PlacedInputs((arrays, sizes), sizes)
+    return PlacedInputs(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
 
 
 def make_round(
@@ -52,13 +52,13 @@ def make_round(
         (state, key) -> (state, report).
     """
     devices = jax.local_devices()[:1] if devices is None else devices
-    play, placed = make_program(federation, devices), put_on(arrays, sizes, devices)
+    play, placed = make_program(federation, devices), place_inputs(arrays, sizes, devices)
     return lambda state, key: play(placed, state, key)
 
 
 def make_program(
     federation: Federation, devices: Sequence[Any]
-) -> Callable[[OnDevices, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
+) -> Callable[[PlacedInputs, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
     """The programs of `make_round` for any arrays of one shape: (placed, state, key) -> (state, report)."""
 
     @jax.jit
@@ -67,7 +67,7 @@ def make_program(
 
     train_all = _training(federation, devices)
 
-    def play(placed: OnDevices, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
+    def play(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
         # The first state is nowhere in particular, later ones are here: said for both, they share a program.
         state, key = jax.device_put((state, key), devices[0])
         return server_part(state, key, train_all(placed, state, key), placed.sizes, federation.server)
@@ -81,8 +81,8 @@ def _mesh(devices: Sequence[Any]) -> Mesh:
 
 def _training(
     federation: Federation, devices: Sequence[Any]
-) -> Callable[[OnDevices, FederationState, PRNGKey], Trainings]:
-    """(placed, state, key) -> what the clients have trained, on the first device."""
+) -> Callable[[PlacedInputs, FederationState, PRNGKey], Trainings]:
+    """(placed, state, key) -> the clients' trained models, on the first device."""
     if len(devices) == 1:
         jitted = jax.jit(functools.partial(train, federation))
         return lambda placed, state, key: jitted(*placed.shared, state, key)
@@ -98,9 +98,9 @@ def _training(
 
     @jax.jit
     def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
-        return trees.take_rows(trained, dealt_order(sizes[client_ids], len(devices))[1])
+        return trees.take_rows(trained, balanced_order(sizes[client_ids], len(devices))[1])
 
-    def train_all(placed: OnDevices, state: FederationState, key: PRNGKey) -> Trainings:
+    def train_all(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> Trainings:
         if not compiled:
             # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))

@@ -33,7 +33,7 @@ def _run(parser: Parser, flags: Flags) -> int:
         print(listing())
         return 0
     if flags["config"] is None:
-        raise parser.refuse("--config is missing")
+        raise parser.refusal("--config is missing")
     config, label = read_config(flags["config"])
     for notice in configs.override(config, flags.overrides):
         print(notice, file=sys.stderr)
@@ -51,12 +51,12 @@ def _run(parser: Parser, flags: Flags) -> int:
 
 def short_hash(config: configs.Config) -> str:
     """Names a config's default run folder: eight hex digits over the fields that touch the numbers."""
-    flat = {path: value for path, value in configs.flatten(config).items() if path not in configs.FREE_FIELDS}
+    flat = {path: value for path, value in configs.flatten(config).items() if path not in configs.CHANGEABLE_FIELDS}
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def summary_text(workdir: Path) -> str:
-    """What is printed at the end: the summary as a small table, and where everything is."""
+    """The text at the end of a run: the summary as a small table, and the paths of the results."""
     from fedjax_spmc.metrics import PRINTED
 
     summary = json.loads((workdir / "summary.json").read_text())

@@ -108,7 +108,7 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
 
 
 def roster(config: Any, key: PRNGKey) -> Roster:
-    """Who attacks and when; without an attack nobody."""
+    """Who is malicious and when they attack; without an attack, no client."""
     num_clients, bad = config.federation.num_clients, configs.num_malicious(config)
     order = np.arange(num_clients)[::-1]
     if config.attack.placement == "random":
@@ -125,7 +125,7 @@ def roster(config: Any, key: PRNGKey) -> Roster:
 
 
 def server_images(config: Any, dataset: data.Dataset) -> Images | None:
-    """What the server holds: the validation split, uint8, or None where the aggregator takes no data.
+    """The images that the server holds: the validation split, uint8; None where the aggregator takes no data.
 
     Raises:
         ConfigError: the split is smaller than one batch.
@@ -156,7 +156,7 @@ def array_settings(config: Any) -> ArraySettings:
             ("attack", configs.attack_options(config)),
         )
     }
-    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPER}, **parts)
+    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPERPARAMETERS}, **parts)
 
 
 def model_of(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
@@ -185,7 +185,7 @@ def attack_of(config: Any, settings: ArraySettings) -> Attack:
 def aggregator_of(
     config: Any, info: data.DatasetInfo, model: Model, settings: ArraySettings
 ) -> Callable[[Images | None], Aggregator]:
-    """The config's aggregator as a function of what the server holds (`server_images`)."""
+    """The config's aggregator as a function of the images that the server holds (`server_images`)."""
     name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
     known = {"network": model, "rounds": config.federation.rounds}
     options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
@@ -233,7 +233,7 @@ def client_data_of(config: Any, info: data.DatasetInfo, rule: LocalRule) -> Call
 
 
 def attack_context(info: data.DatasetInfo, who: Roster) -> AttackContext:
-    """What an attack is told before the first round."""
+    """The context that an attack gets before the first round."""
     mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
     return AttackContext(who, info.image_shape, info.num_classes, mean, std)
 

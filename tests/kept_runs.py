@@ -18,7 +18,7 @@ def config_of(preset: str = "fedavg", **fields: Any) -> dict[str, Any]:
     made = make_config(preset)
     for name, value in fields.items():
         configs.set_field(made, name.replace("__", "."), value)
-    return configs.to_plain(configs.recorded(configs.resolve(made)))
+    return configs.to_plain(configs.with_chosen_options(configs.resolve(made)))
 
 
 def line_of(index: int, accuracy: float, asr: float, clients: int = 10, bad: int = 3, old: bool = False) -> dict:

@@ -13,7 +13,7 @@ from fedjax_spmc import run
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.record.checkpoint import Checkpoints
-from fedjax_spmc.record.lines import NOTHING
+from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot
 
 FIELDS: dict[str, Any] = {
@@ -98,7 +98,7 @@ def saved_state(folder: Path) -> list[tuple[Any, ...]]:
     checkpoints = Checkpoints(folder / "checkpoint")
     rounds = checkpoints.latest()
     assert rounds is not None
-    state = checkpoints.restore(rounds, Snapshot(like, NOTHING))
+    state = checkpoints.restore(rounds, Snapshot(like, NONE_UNREPORTED))
     checkpoints.close()
     keyless = [
         jax.random.key_data(leaf) if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

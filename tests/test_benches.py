@@ -11,12 +11,12 @@ import pytest
 
 from fedjax_spmc import local_rules, models
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments" / "bench"
+BENCH = Path(__file__).resolve().parent.parent / "experiments" / "bench"
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
 
 

@@ -15,7 +15,7 @@ import pytest
 from fedjax_spmc import compare, evaluate, experiment, run
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import presets
-from fedjax_spmc.config.listing import KINDS
+from fedjax_spmc.config.listing import PART_KINDS
 from fedjax_spmc.errors import DataError
 from fedjax_spmc.record.progress import Progress
 from tests import small
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parent.parent
 def test_list_names_every_part_with_its_options(capsys):
     assert run.main(["--list"]) == 0
     out = capsys.readouterr().out
-    for _, kind in KINDS:
+    for _, kind in PART_KINDS:
         for name in kind.names():
             assert re.search(rf"^  {name}\b", out, re.MULTILINE)
             for option, facts in kind.describe(name).items():
                 assert f"      {option} = {facts['default']}   ({facts['allowed']}" in out
-    for name in presets.names():
+    for name in presets.descriptions():
         assert re.search(rf"^  {name} ", out, re.MULTILINE)
     for field in configs.FIELDS.values():
         assert f"  {field.name} = {field.default}   ({field.allowed()})" in out

@@ -14,10 +14,10 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import registry
 from fedjax_spmc.config import listing, presets
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, Range, option_from_hint, shown
+from fedjax_spmc.options import Option, Range, option_from_hint, quoted
 from tests import small
 
-KINDS = [kind for _, kind in listing.KINDS]
+KINDS = [kind for _, kind in listing.PART_KINDS]
 OPTIONS = [(kind, name, option) for kind in KINDS for name in kind.names() for option in kind.options(name).values()]
 
 
@@ -43,7 +43,7 @@ def wrong_values(option: Option) -> list[Any]:
 
 
 def sentence(label: str, value: Any, option: Option) -> str:
-    return f"{label} = {shown(value)} is not allowed: it must be {option.allowed()}."
+    return f"{label} = {quoted(value)} is not allowed: it must be {option.allowed()}."
 
 
 @pytest.mark.parametrize("field", configs.FIELDS.values(), ids=configs.FIELDS)
@@ -150,7 +150,7 @@ def test_resolving_writes_everything_out_and_is_idempotent():
     assert configs.FIELDS.keys() <= flat.keys()
     assert flat["aggregator.options.temperature"] == 1.0
     plain = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
-    assert configs.difference(configs.resolve(plain), resolved) == []
+    assert configs.differing_fields(configs.resolve(plain), resolved) == []
     assert configs.flatten(configs.resolve({})) == configs.flatten(configs.resolve(configs.default_config()))
 
 
@@ -275,12 +275,12 @@ def test_overriding_a_name_drops_the_presets_of_the_old_one():
 def test_loosened_takes_any_config_and_any_type():
     strict = ConfigDict({"seed": 1, "local": {"learning_rate": 1}})
     strict.lock()
-    loose = configs.loosened(strict)
+    loose = configs.editable_copy(strict)
     configs.override(loose, [("local.learning_rate", "0.5"), ("aggregator.name", "mean")])
     resolved = configs.resolve(loose)
     assert (resolved.seed, resolved.local.learning_rate, resolved.aggregator.name) == (1, 0.5, "mean")
     with pytest.raises(ConfigError, match="local is no field"):
-        configs.loosened({"local": 3})
+        configs.editable_copy({"local": 3})
 
 
 def test_presets_name_what_is_known_and_never_the_model():
@@ -288,7 +288,7 @@ def test_presets_name_what_is_known_and_never_the_model():
         presets.make_config("bogus")
     with pytest.raises(ConfigError, match="exclude each other"):
         presets.make_config("fedavg,spmc")
-    for word in presets.names():
+    for word in presets.descriptions():
         config = presets.make_config(word, model__name="mlp")
         assert configs.resolve(config).model.name == "mlp"
         assert configs.resolve(presets.make_config(f" {word} ,, reference")).local.rule == config.local.rule
@@ -302,9 +302,9 @@ def test_ranges_and_values_are_told_exactly():
     assert str(Range(0, 1e9, low_open=True)) == "(0, 1e+09]"
     assert str(Range(0.25)) == "[0.25, inf)"
     assert str(Range()) == "(-inf, inf)"
-    assert shown("a\nb") == r"'a\nb'"
-    assert len(shown("x" * 1000)) < 120
-    assert shown(10**5000) == "a number of thousands of digits"
+    assert quoted("a\nb") == r"'a\nb'"
+    assert len(quoted("x" * 1000)) < 120
+    assert quoted(10**5000) == "a number of thousands of digits"
 
 
 def test_hints_that_cannot_be_checked_are_a_fault_of_the_factory():

@@ -50,7 +50,7 @@ def test_training_moves_the_model_and_counts_its_steps(rule):
     assert int(out.steps) == 6
     chex.assert_trees_all_equal_shapes_and_dtypes(out.variables, start())
     chex.assert_tree_all_finite(out.variables)
-    assert not np.allclose(models.to_torch(MODEL, out.variables.params), models.to_torch(MODEL, start().params))
+    assert not np.allclose(models.to_torch(out.variables.params), models.to_torch(start().params))
     assert np.isfinite(out.metrics["loss"])
 
 

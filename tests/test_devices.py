@@ -19,7 +19,7 @@ from tests import small
 
 @pytest.mark.parametrize(("rows", "among"), [(1, 2), (2, 2), (5, 2), (10, 2), (10, 4), (7, 8), (96, 8)])
 def test_rows_are_dealt_out_evenly_and_none_is_forgotten(rows, among):
-    deal = jax.jit(devices.dealt_order, static_argnums=1)
+    deal = jax.jit(devices.balanced_order, static_argnums=1)
     for seed in range(5):
         work = np.random.default_rng(seed).gamma(2, 50, size=rows).astype(np.int32) + 1
         dealt, back = map(np.asarray, deal(work, among))
@@ -39,7 +39,7 @@ def test_two_devices_get_the_same_work():
     for seed in range(5):
         parts = partition.dirichlet(labels, 10, 0.5, np.random.RandomState(seed))
         steps = np.array([len(part) // 64 for part in parts], np.int32)
-        loads = steps[np.asarray(devices.dealt_order(steps, 2)[0])].reshape(2, 5).sum(axis=1)
+        loads = steps[np.asarray(devices.balanced_order(steps, 2)[0])].reshape(2, 5).sum(axis=1)
         assert loads.max() <= 1.02 * loads.mean()
 
 
@@ -74,10 +74,10 @@ def test_states_and_reports_stay_on_one_device(small_cache):
 
 def test_no_more_devices_than_clients_or_than_there_are():
     count = jax.local_device_count()
-    assert len(devices.chosen(1, None)) == 1
-    assert len(devices.chosen(100, None)) == count
-    assert len(devices.chosen(100, 1)) == 1
-    assert len(devices.chosen(100, 64)) == count
+    assert len(devices.devices_for_round(1, None)) == 1
+    assert len(devices.devices_for_round(100, None)) == count
+    assert len(devices.devices_for_round(100, 1)) == 1
+    assert len(devices.devices_for_round(100, 64)) == count
 
 
 def test_a_lone_cell_has_all_cores_where_they_may_wait(monkeypatch):

@@ -29,7 +29,7 @@ def sample_gradients(model=MLP, variables=START, images=IMAGES, labels=LABELS):
         return -jax.nn.log_softmax(logits)[0, label]
 
     grads = [jax.grad(loss)(variables.params, image, label) for image, label in zip(images, labels, strict=True)]
-    return np.stack([models.to_torch(model, one) for one in grads]).astype(np.float64)
+    return np.stack([models.to_torch(one) for one in grads]).astype(np.float64)
 
 
 def batches(drop_last):
@@ -51,7 +51,7 @@ def expected(kind, drop_last):
 
 
 def flat(tree):
-    return np.asarray(models.to_torch(MLP, tree), np.float64)
+    return np.asarray(models.to_torch(tree), np.float64)
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
@@ -79,15 +79,15 @@ def test_squares_within_the_layers_of_a_convolutional_network(count):
     model = models.make("simple_cnn", image_shape=(16, 16, 3))
     variables = model.init(jax.random.key(1))
     images, labels = jax.random.normal(KEY, (count, 16, 16, 3)), jnp.arange(count, dtype=jnp.int32) % 10
-    assert sample_squares.covers(model, variables)
+    assert sample_squares.supports(model, variables)
     ours = fisher.estimate("per_sample", model, variables, in_order(images, labels, count))
     theirs = (sample_gradients(model, variables, images, labels) ** 2).mean(axis=0)
-    np.testing.assert_allclose(models.to_torch(model, ours), theirs, atol=1e-5 * theirs.max(), rtol=0)
+    np.testing.assert_allclose(models.to_torch(ours), theirs, atol=1e-5 * theirs.max(), rtol=0)
 
 
 def test_networks_with_other_layers_are_not_squared_within_them():
     model = models.make("resnet10")
-    assert not sample_squares.covers(model, jax.eval_shape(model.init, KEY))
+    assert not sample_squares.supports(model, jax.eval_shape(model.init, KEY))
 
 
 @pytest.mark.parametrize("kind", fisher.KINDS)

@@ -1,6 +1,8 @@
 """The loop over lanes of unequal length: the results of every lane alone, under one `vmap` and under two."""
 
 import functools
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,10 @@ import pytest
 
 from fedjax_spmc import lanes
 from fedjax_spmc.data import partition
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments" / "bench"))
+
+from count_waste import computed_steps
 
 STEPS = jnp.array([3, 0, 7, 2, 5, 5, 1, 9, 4, 6], jnp.int32)
 KEYS = jax.random.split(jax.random.key(0), 10)
@@ -70,9 +76,9 @@ def test_alone_it_is_the_plain_loop_bit_for_bit():
 def test_the_loops_shrink_and_what_they_compute_is_counted():
     assert lanes.segment_sizes(10) == [10, 8, 5, 2]
     assert lanes.segment_sizes(1) == [1]
-    assert lanes.computed_steps(np.array([4, 4, 4])) == 12
+    assert computed_steps(np.array([4, 4, 4])) == 12
     # ten lanes until the ninth ends (1), eight until the sixth (4), five until the third (6), two until the first (9)
-    assert lanes.computed_steps(np.asarray(STEPS)) == 10 * 1 + 8 * 3 + 5 * 2 + 2 * 3
+    assert computed_steps(np.asarray(STEPS)) == 10 * 1 + 8 * 3 + 5 * 2 + 2 * 3
 
 
 @pytest.mark.parametrize("together", [1, 4, 16])
@@ -81,7 +87,7 @@ def test_at_most_15_percent_of_the_computed_steps_are_wasted(together):
     labels = np.repeat(np.arange(10), 4500)
     parts = [partition.dirichlet(labels, 10, 0.5, np.random.RandomState(seed)) for seed in range(16)]
     steps = np.array([[len(part) // 64 for part in one] for one in parts])
-    computed = sum(lanes.computed_steps(steps[i : i + together]) for i in range(0, 16, together))
+    computed = sum(computed_steps(steps[i : i + together]) for i in range(0, 16, together))
     assert 1 - steps.sum() / computed <= 0.15
     lockstep = sum(10 * together * steps[i : i + together].max() for i in range(0, 16, together))
     assert 1 - steps.sum() / lockstep > 0.25

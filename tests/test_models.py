@@ -80,7 +80,7 @@ def test_size_and_order(cnn, params):
 def test_trees_share_one_structure(cnn, params):
     images, labels = batch(0, 3)
     gradient = jax.jit(jax.grad(lambda p: cross_entropy(cnn.apply(p, {}, images, True, None)[0], labels)))(params)
-    read = models.from_torch(cnn, models.to_torch(cnn, params))
+    read = models.from_torch(cnn, models.to_torch(params))
     jitted = jax.jit(cnn.init)(jax.random.key(0)).params
     for tree in (gradient, read, jitted, jax.tree.map(jnp.zeros_like, params)):
         assert jax.tree.structure(tree) == jax.tree.structure(params)
@@ -98,7 +98,7 @@ def test_recorded_forward_and_gradient(cnn, golden):
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(logits, golden["initial_logits_batch0"], rtol=0, atol=2e-7)
     np.testing.assert_allclose(value, golden["initial_loss_batch0"], rtol=0, atol=5e-7)
-    flat = models.to_torch(cnn, gradient)
+    flat = models.to_torch(gradient)
     np.testing.assert_allclose(flat, golden["initial_gradient_batch0"], rtol=0, atol=1e-7)
 
 
@@ -115,7 +115,7 @@ def test_recorded_local_run(cnn, golden):
     state = optimiser.init(params)
     for images, labels in zip(golden["images"], golden["labels"], strict=True):
         params, state = step(params, state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
-    np.testing.assert_allclose(models.to_torch(cnn, params), golden["fedavg_final"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(models.to_torch(params), golden["fedavg_final"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
@@ -239,7 +239,7 @@ def test_initialisation_is_torchs(cnn):
 
 
 def test_flat_vector_round_trip(cnn, params):
-    flat = models.to_torch(cnn, params)
+    flat = models.to_torch(params)
     assert flat.shape == (92_626,)
     assert largest_difference(models.from_torch(cnn, np.asarray(flat)), params) == 0
     np.testing.assert_array_equal(flat[:450].reshape(6, 3, 5, 5), params["conv1"]["weight"])
@@ -250,7 +250,7 @@ def test_flat_vector_round_trip(cnn, params):
 
 
 def test_named_arrays_round_trip(cnn, params):
-    named = models.to_torch_dict(cnn, Variables(params, {}))
+    named = models.to_torch_dict(Variables(params, {}))
     assert list(named) == [".".join(path) for path in cnn.param_order]
     assert named["conv2.weight"].shape == (16, 6, 5, 5)
     read = models.from_torch_dict(cnn, dict(reversed(named.items())))
@@ -282,7 +282,7 @@ def test_names_are_those_of_torch(cnn, params):
             return self.cls(self.l2(x))
 
     network = Network()
-    named = models.to_torch_dict(cnn, Variables(params, {}))
+    named = models.to_torch_dict(Variables(params, {}))
     network.load_state_dict({name: torch.tensor(value) for name, value in named.items()})
     images, _ = batch(7, 5)
     with torch.no_grad():
@@ -315,7 +315,7 @@ def test_mlp():
         x = x @ params[name]["weight"].T + params[name]["bias"][None]
         x = jax.nn.relu(x) if name != "cls" else x
     assert largest_difference(model.apply(params, {}, images, True, None)[0], x) < 1e-6
-    assert models.to_torch(model, params).shape == (60 * 16 + 16 + 16 * 8 + 8 + 80 + 10,)
+    assert models.to_torch(params).shape == (60 * 16 + 16 + 16 * 8 + 8 + 80 + 10,)
     assert models.make("mlp", hidden=()).param_order == (("cls", "weight"), ("cls", "bias"))
     for wrong in ((0,), (2.5,), ("a",), (True,)):
         with pytest.raises(ValueError, match="whole numbers above 0"):
@@ -350,7 +350,7 @@ def test_batch_statistics_travel_by_name():
     assert float(stats["count"]) == 1
     _, kept = model.apply(variables.params, stats, images, False, None)
     assert largest_difference(kept, stats) == 0
-    named = models.to_torch_dict(model, Variables(variables.params, stats))
+    named = models.to_torch_dict(Variables(variables.params, stats))
     assert list(named) == ["fc.weight", "fc.bias", "cls.weight", "cls.bias", "running_mean", "count"]
     read = models.from_torch_dict(model, named)
     assert largest_difference(read, Variables(variables.params, stats)) == 0

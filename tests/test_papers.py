@@ -1,7 +1,6 @@
-"""The scripts of the papers' tables and figures, each at toy size."""
+"""The commands of the papers' tables and figures, and of the studies, each at toy size."""
 
 import csv
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -10,14 +9,18 @@ import pytest
 
 from fedjax_spmc.report import published
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
+
+import cells
+import papers
+
 TOY = (
     "--rounds=1", "--seeds=0", "--limit=120", "--data=synthetic", "--details=0", "--only=attack.malicious_fraction=0.3",
     "--config.model.name=mlp", "--config.local.epochs=1", "--config.local.batch_size=8",
     "--config.partition.min_size=1",
 )  # fmt: skip
 ONE_BETA = "--only=partition.beta=0.5"
-SCRIPTS = {
+FLAGS = {
     "spmc_table2": ("--methods=fedavg,spmc",),
     "spmc_fig6": ("--methods=fedavg",),
     "spmc_fig7": ("--methods=spmc", "--details=1"),
@@ -33,35 +36,31 @@ TABLES |= {"fdcr_table3": "fdcr3", "fdcr_table4": "fdcr4"}
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_cache")]
 
 
-def play(monkeypatch, name: str, *arguments: str) -> int:
-    """Runs a script in this process, so that it shares the session's compiled programs; returns its exit code."""
-    path = ROOT / "experiments" / f"{name}.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-    spec = importlib.util.spec_from_file_location("__main__", path)
-    assert spec is not None
-    assert spec.loader is not None
-    with pytest.raises(SystemExit) as ended:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def test_every_table_has_a_script():
-    assert {path.stem for path in (ROOT / "experiments").glob("*_table?.py")} == set(TABLES)
+def test_every_table_has_a_name():
+    assert {name for name in papers.RESULTS_OF_PAPERS if "_table" in name} == set(TABLES)
     assert set(TABLES.values()) == set(published.LAYOUTS)
+    assert papers.RESULTS_OF_PAPERS.keys() == FLAGS.keys()
+
+
+def test_help_says_what_each_name_is(capsys):
+    assert papers.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name} " in text and paper.title in text for name, paper in papers.RESULTS_OF_PAPERS.items())
+    assert cells.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and study.title in text for name, study in cells.STUDIES.items())
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """One sweep for all scripts: they share cells, as the papers' tables do."""
+    """One sweep for all names: they share cells, as the papers' tables do."""
     return tmp_path_factory.mktemp("papers") / "sweep"
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_script_plays_and_reports(name, workdir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", FLAGS)
+def test_missing_cells_are_run_and_reported(name, workdir, tmp_path):
     out = tmp_path / "out"
-    assert play(monkeypatch, name, *TOY, *SCRIPTS[name], f"--workdir={workdir}", f"--out={out}") == 0
+    assert papers.main([name, *TOY, *FLAGS[name], f"--workdir={workdir}", f"--out={out}"]) == 0
     text = (out / "index.html").read_text()
     assert "accuracy A over the rounds" in text
     assert ("with the trigger</h4>" in text) == (name == "spmc_fig7")
@@ -72,45 +71,55 @@ def test_script_plays_and_reports(name, workdir, tmp_path, monkeypatch):
         assert any(row["mean"] for row in rows)
 
 
-def test_kept_cells_are_not_played_again(workdir, tmp_path, monkeypatch, capsys):
-    toy = [*TOY, "--methods=fedavg", f"--results={tmp_path / 'kept'}"]
-    assert play(monkeypatch, "spmc_fig6", *toy, f"--workdir={workdir}", f"--out={tmp_path / 'first'}", "--keep") == 0
+def test_kept_cells_are_not_run_again(workdir, tmp_path, capsys):
+    toy = ["spmc_fig6", *TOY, "--methods=fedavg", f"--results={tmp_path / 'kept'}"]
+    assert papers.main([*toy, f"--workdir={workdir}", f"--out={tmp_path / 'first'}", "--keep"]) == 0
     capsys.readouterr()
-    again = (f"--workdir={tmp_path / 'second'}", f"--out={tmp_path / 'out'}")
-    assert play(monkeypatch, "spmc_fig6", *toy, *again) == 0
+    assert papers.main([*toy, f"--workdir={tmp_path / 'second'}", f"--out={tmp_path / 'out'}"]) == 0
     assert "1 cells, 1 of them kept" in capsys.readouterr().err
     assert not (tmp_path / "second").exists()
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_bad_flags_are_one_sentence(monkeypatch, capsys):
-    assert play(monkeypatch, "spmc_fig6", "--rounds=1", "--sedes=1") == 2
-    assert capsys.readouterr().err == "error: --sedes=1 is no flag of this command; see --help.\n"
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "NAME must be one of fdcr_table1, "),
+        (["spmc_table3"], "NAME must be one of fdcr_table1, "),
+        (["spmc_fig6", "--rounds=1", "--sedes=1"], "--sedes=1 is no flag of this command"),
+        (["spmc_fig6", "--rounds", "0"], "--rounds = 0 is not allowed"),
+        (["spmc_fig6", "--seeds", "0,x"], "--seeds = 0,x is not allowed: it must be whole numbers with commas"),
+        (["spmc_fig6", "--only=attack.malicious_fraction"], "--only = attack.malicious_fraction is not allowed"),
+        (["spmc_fig6", "--config.attack.trigger="], "attack.trigger"),
+    ],
+)
+def test_bad_flags_are_one_sentence(arguments, reason, capsys):
+    assert papers.main([*arguments, "--dry-run"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert reason in text
+    assert text.count("\n") == 1
 
 
-def test_a_study_plays_what_is_missing_and_prints_its_tables(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    import cells
-
+def test_a_study_runs_what_is_missing_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     small = {
         "model.name": "mlp", "data.limit_train": 120, "data.limit_test": 60, "local.epochs": 1, "local.batch_size": 8,
         "partition.min_size": 1,
     }  # fmt: skip
-    study = {"plain": ("fedavg", small), "median": ("median", small)}
+    study = cells.Study("a toy", {"plain": ("fedavg", small), "median": ("median", small)}, "", ("settings",))
+    monkeypatch.setitem(cells.STUDIES, "toy", study)
     kept, workdir = tmp_path / "kept", tmp_path / "work"
     flags = [
-        "study", "--data=synthetic", "--rounds=1", "--seeds=0,1", f"--results={kept}", f"--workdir={workdir}",
+        "toy", "--data=synthetic", "--rounds=1", "--seeds", "0,1", f"--results={kept}", f"--workdir={workdir}",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", [*flags, "--cells=plain"])
-    cells.study("", "toy", study, "", ("settings",))
+    assert cells.main([*flags, "--cells=plain"]) == 0
     assert sorted(path.name for path in kept.glob("*/plain/*")) == ["seed0", "seed1"]
     assert not list(kept.glob("*/median"))
     assert "| fedavg | 2 | 1 |" in capsys.readouterr().out
     shutil.rmtree(workdir)
-    cells.study("", "toy", study, "", ("settings",))  # what is kept is not played again
+    assert cells.main([*flags, "--cells", "plain"]) == 0  # what is kept is not run again
     assert not workdir.exists()
-    monkeypatch.setattr(sys, "argv", [*flags, "--cells=nothing"])
-    with pytest.raises(SystemExit) as ended:
-        cells.study("", "toy", study, "", ("settings",))
-    assert ended.value.code == 2
-    assert "'nothing' names no cell: they are plain, median." in capsys.readouterr().err
+    assert cells.main([*flags, "--cells=nothing"]) == 2
+    assert "--cells = nothing names no cell: they are plain, median;" in capsys.readouterr().err
+    assert cells.main(["spmc_half"]) == 2
+    assert "NAME must be one of spmc_halves, fdcr_question" in capsys.readouterr().err

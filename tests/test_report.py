@@ -221,10 +221,10 @@ def test_random_placement_is_drawn_as_the_run_draws_it(tmp_path):
 
 def test_published_figures_have_a_row_in_every_layout():
     for name, layout in published.LAYOUTS.items():
-        assert {row for row, _ in published.figures(name)} == set(layout.rows)
-    assert published.figures("spmc2")["Ours (SPMC)", ("cifar10", 0.5, 0.3)] == (65.83, 80.14, 72.98)
-    assert published.figures("fdcr4")["FDCR", ("usps", 0.3, 0.2)] == (95.63, 90.51, 93.07)
-    assert sum(len(published.figures(name)) for name in published.LAYOUTS) == 266
+        assert {row for row, _ in published.published_numbers(name)} == set(layout.rows)
+    assert published.published_numbers("spmc2")["Ours (SPMC)", ("cifar10", 0.5, 0.3)] == (65.83, 80.14, 72.98)
+    assert published.published_numbers("fdcr4")["FDCR", ("usps", 0.3, 0.2)] == (95.63, 90.51, 93.07)
+    assert sum(len(published.published_numbers(name)) for name in published.LAYOUTS) == 266
 
 
 def test_every_row_of_every_table_is_what_its_sweep_plays():
@@ -243,11 +243,11 @@ def test_every_row_of_every_table_is_what_its_sweep_plays():
             for cell in expand(made._replace(grid={**made.grid, **narrow}, seeds=(0,))):
                 from fedjax_spmc import config as configs
 
-                config = fields.flat(configs.to_plain(configs.recorded(cell.config)))
+                config = fields.with_defaults(configs.to_plain(configs.with_chosen_options(cell.config)))
                 assert published.conditions_of(config) == {}
                 row = published.row_of(name, config)
                 assert row is not None, cell.fields
-                assert (row, published.case_of(config)) in published.figures(name)
+                assert (row, published.case_of(config)) in published.published_numbers(name)
                 seen.add(row)
         assert seen == set(published.LAYOUTS[name].rows)
 
@@ -282,19 +282,20 @@ def test_a_papers_table_shows_what_was_run_beside_the_published_figures(tmp_path
 
 
 def test_other_conditions_and_variants_are_told_apart():
-    plain = fields.flat(config_of("spmc", federation__rounds=12))
+    plain = fields.with_defaults(config_of("spmc", federation__rounds=12))
     assert published.conditions_of(plain) == {"federation.rounds": 12}
     assert published.row_of("spmc2", plain) == "Ours (SPMC)"
-    variant = fields.flat(config_of("spmc", local__options__align="benign"))
+    variant = fields.with_defaults(config_of("spmc", local__options__align="benign"))
     assert published.row_of("spmc2", variant) is None
-    reference = fields.flat(config_of("fedavg,reference"))
+    reference = fields.with_defaults(config_of("fedavg,reference"))
     assert settings.variant_of(reference) == "reference"
     assert "local.epochs" not in published.conditions_of(reference)  # one epoch is the code's averaging
-    assert published.conditions_of(reference) == published.conditions_of(fields.flat(config_of("dnc,reference")))
+    dnc = fields.with_defaults(config_of("dnc,reference"))
+    assert published.conditions_of(reference) == published.conditions_of(dnc)
     assert published.row_of("spmc2", reference) == "FedAvg"
-    halves = fields.flat(config_of("spmc", aggregator__name="mean", aggregator__options={}))
+    halves = fields.with_defaults(config_of("spmc", aggregator__name="mean", aggregator__options={}))
     assert settings.method_of(halves) == "spmc + mean"
-    other = fields.flat(config_of("fedavg", attack__name="dba", attack__options={}))
+    other = fields.with_defaults(config_of("fedavg", attack__name="dba", attack__options={}))
     assert published.row_of("spmc2", other) is None
 
 
@@ -348,11 +349,11 @@ def test_two_reports_of_the_same_runs_are_alike_but_for_the_time(tmp_path, capsy
 
 def test_a_picture_that_stands_on_the_page_twice_has_ids_of_its_own():
     picture = figures.draw(lambda axis: axis.plot([0, 1], [0, 1], "o"), "a line").markup
-    once, twice = (re.findall(r' id="([^"]+)"', figures.with_ids_of_their_own(picture * count)) for count in (1, 2))
+    once, twice = (re.findall(r' id="([^"]+)"', figures.with_unique_ids(picture * count)) for count in (1, 2))
     assert once
     assert len(set(twice)) == len(twice) == 2 * len(once)
-    assert figures.with_ids_of_their_own(picture) == picture
-    links = re.findall(r'(?:url\(#|href="#)([^)"]+)', figures.with_ids_of_their_own(picture * 2))
+    assert figures.with_unique_ids(picture) == picture
+    links = re.findall(r'(?:url\(#|href="#)([^)"]+)', figures.with_unique_ids(picture * 2))
     assert set(links) == set(twice)
 
 

@@ -1,4 +1,4 @@
-"""Grad-CAM and the strips of test images."""
+"""Grad-CAM and the test images of a run."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ def test_heat_is_the_gradient_weighted_sum_of_the_last_map():
     model = models.make("simple_cnn", num_classes=10, image_shape=SHAPE)
     variables = model.init(jax.random.key(0))
     batch = jax.random.normal(jax.random.key(1), (3, *SHAPE))
-    answers, heat = gradcam.heat(model, variables, batch)
+    predictions, heat = gradcam.grad_cam(model, variables, batch)
     logits, _ = model.apply(variables.params, variables.stats, batch, False, jax.random.key(0))
-    np.testing.assert_array_equal(answers, jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(predictions, jnp.argmax(logits, axis=-1))
     assert heat is not None
     assert heat.shape == (3, 5, 5)
     assert (heat >= 0).all()
@@ -44,7 +44,7 @@ def test_heat_is_the_gradient_weighted_sum_of_the_last_map():
 
         with nn.intercept_methods(catch):
             made, _ = model.apply(variables.params, variables.stats, batch[:1], False, jax.random.key(0))
-        return made[0, answers[0]], kept[0]
+        return made[0, predictions[0]], kept[0]
 
     slope, activation = jax.grad(chosen, has_aux=True)(jnp.zeros((16, 5, 5, 1)))
     expected = np.maximum((slope.mean(axis=(1, 2), keepdims=True) * activation).sum(axis=0), 0)[..., 0]
@@ -53,8 +53,8 @@ def test_heat_is_the_gradient_weighted_sum_of_the_last_map():
 
 def test_a_network_without_convolutions_has_no_heat():
     model = models.make("mlp", num_classes=4, image_shape=SHAPE)
-    answers, heat = gradcam.heat(model, model.init(jax.random.key(0)), jnp.zeros((2, *SHAPE)))
-    assert answers.shape == (2,)
+    predictions, heat = gradcam.grad_cam(model, model.init(jax.random.key(0)), jnp.zeros((2, *SHAPE)))
+    assert predictions.shape == (2,)
     assert heat is None
 
 
@@ -62,37 +62,37 @@ def test_a_network_without_convolutions_has_no_heat():
 def test_residual_nets_have_heat():
     model = models.make("resnet10", num_classes=4, image_shape=SHAPE)
     variables: Variables = model.init(jax.random.key(0))
-    _, heat = gradcam.heat(model, variables, jax.random.normal(jax.random.key(1), (2, *SHAPE)))
+    _, heat = gradcam.grad_cam(model, variables, jax.random.normal(jax.random.key(1), (2, *SHAPE)))
     assert heat is not None
     assert heat.shape == (2, 4, 4)
 
 
 def test_first_image_of_each_class_but_the_target():
-    assert list(images.pick(np.array([3, 1, 3, 2, 0, 1]), target=2)) == [4, 1, 0]
+    assert list(images.first_of_each_class(np.array([3, 1, 3, 2, 0, 1]), target=2)) == [4, 1, 0]
 
 
 @pytest.mark.usefixtures("small_cache")
-def test_a_strip_shows_clean_and_triggered_images_or_says_why_not(finished_run, tmp_path):
+def test_clean_and_triggered_images_are_shown_or_it_says_why_not(finished_run, tmp_path):
     (run,) = read.read([finished_run]).runs
-    looker = images.Looker()
-    strip = looker.strip(run)
-    assert isinstance(strip, images.Strip)
-    assert len(strip.clean) == len(strip.triggered) == images.SHOWN
-    assert {one.kind for one in strip.clean} <= {"right", "wrong"}
-    assert all(one.image != other.image for one, other in zip(strip.clean, strip.triggered, strict=True))
-    assert "no convolution" in strip.note
-    assert isinstance(looker.partition(run), images.Picture)
+    drawer = images.RunImages()
+    shown = drawer.test_images(run)
+    assert isinstance(shown, images.TestImages)
+    assert len(shown.clean) == len(shown.triggered) == images.NUM_IMAGES
+    assert {one.kind for one in shown.clean} <= {"right", "wrong"}
+    assert all(one.image != other.image for one, other in zip(shown.clean, shown.triggered, strict=True))
+    assert "no convolution" in shown.note
+    assert isinstance(drawer.partition(run), images.Picture)
 
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     (copy / "model.npz").write_bytes(b"PK damaged")
     (damaged,) = read.read([copy]).runs
-    assert "is damaged" in str(images.Looker().strip(damaged))
+    assert "is damaged" in str(images.RunImages().test_images(damaged))
     (copy / "model.npz").unlink()
-    assert "No model was kept" in str(images.Looker().strip(damaged))
+    assert "No model was kept" in str(images.RunImages().test_images(damaged))
     environment = json.loads((copy / "environment.json").read_text())
     environment["data"]["fingerprint"] = "another"
     (copy / "environment.json").write_text(json.dumps(environment))
     (other,) = read.read([copy]).runs
     (copy / "partition.png").unlink()
-    assert "fingerprints differ" in str(images.Looker().partition(other))
+    assert "fingerprints differ" in str(images.RunImages().partition(other))

@@ -11,7 +11,6 @@ from fedjax_spmc.experiment import build
 from fedjax_spmc.models import convolution, resnet, winograd
 from fedjax_spmc.models.convolution import convolution_1x1, convolution_3x3
 from fedjax_spmc.types import Variables
-from tests.conftest import ROOT
 
 
 def plain(images, kernel, stride, padding):
@@ -51,11 +50,11 @@ def test_convolution_and_both_gradients(shape, stride):
     assert_as_the_library(shape, 5, stride)
 
 
-@pytest.mark.parametrize("values", [winograd.VALUES, 2**10])
+@pytest.mark.parametrize("values", [winograd.BLOCK_NUMBERS, 2**10])
 def test_wide_convolution_and_both_gradients(values, monkeypatch):
     """Winograd's form, as one block and image by image; here it is taken for few channels too."""
-    monkeypatch.setattr(convolution, "WIDE", 4)
-    monkeypatch.setattr(winograd, "VALUES", values)
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
+    monkeypatch.setattr(winograd, "BLOCK_NUMBERS", values)
     assert_as_the_library((3, 8, 6, 16), 12, 1)
 
 
@@ -124,15 +123,14 @@ def images_of(seed, size=6):
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1, 1)], ids=["resnet10"])
-def test_against_torch(narrow, blocks, monkeypatch):
+def test_against_torch(narrow, blocks):
     """Names, forward passes in both modes and batch statistics, over two batches."""
     torch = pytest.importorskip("torch")
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     from fedjax_spmc.parity.torch_reference.model import ResNet
 
     model, variables, train, evaluate = narrow
     net = ResNet(blocks, 4)
-    named = models.to_torch_dict(model, variables)
+    named = models.to_torch_dict(variables)
     theirs = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     assert sorted(named) == sorted(theirs)
     assert [name for name, _ in net.named_parameters()] == [".".join(path) for path in model.param_order]
@@ -143,7 +141,7 @@ def test_against_torch(narrow, blocks, monkeypatch):
         variables = Variables(variables.params, stats)
         outputs = net.train()(torch.from_numpy(np.array(images.transpose(0, 3, 1, 2))))
         np.testing.assert_allclose(logits, outputs.detach().numpy(), atol=2e-5)
-    for name, value in models.to_torch_dict(model, variables).items():
+    for name, value in models.to_torch_dict(variables).items():
         np.testing.assert_allclose(value, net.state_dict()[name].numpy(), atol=1e-5, err_msg=name)
     images = images_of(2)
     with torch.no_grad():

@@ -245,7 +245,7 @@ OTHER = {
 CHANGEABLE = [
     path
     for path, field in configs.FIELDS.items()
-    if path not in configs.FREE_FIELDS and (path in OTHER or field.choices is None or path != "sampling.name")
+    if path not in configs.CHANGEABLE_FIELDS and (path in OTHER or field.choices is None or path != "sampling.name")
 ]
 
 

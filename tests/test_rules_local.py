@@ -48,7 +48,7 @@ def tree(flat):
 
 
 def flatten(params):
-    return np.asarray(models.to_torch(MODEL, params), np.float64)
+    return np.asarray(models.to_torch(params), np.float64)
 
 
 def trainer(rule, epochs=2):

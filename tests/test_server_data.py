@@ -9,7 +9,7 @@ from fedjax_spmc import experiment, metrics, models
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import evaluated_model, play_round
 from fedjax_spmc.record.checkpoint import Checkpoints
-from fedjax_spmc.record.lines import NOTHING
+from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
 from tests import small
@@ -28,7 +28,7 @@ def tuned():
 
 
 def vector(built, variables) -> np.ndarray:
-    return np.asarray(models.to_torch(built.federation.model, variables.params))
+    return np.asarray(models.to_torch(variables.params))
 
 
 def test_the_server_holds_the_validation_split_and_only_where_a_rule_asks_for_it(tuned):
@@ -76,7 +76,7 @@ def test_the_evaluated_model_is_the_one_that_is_saved_reported_and_loaded(tuned,
     config = small.config(rounds=2, aggregator__name="finetuning", local__rule="sgd", **options)
     result = experiment.run(config, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoint")
-    state = checkpoints.restore(2, Snapshot(tuned.state, NOTHING)).state
+    state = checkpoints.restore(2, Snapshot(tuned.state, NONE_UNREPORTED)).state
     checkpoints.close()
     expected = vector(tuned, evaluated_model(tuned.federation, state))
     assert np.abs(expected - vector(tuned, state.variables)).max() > 1e-3

@@ -362,7 +362,7 @@ def test_a_cell_is_its_single_run_within_30_steps(index, played, arrays_sweep):
     cell = sweep.expand(arrays_sweep)[index]
     alone = experiment.run(cell.config)
     ours = experiment.load(folder / rows[index]["folder"])
-    assert configs.flatten(ours.config) == configs.flatten(configs.recorded(cell.config))
+    assert configs.flatten(ours.config) == configs.flatten(configs.with_chosen_options(cell.config))
     for mine, theirs in zip(leaves(ours.variables), leaves(alone.variables), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     for line, other in zip(ours.history, alone.history, strict=True):
@@ -490,11 +490,11 @@ def test_a_partition_that_cannot_be_made_fails_alone(tmp_path):
 def test_a_program_without_memory_is_halved(tmp_path, monkeypatch):
     original, batches = player.Player.play, []
 
-    def play(self, cells, layout, scratch, report=None):
+    def play(self, cells, layout, scratch, on_round=None):
         batches.append(layout.batch)
         if layout.batch > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
-        return original(self, cells, layout, scratch, report)
+        return original(self, cells, layout, scratch, on_round)
 
     monkeypatch.setattr(player.Player, "play", play)
     fields = {"sweep__experiment_batch": 2}
@@ -519,7 +519,7 @@ def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
     needed = built.memory(wanted, cells[0])
     assert needed is not None
     monkeypatch.setattr(program, "bytes_usable", lambda device: needed - 1)
-    fitted = built.fit(wanted, cells[0])
+    fitted = built.fit_to_memory(wanted, cells[0])
     assert fitted == wanted._replace(batch=3)
     assert built.compiled == 2
     smaller = built.memory(fitted, cells[0])
@@ -562,13 +562,13 @@ def test_a_killed_sweep_loses_at_most_a_chunk(moment, tmp_path, monkeypatch, cap
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert len((tmp_path / "killed" / "results.jsonl").read_text().splitlines()) == {"chunk": 0, "row": 1}[moment]
-    rounds, original = [], player.Player._lines
+    rounds, original = [], player.Player._metrics_lines
 
     def lines(self, outcome, due, histories, malicious, index, seconds):
         rounds.append(index)
         return original(self, outcome, due, histories, malicious, index, seconds)
 
-    monkeypatch.setattr(player.Player, "_lines", lines)
+    monkeypatch.setattr(player.Player, "_metrics_lines", lines)
     assert command.main(argv) == 0
     assert rounds == {"chunk": [2, 3], "row": [3]}[moment]
     again = [f"--config={path}", f"--workdir={tmp_path / 'whole'}", "--config.sweep.experiment_batch=1"]

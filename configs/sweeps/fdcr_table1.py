@@ -1,6 +1,6 @@
 """FDCR's Table 1: three clusterings of the discrepancies, two data sets, two betas, three seeds.
 
-    python experiments/fdcr_table1.py                 # plays what is missing and writes the table
+    python experiments/papers.py fdcr_table1          # runs what is missing and writes the table
     python -m fedjax_spmc.sweep --config=configs/sweeps/fdcr_table1.py --dry-run
 
 12 settings, 36 cells of 50 rounds. The paper does not say with which radius DBSCAN was run; this is scikit-learn's.

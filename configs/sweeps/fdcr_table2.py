@@ -1,6 +1,6 @@
 """FDCR's Table 2: discrepancies of updates weighed by importance or not, without rescaling; two betas, three seeds.
 
-    python experiments/fdcr_table2.py                 # plays what is missing and writes the table
+    python experiments/papers.py fdcr_table2          # runs what is missing and writes the table
     python -m fedjax_spmc.sweep --config=configs/sweeps/fdcr_table2.py --dry-run
 
 4 settings, 12 cells of 50 rounds.

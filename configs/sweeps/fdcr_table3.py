@@ -1,6 +1,6 @@
 """FDCR's Table 3: removing clients (FCDC) and rescaling the rest (FPRA), each alone and both; averaging beside them.
 
-    python experiments/fdcr_table3.py                 # plays what is missing and writes the table
+    python experiments/papers.py fdcr_table3          # runs what is missing and writes the table
     python -m fedjax_spmc.sweep --config=configs/sweeps/fdcr_table3.py --workdir=sweeps/fdcr_table3
     python -m fedjax_spmc.sweep --config=configs/sweeps/fdcr_table3.py:fedavg --workdir=sweeps/fdcr_table3
 

@@ -1,6 +1,6 @@
 """FDCR's Table 4: fourteen methods, three data sets, two betas, two fractions of malicious clients, three seeds.
 
-    python experiments/fdcr_table4.py                 # plays what is missing and writes the table
+    python experiments/papers.py fdcr_table4          # runs what is missing and writes the table
     python -m fedjax_spmc.sweep --config=configs/sweeps/fdcr_table4.py --dry-run
 
 168 settings, 504 cells of 50 rounds; the fraction, beta and the seed are data of a program.

@@ -1,5 +1,6 @@
 """SPMC's Table 2: three data sets, two fractions of malicious clients, eleven methods, three seeds.
 
+    python experiments/papers.py spmc_table2          # runs what is missing and writes the table
     python -m fedjax_spmc.sweep --config=configs/sweeps/spmc_table2.py --workdir=sweeps/t2
     python -m fedjax_spmc.sweep --config=configs/sweeps/spmc_table2.py:reference     # as the authors' code does it
     python -m fedjax_spmc.sweep --config=configs/sweeps/spmc_table2.py --dry-run

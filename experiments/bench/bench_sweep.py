@@ -117,17 +117,17 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     if player.refused:
         raise SystemExit(f"--images={images}: {next(iter(player.refused.values()))}")
     federation = assemble(config, dataset.info, None)
-    used = devices.chosen(config.federation.clients_per_round, None)
+    used = devices.devices_for_round(config.federation.clients_per_round, None)
     play = rounds.make_program(federation, used)
     train = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32))
     starts, helds = [player.start(cell) for cell in group.cells], []
     for _, lane in starts:
-        helds.append(rounds.put_on((train, lane.indices), lane.indices.sizes, used))
+        helds.append(rounds.place_inputs((train, lane.indices), lane.indices.sizes, used))
         train = helds[0].shared[0][0]  # one copy of the images on each device
     step = cost(federation, config.local.batch_size)
     for count in counts:
         cells = group.cells[:count]
-        layout = player.fit(programs.layout_of(config, count, jax.local_devices()), cells[0])
+        layout = player.fit_to_memory(programs.layout_of(config, count, jax.local_devices()), cells[0])
         run, shared = player.program(layout, cells[0]), player.shared(layout)
         flag = programs.place(layout, jnp.asarray(False), stacked=False)
         loads = []

@@ -177,7 +177,7 @@ def main() -> None:
     found = measure(config)
     with jax.default_matmul_precision(config.precision):
         built = build(config)
-        used = devices.chosen(config.federation.clients_per_round, None)
+        used = devices.devices_for_round(config.federation.clients_per_round, None)
         found["transfers"] = round_without_transfers(built, used)
     if arguments.json:
         print(json.dumps(found))

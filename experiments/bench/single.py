@@ -20,7 +20,7 @@ def rounds(config: Any, dataset: Dataset | None = None) -> tuple[Callable[[], in
         dataset: the config's, where it was read already.
     """
     experiment = build(config, dataset)
-    used = devices.chosen(config.federation.clients_per_round, None)
+    used = devices.devices_for_round(config.federation.clients_per_round, None)
     play = make_round(experiment.federation, experiment.arrays, experiment.sizes, used)
     state = experiment.state
 

@@ -3,7 +3,7 @@
 The functions stand here under their short names: `clustering.finch(points)`.
 """
 
-from fedjax_spmc.clustering._points import NOBODY
+from fedjax_spmc.clustering._points import NOISE
 from fedjax_spmc.clustering.dbscan import dbscan
 from fedjax_spmc.clustering.finch import finch
 from fedjax_spmc.clustering.hdbscan import euclidean_distances, hdbscan
@@ -11,7 +11,7 @@ from fedjax_spmc.clustering.kmeans import kmeans
 from fedjax_spmc.clustering.mean_shift import bandwidth_of, largest_cluster, mean_shift, two_means
 
 __all__ = [
-    "NOBODY",
+    "NOISE",
     "bandwidth_of",
     "dbscan",
     "euclidean_distances",

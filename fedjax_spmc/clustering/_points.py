@@ -1,11 +1,11 @@
-"""What the clusterings share: points as columns, which of them count, and the label of those that do not."""
+"""Shared by the clusterings: points as rows of coordinates, which of them count, and the label of those that do not."""
 
 import jax.numpy as jnp
 
 from fedjax_spmc.types import Array
 
-NOBODY = -1
-"""Label of a point that is in no cluster."""
+NOISE = -1
+"""Label of a point that is in no cluster, or absent."""
 
 
 def columns(points: Array) -> Array:
@@ -13,7 +13,7 @@ def columns(points: Array) -> Array:
     return points[:, None] if points.ndim == 1 else points
 
 
-def usable(points: Array, present: Array | None) -> Array:
+def usable_points(points: Array, present: Array | None) -> Array:
     """[n] bool: which points there are and are finite."""
     finite = jnp.isfinite(columns(points)).all(axis=1)
     return finite if present is None else present & finite

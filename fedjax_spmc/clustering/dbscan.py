@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc.clustering._points import NOBODY, columns, usable
+from fedjax_spmc.clustering._points import NOISE, columns, usable_points
 from fedjax_spmc.types import Array
 
 
 def dbscan(points: Array, eps: float | Array, min_samples: int | Array, present: Array | None = None) -> Array:
-    """DBSCAN: clusters of core points, which have `min_samples` points within `eps`, and what lies near them.
+    """DBSCAN: clusters of core points, which have `min_samples` points within `eps`, and the points near them.
 
     Source: Ester, Kriegel, Sander, Xu, "A Density-Based Algorithm for Discovering Clusters in Large Spatial Databases
         with Noise", KDD 1996. A point is its own neighbour; a border point of several clusters joins the one that
@@ -24,7 +24,7 @@ def dbscan(points: Array, eps: float | Array, min_samples: int | Array, present:
     Returns:
         [n] int32: clusters numbered by their first core point, noise (and what is absent) -1.
     """
-    present = usable(points, present)
+    present = usable_points(points, present)
     spots = jnp.where(present[:, None], columns(points), 0)
     gaps = spots[:, None] - spots[None, :]
     # Squares of tiny numbers vanish: on a line none are taken.
@@ -43,4 +43,4 @@ def dbscan(points: Array, eps: float | Array, min_samples: int | Array, present:
     lowest, _ = jax.lax.while_loop(lambda state: state[1], spread, (start, jnp.ones((), bool)))
     reached = jnp.min(jnp.where(close & core[None, :], lowest[None, :], len(spots)), axis=1)
     leaders = jnp.cumsum((core & (lowest == indices)).astype(jnp.int32)) - 1
-    return jnp.where(reached < len(spots), leaders[jnp.minimum(reached, len(spots) - 1)], NOBODY)
+    return jnp.where(reached < len(spots), leaders[jnp.minimum(reached, len(spots) - 1)], NOISE)

@@ -5,7 +5,7 @@ Absent points, and points that are not finite, belong to no cluster: their label
 
 import jax.numpy as jnp
 
-from fedjax_spmc.clustering._points import NOBODY, columns, usable
+from fedjax_spmc.clustering._points import NOISE, columns, usable_points
 from fedjax_spmc.types import Array
 
 
@@ -26,14 +26,14 @@ def finch(points: Array, present: Array | None = None) -> Array:
         [n] int32, numbered by first occurrence; all 0 where there is one cluster, as the published code stores no
         partition of one cluster.
     """
-    present = usable(points, present)
+    present = usable_points(points, present)
     nearest = _nearest(jnp.where(present[:, None], columns(points), 0), present)
     # Every point has one arrow, to its nearest; arrows end in a pair that point at each other (ties go to the lowest
     # index), so that following them long enough finds the cluster.
     end = nearest
     for _ in range(max(1, len(nearest) - 1).bit_length()):
         end = end[end]
-    return _number(jnp.minimum(end, nearest[end]), present)
+    return _number_clusters(jnp.minimum(end, nearest[end]), present)
 
 
 def _nearest(points: Array, present: Array) -> Array:
@@ -53,7 +53,7 @@ def _nearest(points: Array, present: Array) -> Array:
 
 
 def _exact_gaps(numbers: Array) -> tuple[Array, Array]:
-    """[n, n] |a - b| as the nearest float and what is missing to the exact value, in the order of the exact values.
+    """[n, n] |a - b| as the nearest float and the remainder to the exact value, in the order of the exact values.
 
     Source: Knuth's two-sum (The Art of Computer Programming 2, 4.2.2).
     """
@@ -65,10 +65,10 @@ def _exact_gaps(numbers: Array) -> tuple[Array, Array]:
     return sign * total, sign * missing
 
 
-def _number(roots: Array, present: Array) -> Array:
+def _number_clusters(roots: Array, present: Array) -> Array:
     """Labels from each point's representative, numbered by first occurrence."""
     indices = jnp.arange(len(roots), dtype=jnp.int32)
     first = jnp.full(len(roots), len(roots), jnp.int32).at[roots].min(jnp.where(present, indices, len(roots)))
-    mine = first[roots]
-    rank = jnp.cumsum((present & (mine == indices)).astype(jnp.int32)) - 1
-    return jnp.where(present, rank[jnp.minimum(mine, len(roots) - 1)], NOBODY)
+    own_first = first[roots]
+    rank = jnp.cumsum((present & (own_first == indices)).astype(jnp.int32)) - 1
+    return jnp.where(present, rank[jnp.minimum(own_first, len(roots) - 1)], NOISE)

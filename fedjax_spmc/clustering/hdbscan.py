@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc.types import Array
 
-SHORTEST = 1e-12
+SHORTEST_EDGE = 1e-12
 """Distance 0, as a share of the longest edge."""
 
 
@@ -28,16 +28,16 @@ class Hierarchy(NamedTuple):
     """Single-linkage tree over positions 0..K-1 in Prim's order; edge e joins positions e-1 and e, edge 0 none.
 
     Attributes:
-        real: [K] bool, whether a node is stored at this edge.
-        root: [K] bool, whether that node is the root.
+        is_node: [K] bool, whether a node is stored at this edge.
+        is_root: [K] bool, whether that node is the root.
         parent: [K] int32, edge at which the node's parent is stored.
         size: [K] int32, number of points below the node.
         density: [K] float32, 1 / (weight of the edge / weight of the longest edge); 0 where there is no node.
         leaf_parent: [K] int32, edge of the node that the point at this position hangs on.
     """
 
-    real: Array
-    root: Array
+    is_node: Array
+    is_root: Array
     parent: Array
     size: Array
     density: Array
@@ -121,47 +121,47 @@ def hierarchy(weights: Array) -> Hierarchy:
     beyond = jnp.append(weights, jnp.inf)
 
     def lower(before: Array, after: Array) -> Array:
-        """Where the node lies that first takes in a run between these two edges."""
+        """The edge at which the smallest node that contains the run between these two edges is stored."""
         return stored[jnp.where(beyond[before] <= beyond[after], before, jnp.minimum(after, num_points - 1))]
 
-    real = finite & (stored == edges)
+    is_node = finite & (stored == edges)
     longest = jnp.max(jnp.where(finite, weights, 0.0))
     relative = weights / jnp.where(longest > 0, longest, 1.0)
     return Hierarchy(
-        real=real,
-        root=real & ~jnp.isfinite(beyond[left]) & ~jnp.isfinite(beyond[right]),
+        is_node=is_node,
+        is_root=is_node & ~jnp.isfinite(beyond[left]) & ~jnp.isfinite(beyond[right]),
         parent=lower(left, right),
         size=right - left,
-        density=jnp.where(real, 1 / jnp.maximum(relative, SHORTEST), 0.0),
+        density=jnp.where(is_node, 1 / jnp.maximum(relative, SHORTEST_EDGE), 0.0),
         leaf_parent=lower(edges, edges + 1),
     )
 
 
 def _owners(tree: Hierarchy, least: Array, allow_single_cluster: bool) -> Array:
     """[K] int32 per position: the node at the top of the cluster that the point belongs to, -1 for noise."""
-    nodes = jnp.arange(len(tree.real))
+    nodes = jnp.arange(len(tree.is_node))
     # A node too small for a cluster is the end of its points; one large child carries its parent's cluster on, two or
     # more begin clusters of their own.
-    alive = tree.real & (tree.root | (tree.size >= least))
-    large = alive & ~tree.root
+    alive = tree.is_node & (tree.is_root | (tree.size >= least))
+    large = alive & ~tree.is_root
     num_large = _sum_into(tree.parent, large, 1)
     leaving = tree.size - jnp.where(num_large == 1, _sum_into(tree.parent, large, tree.size), 0)
-    top = alive & (tree.root | (num_large[tree.parent] > 1))
-    last = _follow(jnp.where(alive | ~tree.real, nodes, tree.parent))
-    cluster = _follow(jnp.where(top | ~tree.real, nodes, tree.parent))
-    birth = jnp.where(tree.root, 0.0, tree.density[tree.parent])
+    top = alive & (tree.is_root | (num_large[tree.parent] > 1))
+    last = _follow(jnp.where(alive | ~tree.is_node, nodes, tree.parent))
+    cluster = _follow(jnp.where(top | ~tree.is_node, nodes, tree.parent))
+    birth = jnp.where(tree.is_root, 0.0, tree.density[tree.parent])
     stability = _sum_into(cluster, alive, (tree.density - birth[cluster]) * leaving)
-    above = jnp.where(top & ~tree.root, cluster[tree.parent], nodes)
-    below = _excess_of_mass(stability, above, top & ~tree.root)
+    above = jnp.where(top & ~tree.is_root, cluster[tree.parent], nodes)
+    below = _excess_of_mass(stability, above, top & ~tree.is_root)
     chosen = top & (below <= stability)
     if not allow_single_cluster:
-        chosen = chosen & ~tree.root
+        chosen = chosen & ~tree.is_root
     highest = _highest_chosen(chosen, above)
     end = last[tree.leaf_parent]
-    owner = jnp.where(tree.real[end], highest[cluster[end]], -1)
+    owner = jnp.where(tree.is_node[end], highest[cluster[end]], -1)
     # Of the cluster of all points only those count that stay until it splits or dissolves.
-    peak = jnp.max(jnp.where(alive & tree.root[cluster], tree.density, 0.0))
-    return jnp.where(tree.root[owner] & (tree.density[end] < peak), -1, owner)
+    peak = jnp.max(jnp.where(alive & tree.is_root[cluster], tree.density, 0.0))
+    return jnp.where(tree.is_root[owner] & (tree.density[end] < peak), -1, owner)
 
 
 def _sum_into(target: Array, counted: Array, values: Array | int) -> Array:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_spmc.clustering._points import NOBODY, usable
+from fedjax_spmc.clustering._points import NOISE, usable_points
 from fedjax_spmc.types import Array
 
 
@@ -19,7 +19,7 @@ def kmeans(points: Array, present: Array | None = None) -> Array:
     Returns:
         [n] int32 in {0, 1}, numbered by first occurrence; all 0 where fewer than two different numbers are present.
     """
-    present = usable(points, present)
+    present = usable_points(points, present)
     count = present.sum()
     center = jnp.sum(jnp.where(present, points, 0)) / jnp.maximum(count, 1)
     # Centred first: sums of squares of far numbers cancel.
@@ -37,4 +37,4 @@ def kmeans(points: Array, present: Array | None = None) -> Array:
     cut = jnp.where(allowed.any(), cut, len(points))
     side = jnp.zeros(len(points), jnp.int32).at[order].set((jnp.arange(len(points)) >= cut).astype(jnp.int32))
     first = jnp.argmax(present)
-    return jnp.where(present, side ^ side[first], NOBODY)
+    return jnp.where(present, side ^ side[first], NOISE)

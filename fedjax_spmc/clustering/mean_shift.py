@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from fedjax_spmc.types import Array
 
-MOST_STEPS = 300
-SLACK = 1 + 1e-6
+MAX_STEPS = 300
+ROUNDING_MARGIN = 1 + 1e-6
 """A distance within rounding of the bandwidth counts as within it; see `_radius`."""
 
 
 def _radius(points: Array, bandwidth: Array) -> Array:
-    """The bandwidth and what rounding adds: the mean of equal points may differ from them in the last digit."""
-    return bandwidth * SLACK + 1e-6 * jnp.max(jnp.abs(points))
+    """The bandwidth with a margin for rounding: the mean of equal points may differ from them in the last digit."""
+    return bandwidth * ROUNDING_MARGIN + 1e-6 * jnp.max(jnp.abs(points))
 
 
 def bandwidth_of(points: Array, present: Array, quantile: float | Array) -> Array:
@@ -39,7 +39,7 @@ def bandwidth_of(points: Array, present: Array, quantile: float | Array) -> Arra
 
 
 def mean_shift(points: Array, present: Array, bandwidth: Array) -> Array:
-    """Labels of the rows: every point climbs to the mean of the points within `bandwidth` until it stands still.
+    """Labels of the rows: every point moves to the mean of the points within `bandwidth` until it no longer moves.
 
     Centers within a bandwidth of one with more points are dropped; a row belongs to the nearest center left.
 
@@ -54,7 +54,7 @@ def mean_shift(points: Array, present: Array, bandwidth: Array) -> Array:
     """
     num_points = len(points)
     radius = _radius(points, bandwidth)
-    centers, counts = _climb(points, present, bandwidth)
+    centers, counts = _shift_to_modes(points, present, bandwidth)
     by_rank = jnp.lexsort((*centers.T[::-1], counts))[::-1]
     centers = centers[by_rank]
     near = _distances(centers, centers) <= radius
@@ -69,8 +69,8 @@ def mean_shift(points: Array, present: Array, bandwidth: Array) -> Array:
     return jnp.where(present & (gaps.min(axis=1) <= radius), labels, -1).astype(jnp.int32)
 
 
-def _climb(points: Array, present: Array, bandwidth: Array) -> tuple[Array, Array]:
-    """Where each point ends, [K, d], and how many points lie around the place before its last step, [K]; absent: 0."""
+def _shift_to_modes(points: Array, present: Array, bandwidth: Array) -> tuple[Array, Array]:
+    """Each point's mode, [K, d], and the number of points within the bandwidth before its last step, [K]; absent: 0."""
 
     radius = _radius(points, bandwidth)
 
@@ -85,7 +85,7 @@ def _climb(points: Array, present: Array, bandwidth: Array) -> tuple[Array, Arra
         return moved, counts, moving & far, steps + 1
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
-        return carry[2].any() & (carry[3] <= MOST_STEPS)
+        return carry[2].any() & (carry[3] <= MAX_STEPS)
 
     start = (points, jnp.zeros(len(points), jnp.int32), present, jnp.zeros((), jnp.int32))
     means, counts, _, _ = jax.lax.while_loop(unfinished, step, start)
@@ -115,7 +115,7 @@ def two_means(points: Array, present: Array) -> Array:
         return new, (new != labels).any(), steps + 1
 
     start = (assign(ends), jnp.ones((), bool), jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < MOST_STEPS), step, start)[0]
+    return jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < MAX_STEPS), step, start)[0]
 
 
 def largest_cluster(labels: Array) -> Array:

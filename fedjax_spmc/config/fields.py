@@ -8,7 +8,7 @@ from typing import Any
 
 from fedjax_spmc import registry
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, shown
+from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
 Config = Any
 """An `ml_collections.ConfigDict`, or any mapping of the same fields: its fields are checked when it is resolved."""
@@ -82,14 +82,14 @@ ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
 SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
 """Such fields of all sections; they are not repeated among the section's `options`."""
 
-HYPER = ("learning_rate", "momentum", "weight_decay")
+HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
 """Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
 
-FREE_FIELDS = (
+CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
     "sweep.experiment_batch",
 )  # fmt: skip
-"""Fields that do not touch the numbers of the rounds played: a run may go on with others (rounds: with more)."""
+"""Fields that do not touch the numbers of the rounds played: a run may go on with another value (rounds: a larger)."""
 
 
 def default_config() -> Config:
@@ -125,7 +125,7 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
         ConfigError: `config` is no mapping.
     """
     if not hasattr(config, "items"):
-        raise ConfigError(f"config = {shown(config)} is not allowed: it must be a ConfigDict.")
+        raise ConfigError(f"config = {quoted(config)} is not allowed: it must be a ConfigDict.")
     flat: dict[str, Any] = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
@@ -146,9 +146,9 @@ def unknown_field(path: str) -> str:
     return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
 
 
-def fields_of_result(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by dotted path that touch the numbers of a whole run: with the rounds."""
-    free = set(FREE_FIELDS) - {"federation.rounds"}
+def result_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by dotted path that touch the numbers of a whole run, the number of rounds among them."""
+    free = set(CHANGEABLE_FIELDS) - {"federation.rounds"}
     return {path: value for path, value in flat.items() if path not in free}
 
 

@@ -3,7 +3,7 @@
 from fedjax_spmc import config, registry
 from fedjax_spmc.config import presets
 
-KINDS = (
+PART_KINDS = (
     ("data sets", registry.datasets),
     ("partitions", registry.partitions),
     ("models", registry.models),
@@ -17,7 +17,7 @@ KINDS = (
 def listing() -> str:
     """All that a config can name, as text."""
     lines = []
-    for title, kind in KINDS:
+    for title, kind in PART_KINDS:
         lines.append(f"{title}")
         for name in kind.names():
             summary = (kind.factory(name).__doc__ or "").strip().splitlines()
@@ -27,7 +27,7 @@ def listing() -> str:
                 lines.append(f"      {option} = {facts['default']}   ({facts['allowed']}{array})")
         lines.append("")
     lines.append("presets (behind --config=FILE:, joined by commas)")
-    lines += [f"  {name:<14} {what}" for name, what in presets.names().items()]
+    lines += [f"  {name:<14} {what}" for name, what in presets.descriptions().items()]
     lines += ["", "fields"]
     lines += [f"  {field.name} = {field.default}   ({field.allowed()})" for field in config.FIELDS.values()]
     return "\n".join(lines)

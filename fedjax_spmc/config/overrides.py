@@ -5,12 +5,12 @@ from typing import Any
 
 from fedjax_spmc import registry
 from fedjax_spmc.config.fields import FIELDS, PARTS, Config, default_config, flatten, set_field, unknown_field
-from fedjax_spmc.config.resolving import check_field, part_options, resolved_name, words
+from fedjax_spmc.config.resolving import check_field, names_text, part_options, resolved_name
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import check_options
 
 
-def loosened(config: Config) -> Config:
+def editable_copy(config: Config) -> Config:
     """A copy that has every section and takes values of any type, ready for `override`.
 
     Raises:
@@ -31,7 +31,7 @@ def parse_override(config: Config, path: str, text: str) -> Any:
     if name and section in PARTS:
         known = part_options(config, section)
         if name not in known:
-            owner = f"{PARTS[section][1]} = {words(resolved_name(config, section))}"
+            owner = f"{PARTS[section][1]} = {names_text(resolved_name(config, section))}"
             check_options(owner, known, {name: text}, f"{section}.options.")
         return known[name].parse(text, path)
     if path not in FIELDS:
@@ -43,7 +43,7 @@ def parse_override(config: Config, path: str, text: str) -> Any:
 
 
 def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str]:
-    """Applies the overrides of the command line in place: first what names a part, then the rest.
+    """Applies the overrides of the command line in place: first the fields that name a part, then the rest.
 
     Returns:
         Notices for the user: overriding the name of a part drops the options that a preset gave the old one.
@@ -68,7 +68,7 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
         dropped = dict(config[section].options)
         if value != resolved_name(config, section) and dropped:
             config[section].options = ConfigDict(type_safe=False)
-            notices.append(f"{path} is now {words(value)}: dropped {section}.options {dropped} of the preset.")
+            notices.append(f"{path} is now {names_text(value)}: dropped {section}.options {dropped} of the preset.")
         set_field(config, path, value)
     for path, text in assignments:
         if path not in naming and path != "plugins":

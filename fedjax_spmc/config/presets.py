@@ -6,7 +6,7 @@ from fedjax_spmc.config.fields import Config, default_config, set_field
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.registry import aggregators
 
-PAIRS: dict[str, dict[str, Any]] = {
+PAIRED_METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"local.rule": "sgd", "aggregator.name": "mean"},
     "spmc": {"local.rule": "spmc", "aggregator.name": "spmc"},
     "fedprox": {"local.rule": "fedprox", "aggregator.name": "mean"},
@@ -16,15 +16,15 @@ PAIRS: dict[str, dict[str, Any]] = {
 """Methods by name: a pair of a local rule and an aggregator, as a paper uses it. Every other aggregator is a method
 too, with plain local SGD, under its own name."""
 
-REFERENCE: dict[str, Any] = {
+REFERENCE_FIELDS: dict[str, Any] = {
     "attack.poison_fraction": 0.3,
     "attack.trigger": "spmc_code",
     "attack.options.augmentation": "frozen",
     "sampling.options.order": "drawn",
 }
-"""What the authors' code does whatever the method."""
+"""The fields in which the authors' code departs from the paper, whatever the method."""
 
-REFERENCE_RULES: dict[str, dict[str, Any]] = {
+REFERENCE_FIELDS_OF_RULE: dict[str, dict[str, Any]] = {
     "sgd": {"local.epochs": 1},
     "spmc": {"local.options.floor": 0.0},
     "fedprox": {"local.options.variant": "reference"},
@@ -36,29 +36,29 @@ REFERENCE_RULES: dict[str, dict[str, Any]] = {
         "sampling.options.order": "sorted",
     },
 }
-"""What the authors' code does with a local rule; FDCR's authors have a code of their own."""
+"""Local rule -> further fields in which the authors' code departs with it; FDCR's authors have a code of their own."""
 
 
 def methods() -> dict[str, dict[str, Any]]:
     """Method -> the fields that it sets."""
-    paired = {fields["aggregator.name"] for fields in PAIRS.values()}
+    paired = {fields["aggregator.name"] for fields in PAIRED_METHODS.values()}
     alone = [name for name in aggregators.names() if name not in paired]
-    return PAIRS | {name: {"local.rule": "sgd", "aggregator.name": name} for name in alone}
+    return PAIRED_METHODS | {name: {"local.rule": "sgd", "aggregator.name": name} for name in alone}
 
 
-def reference_aggregator(name: str) -> dict[str, Any]:
-    """What the authors' code does with an aggregator."""
+def reference_aggregator_options(name: str) -> dict[str, Any]:
+    """The options with which the authors' code runs an aggregator."""
     if name == "mean":
         return {"aggregator.options.weights": "uniform"}
     return {"aggregator.options.variant": "reference"} if "variant" in aggregators.options(name) else {}
 
 
-def names() -> dict[str, str]:
-    """Preset -> what it sets, in words."""
+def descriptions() -> dict[str, str]:
+    """Preset -> the fields that it sets, as text."""
     listed = {name: ", ".join(f"{k}={v}" for k, v in fields.items()) for name, fields in methods().items()}
-    with_rules = {f"with {rule}": fields for rule, fields in REFERENCE_RULES.items()}
+    with_rules = {f"with {rule}": fields for rule, fields in REFERENCE_FIELDS_OF_RULE.items()}
     every = {
-        **REFERENCE,
+        **REFERENCE_FIELDS,
         **with_rules,
         "with an aggregator that has variants": {"aggregator.options.variant": "reference"},
     }
@@ -66,7 +66,7 @@ def names() -> dict[str, str]:
     return listed
 
 
-def changes_of(arg: str = "") -> dict[str, Any]:
+def preset_fields(arg: str = "") -> dict[str, Any]:
     """The fields that presets set.
 
     Args:
@@ -77,16 +77,18 @@ def changes_of(arg: str = "") -> dict[str, Any]:
     """
     words = [word.strip() for word in arg.split(",") if word.strip()]
     for word in words:
-        if word not in names():
-            raise ConfigError(f"preset {word!r} is unknown: it must be one of {', '.join(names())}, joined by commas.")
+        if word not in descriptions():
+            raise ConfigError(
+                f"preset {word!r} is unknown: it must be one of {', '.join(descriptions())}, joined by commas."
+            )
     known = methods()
     chosen = [word for word in words if word in known]
     if len(chosen) > 1:
         raise ConfigError(f"presets {', '.join(chosen)} exclude each other: give one of {', '.join(known)}.")
     changes = dict(known[chosen[0] if chosen else "spmc"])
     if "reference" in words:
-        changes |= REFERENCE | REFERENCE_RULES.get(changes["local.rule"], {})
-        changes |= reference_aggregator(changes["aggregator.name"])
+        changes |= REFERENCE_FIELDS | REFERENCE_FIELDS_OF_RULE.get(changes["local.rule"], {})
+        changes |= reference_aggregator_options(changes["aggregator.name"])
     return changes
 
 
@@ -94,14 +96,14 @@ def make_config(arg: str = "", **fields: Any) -> Config:
     """The default config with `fields` and then the presets in `arg` applied.
 
     Args:
-        arg: see `changes_of`.
+        arg: see `preset_fields`.
         **fields: fields of this config file by dotted path with `__` for the dot, such as data__name="digits"; they are
             set before the presets.
 
     Raises:
         ConfigError: an unknown preset (the known ones are listed), or two methods.
     """
-    changes = changes_of(arg)
+    changes = preset_fields(arg)
     config = default_config()
     for name, value in fields.items():
         set_field(config, name.replace("__", "."), value)

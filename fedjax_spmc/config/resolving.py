@@ -9,8 +9,8 @@ import numpy as np
 from fedjax_spmc import registry
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
+    CHANGEABLE_FIELDS,
     FIELDS,
-    FREE_FIELDS,
     PARTS,
     SECTION_FIELDS,
     Config,
@@ -49,15 +49,15 @@ def resolve(config: Config) -> Config:
         }
         known = part_options(resolved, section)
         names = resolved_name(resolved, section)
-        checked = check_options(f"{PARTS[section][1]} = {words(names)}", known, given, f"{section}.options.")
+        checked = check_options(f"{PARTS[section][1]} = {names_text(names)}", known, given, f"{section}.options.")
         options = {name: checked.get(name, option.default) for name, option in known.items()}
         resolved[section].options.update(options)
-    _check_together(resolved)
+    _check_combinations(resolved)
     return resolved
 
 
 def resolved_name(config: Config, section: str) -> Any:
-    """What a section names: `aggregator.name`, `local.rule`, ...; a tuple where it is a list of attacks."""
+    """The part that a section names (`aggregator.name`, `local.rule`, ...); a tuple where it is a list of attacks."""
     value = flatten(config)[PARTS[section][1]]
     return tuple(value) if isinstance(value, (tuple, list)) else value
 
@@ -73,7 +73,7 @@ def part_options(config: Config, section: str) -> dict[str, Option]:
 
 
 def attack_options(config: Config) -> dict[str, Any]:
-    """What `attacks.make` is given: the options and those fields of `attack` that the chosen attacks know."""
+    """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
     names = resolved_name(config, "attack")
     known: set[str] = set()
     for name in names if isinstance(names, tuple) else (names,):
@@ -92,8 +92,8 @@ def array_options(config: Config, section: str) -> set[str]:
     return {name for name, traced in taken.items() if traced}
 
 
-def words(value: Any) -> str:
-    """What a section names, for a sentence."""
+def names_text(value: Any) -> str:
+    """The name, or the names, that a section holds, for a sentence."""
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -106,13 +106,13 @@ def check_field(path: str, value: Any) -> Any:
     field = FIELDS[path]
     if path == "attack.name" and isinstance(value, (tuple, list)):
         if not value:
-            raise field.refuse(value)
+            raise field.refusal(value)
         names = [field.check(item, path) for item in value]
         return tuple(names) if len(names) > 1 else names[0]
     return field.check(value)
 
 
-def _check_together(config: Config) -> None:
+def _check_combinations(config: Config) -> None:
     federation, schedule = config.federation, config.attack.schedule
     if federation.clients_per_round > federation.num_clients:
         raise ConfigError(
@@ -158,7 +158,7 @@ def _attackers(config: Config) -> str:
 
 
 def _aggregator(config: Config) -> Aggregator:
-    """The config's aggregator, to be asked and never run: one that needs data on the server gets a stand-in."""
+    """The config's aggregator, only to read its attributes: one that needs data on the server gets a placeholder."""
     name = config.aggregator.name
     given: dict[str, Any] = {}
     if registry.aggregators.needs(name, "server"):
@@ -172,10 +172,10 @@ def _aggregator(config: Config) -> Aggregator:
     return registry.aggregators.make(name, **given, **dict(config.aggregator.options))
 
 
-def recorded(config: Config) -> Config:
-    """A copy of a resolved config that shows, in place of None, what the aggregator takes for K uploads a round.
+def with_chosen_options(config: Config) -> Config:
+    """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
-    For the record alone: a run keeps such options open, as a round with fewer usable uploads may take less.
+    For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -187,19 +187,19 @@ def recorded(config: Config) -> Config:
     return copy
 
 
-def difference(old: Config, new: Config) -> list[str]:
-    """Dotted paths of the fields that differ, those in `FREE_FIELDS` left out; options stand last."""
+def differing_fields(old: Config, new: Config) -> list[str]:
+    """Dotted paths of the fields that differ, those in `CHANGEABLE_FIELDS` left out; options stand last."""
     a, b = flatten(old), flatten(new)
     missing = object()
     return [
         path
         for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
-        if path not in FREE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
+        if path not in CHANGEABLE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
     ]
 
 
 def method_title(config: Config) -> str:
-    """The local rule and the aggregator in words, for tables and pictures."""
+    """The local rule and the aggregator by name, for tables and pictures."""
     local, aggregator = config.local.rule, config.aggregator.name
     return local if local == aggregator else f"{local} + {aggregator}"
 

@@ -20,7 +20,7 @@ from fedjax_spmc.registry import datasets
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser("data", __doc__)
-    parser.words("COMMAND", "list, or prepare and the NAME of a data set")
+    parser.positional("COMMAND", "list, or prepare and the NAME of a data set")
     parser.flag(
         Option("--data_dir", str, None, optional=True),
         "DIR",
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _data(parser: Parser, flags: Flags) -> int:
     data_dir = flags["data_dir"]
-    match flags.words:
+    match flags.positional:
         case ["list"]:
             for name in datasets.names():
                 print(f"{name:14}{_where(datasets.make(name, data_dir=data_dir))}")
@@ -43,10 +43,10 @@ def _data(parser: Parser, flags: Flags) -> int:
                 print(error, file=sys.stderr)
                 return 1
         case ["prepare"]:
-            raise parser.refuse("prepare needs the NAME of a data set")
+            raise parser.refusal("prepare needs the NAME of a data set")
         case _:
-            given = " ".join(flags.words) or "nothing"
-            raise parser.refuse(f"{given} is given, list or prepare NAME is needed")
+            given = " ".join(flags.positional) or "nothing"
+            raise parser.refusal(f"{given} is given, list or prepare NAME is needed")
     return 0
 
 

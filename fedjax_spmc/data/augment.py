@@ -13,7 +13,7 @@ from fedjax_spmc.types import Array
 
 
 class Augmentation(NamedTuple):
-    """What was drawn for each image of a batch.
+    """The crop and flip drawn for each image of a batch.
 
     Attributes:
         rows: [B] int32 in 0..2 * padding, upper edge of the crop in the padded image.

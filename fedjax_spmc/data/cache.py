@@ -50,12 +50,12 @@ def fetch(name: str, key: str, cache_dir: str | Path | None, build: Callable[[],
         if os.path.lexists(folder):
             return _read(folder, key)
     except _DamagedError as error:
-        _say(f"the cached copy {folder} is damaged ({error}) and is made anew.")
+        _warn(f"the cached copy {folder} is damaged ({error}) and is made anew.")
     arrays = build()
     try:
         _write(folder, key, arrays)
     except OSError as error:
-        _say(f"no cached copy could be written to {folder} ({error.strerror or error}); every run decodes anew.")
+        _warn(f"no cached copy could be written to {folder} ({error.strerror or error}); every run decodes anew.")
     return arrays
 
 
@@ -100,5 +100,5 @@ def _write(folder: Path, key: str, arrays: Arrays) -> None:
                 raise
 
 
-def _say(sentence: str) -> None:
+def _warn(sentence: str) -> None:
     print(f"fedjax_spmc: {sentence}", file=sys.stderr)

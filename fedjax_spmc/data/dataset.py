@@ -1,4 +1,4 @@
-"""What a data set is, and `load`, which reads one, cuts it to its limits and splits off the validation images."""
+"""The types of data sets, and `load`, which reads one, cuts it to its limits and splits off the validation images."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ _VAL_FRACTION = Option("data.val_fraction", float, 0.1, range=Range(0, 1, high_o
 
 
 class DatasetInfo(NamedTuple):
-    """What is known of a data set besides its examples.
+    """The properties of a data set besides its examples.
 
     Attributes:
         name: the registered name.
@@ -48,7 +48,7 @@ class DatasetInfo(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What a source reads: images [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, labels [n] int32, and a note or ""."""
+    """The examples of a source: images [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, labels [n] int32, a note or ""."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -92,11 +92,6 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     fingerprint: str
-
-    @property
-    def pool_labels(self) -> np.ndarray:
-        """Labels [n] int32 of the training pool: another name of `train_labels`."""
-        return self.train_labels
 
 
 def built_in(info: DatasetInfo, read: Callable[[], Examples], where: str) -> Source:

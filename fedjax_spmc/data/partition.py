@@ -73,7 +73,7 @@ def dirichlet(
                 f"partition.min_size = {min_size} cannot be met with partition.beta = 0: the equal division of each"
                 f" class among {num_clients} clients gives one of them {smallest} examples; it must be at most that."
             )
-    raise _gave_up(beta, min_size, num_clients, len(labels))
+    raise _too_many_attempts(beta, min_size, num_clients, len(labels))
 
 
 def _dirichlet_attempt(
@@ -151,7 +151,7 @@ def quantity(
         clients = np.split(shuffled, cuts)
         if min(len(client) for client in clients) >= min_size:
             return clients
-    raise _gave_up(beta, min_size, num_clients, len(labels))
+    raise _too_many_attempts(beta, min_size, num_clients, len(labels))
 
 
 def _check_sizes(num_examples: int, num_clients: int, least: int, field: str = "partition.min_size") -> None:
@@ -167,7 +167,7 @@ def _check_sizes(num_examples: int, num_clients: int, least: int, field: str = "
         )
 
 
-def _gave_up(beta: float, min_size: int, num_clients: int, num_examples: int) -> ConfigError:
+def _too_many_attempts(beta: float, min_size: int, num_clients: int, num_examples: int) -> ConfigError:
     return ConfigError(
         f"partition.min_size = {min_size} was not met in {MAX_ATTEMPTS} draws with partition.beta = {beta:g} for"
         f" {num_clients} clients and {num_examples} examples: it must be smaller, or partition.beta larger."

@@ -17,7 +17,7 @@ from fedjax_spmc.errors import DataError
 SPLITS = ("train", "test")
 FILE_FORMAT = "array_record"
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_POINTERS = {b"version https://git-lfs": "git-lfs", b"/annex/objects/": "git-annex"}
+_POINTER_FILES = {b"version https://git-lfs": "git-lfs", b"/annex/objects/": "git-annex"}
 
 
 class Shard(NamedTuple):
@@ -47,8 +47,8 @@ def root(data_dir: str | Path | None = None) -> Path:
     return Path(os.path.abspath(os.path.expanduser(chosen)))
 
 
-def ways_out(name: str, has_builder: bool, occupied: bool = False) -> str:
-    """What a user can do about a data set that cannot be read, as the end of a sentence.
+def remedies(name: str, has_builder: bool, occupied: bool = False) -> str:
+    """Remedies for a data set that cannot be read, as the end of a sentence.
 
     Args:
         name: the name in tensorflow-datasets.
@@ -81,10 +81,10 @@ def find(name: str, data_dir: str | Path | None = None, has_builder: bool = True
         folder = _newest_version(root(data_dir) / name)
         return _check(name, folder) if folder else None
     except DataError as error:
-        raise DataError(f"{error}; {ways_out(name, has_builder, occupied=True)}.") from None
+        raise DataError(f"{error}; {remedies(name, has_builder, occupied=True)}.") from None
     except OSError as error:
         where, why = error.filename or root(data_dir), error.strerror or error
-        raise DataError(f"data set {name} cannot be read: {where}: {why}; {ways_out(name, has_builder)}.") from None
+        raise DataError(f"data set {name} cannot be read: {where}: {why}; {remedies(name, has_builder)}.") from None
 
 
 def require(name: str, data_dir: str | Path | None = None, has_builder: bool = True) -> Prepared:
@@ -94,7 +94,7 @@ def require(name: str, data_dir: str | Path | None = None, has_builder: bool = T
         where = root(data_dir)
         raise DataError(
             f"data set {name} is not prepared in {where} (there is no {where / name}/<version>/dataset_info.json);"
-            f" {ways_out(name, has_builder)}."
+            f" {remedies(name, has_builder)}."
         )
     return found
 
@@ -170,7 +170,7 @@ def _shards(name: str, folder: Path, split: str, template: str, lengths: list[in
             raise DataError(f"data set {name} is incomplete: {path} is missing")
         with path.open("rb") as file:
             start = file.read(64)
-        for mark, tool in _POINTERS.items():
+        for mark, tool in _POINTER_FILES.items():
             if start.startswith(mark):
                 raise DataError(f"data set {name} is incomplete: {path} is a {tool} pointer and not the data itself")
         if not start:

@@ -23,7 +23,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 class Spec(NamedTuple):
-    """What is expected of a data set.
+    """The expected properties of a stored data set.
 
     Attributes:
         info: see `DatasetInfo`; its name is the name in TFDS.
@@ -103,7 +103,7 @@ def _damaged(spec: Spec, prepared: Prepared, what: str) -> DataError:
     name = spec.info.name
     return DataError(
         f"data set {name} in {prepared.folder} is damaged ({what.rstrip('.')}): replace the folder, or"
-        f" {tfds_layout.ways_out(name, spec.has_builder, occupied=True)}."
+        f" {tfds_layout.remedies(name, spec.has_builder, occupied=True)}."
     )
 
 

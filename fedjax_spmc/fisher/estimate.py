@@ -66,7 +66,7 @@ def estimate(
     if chunk is not None and chunk < 1:
         raise ConfigError(f"fisher chunk = {chunk!r} is not allowed: it must be a whole number of at least 1 or None.")
     base = jax.random.key(0) if key is None else key
-    one_pass = kind == "per_sample" and chunk is None and sample_squares.covers(model, variables)
+    one_pass = kind == "per_sample" and chunk is None and sample_squares.supports(model, variables)
 
     def add(step: Array, so_far: tuple[Params, Array]) -> tuple[Params, Array]:
         total, weight = so_far

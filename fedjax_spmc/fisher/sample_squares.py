@@ -15,7 +15,7 @@ from fedjax_spmc.models.layers import ConvolutionPool, Linear
 from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches, to_index
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
 
-KNOWN = (Linear, ConvolutionPool)
+SUPPORTED_LAYERS = (Linear, ConvolutionPool)
 
 
 def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, key: PRNGKey) -> Params:
@@ -24,11 +24,11 @@ def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, k
     Memory: the gradients of the convolutions of all samples, and nothing of that kind for linear layers.
 
     Returns:
-        A pytree like `variables.params`; check `covers` first.
+        A pytree like `variables.params`; check `supports` first.
     """
 
     def loss(params: Params) -> Array:
-        with nn.intercept_methods(_squaring):
+        with nn.intercept_methods(_with_squared_gradients):
             logits, _ = model.apply(params, variables.stats, batch.inputs, False, key)
         log_probabilities = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_probabilities, jnp.maximum(batch.labels, 0)[:, None], axis=1)[:, 0]
@@ -37,12 +37,12 @@ def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, k
     return jax.grad(loss)(variables.params)
 
 
-def covers(model: Model, variables: Variables) -> bool:
+def supports(model: Model, variables: Variables) -> bool:
     """Whether every parameter of a network belongs to a layer that is known here."""
     paths: set[tuple[str, ...]] = set()
 
     def collect(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        if isinstance(context.module, KNOWN):
+        if isinstance(context.module, SUPPORTED_LAYERS):
             paths.update((*context.module.path, leaf) for leaf in ("weight", "bias"))
         return next_function(*arguments, **keywords)
 
@@ -55,10 +55,10 @@ def covers(model: Model, variables: Variables) -> bool:
     return set(model.param_order) == paths
 
 
-def _squaring(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+def _with_squared_gradients(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
     """Flax's interceptor: calls of known layers take the functions below."""
     module = context.module
-    if not isinstance(module, KNOWN) or context.method_name != "__call__":
+    if not isinstance(module, SUPPORTED_LAYERS) or context.method_name != "__call__":
         return next_function(*arguments, **keywords)
     weight, bias = (module.get_variable("params", name) for name in ("weight", "bias"))
     (inputs,) = arguments

@@ -43,15 +43,13 @@ def from_torch(model: Model, flat: Any) -> Params:
     return jax.tree.unflatten(structure, parts)
 
 
-def to_torch(model: Model, params: Params) -> Array:
+def to_torch(params: Params) -> Array:
     """The parameters as one flat vector [D] in torch's registration order: the inverse of `from_torch`."""
-    del model
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
-def to_torch_dict(model: Model, variables: Variables) -> dict[str, np.ndarray]:
+def to_torch_dict(variables: Variables) -> dict[str, np.ndarray]:
     """Parameters and batch statistics under torch's names ("conv1.weight") and in torch's shapes."""
-    del model
     named: dict[str, np.ndarray] = {}
     for tree in variables:
         for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):

@@ -21,17 +21,17 @@ from fedjax_spmc.models.winograd import block_size
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
-BLOCK = 4096
+BLOCK_PIXELS = 4096
 """Pixels of a block of images in these products: its patches then stay in a CPU's cache."""
 
-WIDE = 64
+WINOGRAD_CHANNELS = 64
 """Channels from which on Winograd's form is the faster one."""
 
-NARROW = 16
-"""Channels below which the patches of all nine taps stand side by side: three products would be mere slivers."""
+JOINED_TAPS_CHANNELS = 16
+"""Channels below which the patches of all nine taps are joined: three products would be too small to be fast."""
 
 
-def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
+def _clients_in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
     """On a CPU, `function` under `vmap` becomes a loop; elsewhere it is batched as usual."""
     looped = jax.custom_batching.sequential_vmap(function)
 
@@ -45,7 +45,7 @@ def _worth_winograd(images: Array, outputs: int, stride: int) -> bool:
     """Whether fewer multiplications outweigh the transforms; a GPU's library chooses for itself."""
     _, height, width, channels = images.shape
     even = height % 2 == 0 and width % 2 == 0
-    return stride == 1 and even and min(channels, outputs) >= WIDE and jax.default_backend() == "cpu"
+    return stride == 1 and even and min(channels, outputs) >= WINOGRAD_CHANNELS and jax.default_backend() == "cpu"
 
 
 def _pad(images: Array) -> Array:
@@ -91,7 +91,7 @@ def _by_images(cotangent: Array, kernel: Array, stride: int, height: int, width:
         products = products.reshape(-1, rows, columns, 3, 3, channels).transpose(0, 1, 3, 2, 4, 5)
         return fold(fold(products, 1), 3).reshape(-1, 2 * rows, 2 * columns, channels)
 
-    size = block_size(batch, BLOCK // (rows * columns))
+    size = block_size(batch, BLOCK_PIXELS // (rows * columns))
     if size == batch:
         return block(cotangent)[:, :height, :width]
     images = lax.map(block, cotangent.reshape(batch // size, size, *cotangent.shape[1:]))
@@ -110,13 +110,13 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
         down, right = stride * rows, stride * columns
         strips = jnp.concatenate([padded[:, :, v : v + right : stride] for v in range(3)], axis=3)
         taps = [strips[:, u : u + down : stride].reshape(-1, 3 * channels) for u in range(3)]
-        if channels < NARROW:
+        if channels < JOINED_TAPS_CHANNELS:
             taps = [jnp.concatenate(taps, axis=1)]
         # The order of the factors matters: cotangent first packs the smaller matrix.
         parts = [lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps]
         return jnp.concatenate(parts, axis=1)
 
-    size = block_size(batch, BLOCK // (rows * columns))
+    size = block_size(batch, BLOCK_PIXELS // (rows * columns))
     if size == batch:
         total = block(images, cotangent)
     else:
@@ -127,23 +127,23 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
 
 
 def _convolution(stride: int) -> Callable[[Array, Array], Array]:
-    forward = _in_turn(lambda images, kernel: _forward(images, kernel, stride))
-    by_kernel = _in_turn(lambda images, cotangent: _by_kernel(images, cotangent, stride))
+    forward = _clients_in_turn(lambda images, kernel: _forward(images, kernel, stride))
+    by_kernel = _clients_in_turn(lambda images, cotangent: _by_kernel(images, cotangent, stride))
 
     @jax.custom_vjp
     def convolution(images: Array, kernel: Array) -> Array:
         return forward(images, kernel)
 
-    def keep(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    def forward_and_saved(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
         return forward(images, kernel), (images, kernel)
 
-    def gradients(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-        images, kernel = kept
+    def gradients(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+        images, kernel = saved
         height, width = images.shape[1:3]
-        by_images = _in_turn(lambda cotangent, kernel: _by_images(cotangent, kernel, stride, height, width))
+        by_images = _clients_in_turn(lambda cotangent, kernel: _by_images(cotangent, kernel, stride, height, width))
         return by_images(cotangent, kernel), by_kernel(images, cotangent)
 
-    convolution.defvjp(keep, gradients)
+    convolution.defvjp(forward_and_saved, gradients)
     return convolution
 
 

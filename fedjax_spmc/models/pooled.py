@@ -37,25 +37,26 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
     return nn.relu(_largest(images, kernel) + bias[:, None, None, None])
 
 
-def _goes_by_rows(images: Array, kernel: Array) -> bool:
+def _row_by_row(images: Array, kernel: Array) -> bool:
+    """Whether one row of windows is taken at a time: on a CPU, where the kernels are few for the patches of a row."""
     (outputs, _, size, _), (_, _, width, batch) = kernel.shape, images.shape
     return jax.default_backend() == "cpu" and 2 * 4 * outputs <= (width - size + 1) // 2 * batch
 
 
 def _largest(images: Array, kernel: Array) -> Array:
     """The largest of the four outputs under every window: [O, rows, columns, B]."""
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return max_of_first(_all_four(images, kernel))
     return _from_rows(_largest_by_rows(blocks(images, kernel.shape[2]), kernel_phases(kernel)), images.shape[-1])
 
 
 def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
-    """What a `convolution_pool` finds before bias and ReLU, and where; for rules of differentiation of one's own.
+    """The maxima of a `convolution_pool` before bias and ReLU, and their places; for custom differentiation rules.
 
     Returns:
         [O, rows, columns, B]: the largest output under every window, and int8: which of the four (2 p + q) it is.
     """
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return _max_and_index(_all_four(images, kernel))
     largest, (*_, index) = _largest_forward(blocks(images, kernel.shape[2]), kernel_phases(kernel))
     return _from_rows(largest, images.shape[-1]), _from_rows(index, images.shape[-1])
@@ -63,7 +64,7 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
 
 def images_gradient(images: Array, kernel: Array, index: Array, cotangent: Array) -> Array:
     """Gradient with respect to the images [C, H, W, B], of `index` and a cotangent as `largest_and_index` has them."""
-    if not _goes_by_rows(images, kernel):
+    if not _row_by_row(images, kernel):
         return jax.vjp(lambda x: _all_four(x, kernel), images)[1](to_index(index, cotangent))[0]
     parts, by_images = jax.vjp(lambda x: blocks(x, kernel.shape[2]), images)
     return by_images(_parts_gradient(parts, kernel_phases(kernel), _to_rows(index), _to_rows(cotangent)))[0]
@@ -102,7 +103,7 @@ def kernel_phases(kernel: Array) -> Array:
 
 
 def pooled_patches(images: Array, size: int) -> Array:
-    """What all outputs see, in the order of `kernel_phases`: [C, H, W, B] -> [C (size + 1)^2, rows, columns, B]."""
+    """The patches of all outputs, ordered as `kernel_phases`: [C, H, W, B] -> [C (size + 1)^2, rows, columns, B]."""
     taps, parts = (size + 1) // 2, blocks(images, size)
     rows, columns = len(parts) - taps + 1, parts.shape[2] - taps + 1
     # Columns first, rows second: the second stack, by far the larger, then copies whole rows of the image.
@@ -147,7 +148,7 @@ def _taps(parts: Array, phases: Array) -> int:
 
 
 def _patches_of_row(parts: Array, row: Array, taps: int) -> Array:
-    """[taps^2 4 C, columns B]: what the windows of one row see."""
+    """[taps^2 4 C, columns B]: the patches that the windows of one row read."""
     _, depth, width, batch = parts.shape
     sizes = taps, depth, width - taps + 1, batch
     # Each shift is a slice of its own: XLA copies them one after the other; cut out of one slice it copies them slowly.

@@ -46,11 +46,11 @@ class Convolution(nn.Module):
         return outputs + self.param("bias", torch_uniform(fan_in), (self.features,))[None, None, None]
 
 
-Triple = tuple[Array, Array, Array]
+ThreeArrays = tuple[Array, Array, Array]
 
 
 @jax.custom_vjp
-def _by_batch(images: Array, scale: Array, shift: Array) -> Triple:
+def _batch_normalise(images: Array, scale: Array, shift: Array) -> ThreeArrays:
     """[B, H, W, C] normalised over all but the last dimension, scaled and shifted by [C]; mean and variance, [C].
 
     Its gradient is written out, since the one derived reads the images twice as often. Gradients by mean and variance
@@ -62,13 +62,15 @@ def _by_batch(images: Array, scale: Array, shift: Array) -> Triple:
     return (images - mean[None, None, None]) * factor[None, None, None] + shift[None, None, None], mean, variance
 
 
-def _keep(images: Array, scale: Array, shift: Array) -> tuple[Triple, tuple[Array, Array, Array, Array]]:
-    outputs, mean, variance = _by_batch(images, scale, shift)
+def _batch_normalise_forward(
+    images: Array, scale: Array, shift: Array
+) -> tuple[ThreeArrays, tuple[Array, Array, Array, Array]]:
+    outputs, mean, variance = _batch_normalise(images, scale, shift)
     return (outputs, mean, variance), (images, scale, mean, variance)
 
 
-def _gradients(kept: tuple[Array, Array, Array, Array], cotangents: Triple) -> Triple:
-    images, scale, mean, variance = kept
+def _batch_normalise_backward(saved: tuple[Array, Array, Array, Array], cotangents: ThreeArrays) -> ThreeArrays:
+    images, scale, mean, variance = saved
     cotangent, count = cotangents[0], images.size // images.shape[3]
     inverse = 1 / jnp.sqrt(variance + EPS)
     centred = images - mean[None, None, None]
@@ -80,7 +82,7 @@ def _gradients(kept: tuple[Array, Array, Array, Array], cotangents: Triple) -> T
     return by_images, by_scale, by_shift
 
 
-_by_batch.defvjp(_keep, _gradients)
+_batch_normalise.defvjp(_batch_normalise_forward, _batch_normalise_backward)
 
 
 class Normalisation(nn.Module):
@@ -106,7 +108,7 @@ class Normalisation(nn.Module):
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "running_var", jnp.ones, (channels,))
         if train:
-            outputs, mean, variance = _by_batch(images, scale, shift)
+            outputs, mean, variance = _batch_normalise(images, scale, shift)
             mean, variance = lax.stop_gradient((mean, variance))
             if not self.is_initializing():
                 # torch normalises by the biased variance and remembers the unbiased one.

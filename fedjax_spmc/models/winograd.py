@@ -17,10 +17,10 @@ from jax import lax
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
-VALUES = 2**18
+BLOCK_NUMBERS = 2**18
 """Numbers in a block of images: the 16 transformed arrays of a block, four times as many, then stay in the caches."""
 
-Parts = Sequence[Array]
+Arrays = Sequence[Array]
 
 
 def block_size(batch: int, limit: int) -> int:
@@ -30,37 +30,37 @@ def block_size(batch: int, limit: int) -> int:
 
 def _block_size(batch: int, image: int, factor: int) -> int:
     """Images in a block, from the numbers in an image and in one of the 16 matrices, which every block reads anew."""
-    return block_size(batch, max(VALUES, 2 * factor) // image)
+    return block_size(batch, max(BLOCK_NUMBERS, 2 * factor) // image)
 
 
-def _twice(transform: Callable[[Parts], Parts], rows: Sequence[Parts]) -> list[Array]:
+def _along_both_axes(transform: Callable[[Arrays], Arrays], rows: Sequence[Arrays]) -> list[Array]:
     """`transform` over the first index of rows[i][j], then over the second; a flat list."""
     columns = [transform([row[j] for row in rows]) for j in range(len(rows[0]))]
     return [part for i in range(len(columns[0])) for part in transform([column[i] for column in columns])]
 
 
-def _read(d: Parts) -> Parts:
+def _transform_input(d: Arrays) -> Arrays:
     """B^T d."""
     return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
 
 
-def _filter(k: Parts) -> Parts:
+def _transform_filter(k: Arrays) -> Arrays:
     """G k."""
     outer = k[0] + k[2]
     return k[0], (outer + k[1]) / 2, (outer - k[1]) / 2, k[2]
 
 
-def _filter_transposed(m: Parts) -> Parts:
+def _transform_filter_transposed(m: Arrays) -> Arrays:
     """G^T m."""
     return m[0] + (m[1] + m[2]) / 2, (m[1] - m[2]) / 2, (m[1] + m[2]) / 2 + m[3]
 
 
-def _write(m: Parts) -> Parts:
+def _transform_output(m: Arrays) -> Arrays:
     """A^T m."""
     return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
-def _write_transposed(y: Parts) -> Parts:
+def _transform_output_transposed(y: Arrays) -> Arrays:
     """A y."""
     return y[0], y[0] + y[1], y[0] - y[1], -y[1]
 
@@ -75,19 +75,19 @@ def _tiles(images: Array) -> list[Array]:
     def pixel(i: int, j: int) -> Array:
         return pairs[:, i // 2 : i // 2 + down, i % 2, j // 2 : j // 2 + right, j % 2]
 
-    parts = _twice(_read, [[pixel(i, j) for j in range(4)] for i in range(4)])
+    parts = _along_both_axes(_transform_input, [[pixel(i, j) for j in range(4)] for i in range(4)])
     return [part.reshape(-1, channels) for part in parts]
 
 
-def _spread(cotangent: Array) -> list[Array]:
+def _gradient_tiles(cotangent: Array) -> list[Array]:
     """A y A^T for the tiles y of [B, H, W, O]: 16 arrays [B * H / 2 * W / 2, O]."""
     batch, height, width, outputs = cotangent.shape
     pairs = cotangent.reshape(batch, height // 2, 2, width // 2, 2, outputs)
-    parts = _twice(_write_transposed, [[pairs[:, :, i, :, j] for j in range(2)] for i in range(2)])
+    parts = _along_both_axes(_transform_output_transposed, [[pairs[:, :, i, :, j] for j in range(2)] for i in range(2)])
     return [part.reshape(-1, outputs) for part in parts]
 
 
-def _convolve(images: Array, filters: Parts, contracted: int) -> Array:
+def _convolve(images: Array, filters: Arrays, contracted: int) -> Array:
     """[B, H, W, C] by the 16 entries of G k G^T, matrices whose dimension `contracted` is C -> [B, H, W, other]."""
     batch, height, width, _ = images.shape
     outputs = filters[0].shape[1 - contracted]
@@ -97,7 +97,7 @@ def _convolve(images: Array, filters: Parts, contracted: int) -> Array:
             lax.dot_general(tile, factor, (((1,), (contracted,)), ((), ())), precision=HIGHEST)
             for tile, factor in zip(_tiles(images), filters, strict=True)
         ]
-        parts = _twice(_write, [products[4 * i : 4 * i + 4] for i in range(4)])
+        parts = _along_both_axes(_transform_output, [products[4 * i : 4 * i + 4] for i in range(4)])
         parts = [part.reshape(-1, height // 2, width // 2, outputs) for part in parts]
         rows = [jnp.stack(parts[2 * i : 2 * i + 2], axis=3) for i in range(2)]
         return jnp.stack(rows, axis=2).reshape(-1, height, width, outputs)
@@ -115,7 +115,7 @@ def _filters(kernel: Array, taps: Sequence[int]) -> list[Array]:
     Taps come first and the channels keep their order, as a transposed product is cheap and a transposed kernel is not.
     """
     planes = kernel.transpose(2, 3, 0, 1)
-    return _twice(_filter, [[planes[u, v] for v in taps] for u in taps])
+    return _along_both_axes(_transform_filter, [[planes[u, v] for v in taps] for u in taps])
 
 
 def forward(images: Array, kernel: Array) -> Array:
@@ -134,8 +134,8 @@ def by_kernel(images: Array, cotangent: Array) -> Array:
 
     def block(images: Array, cotangent: Array) -> list[Array]:
         return [
-            lax.dot_general(spread, tile, (((0,), (0,)), ((), ())), precision=HIGHEST)
-            for spread, tile in zip(_spread(cotangent), _tiles(images), strict=True)
+            lax.dot_general(gradient, tile, (((0,), (0,)), ((), ())), precision=HIGHEST)
+            for gradient, tile in zip(_gradient_tiles(cotangent), _tiles(images), strict=True)
         ]
 
     size = _block_size(batch, images.size // batch, cotangent.shape[3] * channels)
@@ -147,5 +147,5 @@ def by_kernel(images: Array, cotangent: Array) -> Array:
         products, _ = lax.scan(
             lambda total, pair: (jax.tree.map(jnp.add, total, block(*pair)), None), empty, tuple(blocks)
         )
-    taps = _twice(_filter_transposed, [products[4 * i : 4 * i + 4] for i in range(4)])
+    taps = _along_both_axes(_transform_filter_transposed, [products[4 * i : 4 * i + 4] for i in range(4)])
     return jnp.stack(taps).reshape(3, 3, *products[0].shape).transpose(2, 3, 0, 1)

@@ -108,7 +108,7 @@ class Clone:
     def train(self, nets: list[Any], teachers: list[Any], batches: list[list[tuple[Any, Any]]]) -> None:
         """Their aligned training of every client, in place."""
         args = Section(device_id=0, dataset="none")
-        with in_silence():
+        with silenced():
             method = self._modules["Optims.AlignedGradient"].AlignedGradient(nets, [], args, self._config())
             for client, (net, teacher) in enumerate(zip(nets, teachers, strict=True)):
                 method._train_net(client, net, batches[client], teacher.to(method.device))
@@ -116,7 +116,7 @@ class Clone:
     def aggregate(self, rule: str, net: Any, nets: list[Any], order: list[int], sizes: list[int]) -> Any:
         """The weights that their rule returns; `net` and all `nets` then hold the new model."""
         loaders = [SimpleNamespace(sampler=SimpleNamespace(indices=range(size))) for size in sizes]
-        with in_silence():
+        with silenced():
             server = getattr(self._modules["Server." + rule], rule)(Section(device_id=0), self._config())
             return server.server_update(
                 online_clients_list=order, priloader_list=loaders, global_net=net, nets_list=nets
@@ -124,7 +124,7 @@ class Clone:
 
 
 @contextlib.contextmanager
-def in_silence() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Swallows their progress bars, prints and warnings, and lets their folders be made in a temporary one."""
     here = os.getcwd()
     with (
@@ -165,9 +165,7 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
         own = Variables(models.from_torch(model, teacher), {})
         ctx = Context(model, variables, variables, hyper, 1, jnp.int32(0))
         batches = fixed_batches(images, labels)
-        return models.to_torch(
-            model, training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params
-        )
+        return models.to_torch(training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params)
 
     return [
         np.asarray(train(jnp.asarray(teacher), jnp.asarray(images[k]), jnp.asarray(labels[k])))
@@ -223,7 +221,7 @@ def against_clone(folder: Path) -> list[Outcome]:
             upload, rule.init(upload.global_params, CLIENTS), jax.random.key(0)
         )
         comparison = Comparison(f"server {name}")
-        comparison.add("model", models.to_torch(model, params), flat(net))
+        comparison.add("model", models.to_torch(params), flat(net))
         comparison.add("weights", verdict.weights, np.asarray(weights, np.float64))
         outcomes.append(comparison.outcome(source))
     return outcomes

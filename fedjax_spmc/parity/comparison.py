@@ -1,4 +1,4 @@
-"""What a parity check gives: rows of a table. And the register of the checks: kinds of golden files by their names.
+"""The results of parity checks, rows of a table; and the registry of the checks by the names of golden files.
 
 A check is a function of the arrays of one file; it is registered under a pattern of file names, the kind.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TOLERANCE = 1e-5
-"""Absolute; what the golden files' README suggests."""
+"""Absolute; the golden files' README suggests it."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -72,7 +72,7 @@ class Comparison:
         self._error = max(self._error, error)
 
     def include(self, other: "Comparison") -> None:
-        """Takes in what another one has collected."""
+        """Adds the errors that another comparison has collected."""
         self._cases += other._cases
         self._error = max(self._error, other._error)
         self._reason = self._reason or other._reason

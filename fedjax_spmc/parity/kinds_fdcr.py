@@ -70,7 +70,7 @@ def fishers(arrays: Arrays, source: str) -> Iterator[Outcome]:
         ours = fisher.estimate(
             ESTIMATES[estimate], model, variables, in_order(images, labels, batch_size), drop_last=drop_last
         )
-        comparison.add(name, relative(models.to_torch(model, ours), arrays[name]), arrays[name])
+        comparison.add(name, relative(models.to_torch(ours), arrays[name]), arrays[name])
     yield comparison.outcome(source)
 
 

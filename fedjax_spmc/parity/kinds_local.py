@@ -49,7 +49,7 @@ def trainer(rule_name: str, model: Model, arrays: Arrays) -> Callable[..., np.nd
 
     def train(start: Variables, teacher: Any = (), epochs: int = 1, **options: float) -> np.ndarray:
         traced = {name: jnp.float32(value) for name, value in options.items()}
-        return np.asarray(models.to_torch(model, run(start, teacher, jnp.int32(epochs), traced).params))
+        return np.asarray(models.to_torch(run(start, teacher, jnp.int32(epochs), traced).params))
 
     return train
 
@@ -69,7 +69,7 @@ ALIGNED: dict[str, tuple[str, float, int]] = {
 
 
 class AlignedSteps:
-    """SPMC's training again, step by step, for what the reference recorded of each step; compiled once."""
+    """SPMC's training again, step by step, for the quantities that the reference recorded of each; compiled once."""
 
     NAMES = ("task_loss", "guidance_loss", "dot", "task_norm", "guidance_norm")
 
@@ -94,7 +94,7 @@ class AlignedSteps:
         self._step = step
 
     def run(self, student: Variables, teacher: Variables, strength: float, steps: int) -> dict[str, np.ndarray]:
-        """What each step measured, by name, [steps, ...]."""
+        """The quantities of each step by name, [steps, ...]."""
         moments, rows = self._update.init(student.params), []
         for index in range(steps):
             student, moments, measured = self._step(student, moments, teacher, jnp.float32(strength), jnp.int32(index))
@@ -103,7 +103,7 @@ class AlignedSteps:
 
 
 def aligned_runs(model: Model, start: Variables, arrays: Arrays, source: str) -> Iterator[Outcome]:
-    """SPMC's local training: the real training loop, then the same steps one by one for what they measure."""
+    """SPMC's local training: the real training loop, then the same steps one by one for their recorded quantities."""
     train, steps = trainer("spmc", model, arrays), AlignedSteps(model, arrays)
     for tag, (teacher_name, strength, epochs) in ALIGNED.items():
         if f"{tag}_final" not in arrays:
@@ -136,7 +136,7 @@ def proximal_runs(model: Model, start: Variables, arrays: Arrays, source: str) -
         if f"{tag}_final" in arrays:
             comparison = Comparison(f"local {tag.replace('_', ' ')}")
             final = train(jnp.int32(epochs)).params
-            comparison.add("final", models.to_torch(model, final), arrays[f"{tag}_final"])
+            comparison.add("final", models.to_torch(final), arrays[f"{tag}_final"])
             yield comparison.outcome(source)
 
 
@@ -158,8 +158,8 @@ def scaffold_run(model: Model, start: Variables, arrays: Arrays, source: str) ->
     for call in ("call1", "call2"):
         trained = train(variables, control)
         variables, control = trained.variables, trained.client_state
-        comparison.add(f"final {call}", models.to_torch(model, variables.params), arrays[f"scaffold_final_{call}"])
-        flat = np.asarray(models.to_torch(model, control))
+        comparison.add(f"final {call}", models.to_torch(variables.params), arrays[f"scaffold_final_{call}"])
+        flat = np.asarray(models.to_torch(control))
         for name, ours in ((f"scaffold_control_{call}", flat), (f"scaffold_control_{call}_sample", flat[::41])):
             if name in arrays:
                 comparison.add(name, ours, arrays[name])
@@ -183,7 +183,7 @@ def local_runs(arrays: Arrays, source: str) -> Iterator[Outcome]:
     grads, _, metrics = jax.jit(lambda params: rule.gradients(ctx, params, start.stats, batch, (), key))(start.params)
     first.add("initial_logits_batch0", logits, arrays["initial_logits_batch0"])
     first.add("initial_loss_batch0", metrics["loss"], arrays["initial_loss_batch0"])
-    first.add("initial_gradient_batch0", models.to_torch(model, grads), arrays["initial_gradient_batch0"])
+    first.add("initial_gradient_batch0", models.to_torch(grads), arrays["initial_gradient_batch0"])
     yield first.outcome(source)
 
     sgd = Comparison("local sgd")

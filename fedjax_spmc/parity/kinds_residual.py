@@ -22,7 +22,7 @@ EPOCHS = 2
 
 def named_buffers(model: Model, variables: Variables, names: list[str]) -> np.ndarray:
     """Batch statistics in the file's order of buffers, the integer counters left out."""
-    ours = models.to_torch_dict(model, variables)
+    ours = models.to_torch_dict(variables)
     return np.concatenate([ours[name] for name in names if not name.endswith("num_batches_tracked")])
 
 
@@ -42,7 +42,7 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
     initial = jax.jit(model.init)(jax.random.key(0))
     start = Variables(models.from_torch(model, np.asarray(arrays["parameters"], np.float32)), initial.stats)
     names = [str(name) for name in arrays["buffer_names"]]
-    sizes = {name: leaf.size for name, leaf in models.to_torch_dict(model, start).items()}
+    sizes = {name: leaf.size for name, leaf in models.to_torch_dict(start).items()}
     # The file carries no hyper-parameters of its own; its training runs go through the batches twice.
     data = {**arrays, "lr_momentum_wd": LR_MOMENTUM_WD}
     batches, key = recorded(data), jax.random.key(0)
@@ -66,7 +66,7 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
     logits, loss, grads, stats, evaluated = first(start)
     forward.add("train_logits_batch0", logits, arrays["train_logits_batch0"])
     forward.add("loss_batch0", loss, arrays["loss_batch0"])
-    forward.add("gradient_batch0", models.to_torch(model, grads), arrays["gradient_batch0"])
+    forward.add("gradient_batch0", models.to_torch(grads), arrays["gradient_batch0"])
     after = named_buffers(model, Variables(start.params, stats), names)
     forward.add("buffers_after_batch0", after, without_counters(arrays["buffers_after_batch0"], names, sizes))
     forward.add("eval_logits_batch1", evaluated, arrays["eval_logits_batch1"])
@@ -82,7 +82,7 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
 
     sgd = Comparison("4 steps of sgd")
     end = trained("sgd", ())
-    sgd.add("parameters", models.to_torch(model, end.params), arrays["parameters_after_4_sgd_steps"])
+    sgd.add("parameters", models.to_torch(end.params), arrays["parameters_after_4_sgd_steps"])
     expected = without_counters(arrays["buffers_after_4_sgd_steps"], names, sizes)
     sgd.add("buffers", named_buffers(model, end, names), expected)
     yield sgd.outcome(source)
@@ -90,7 +90,7 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
     aligned = Comparison("4 steps of spmc")
     teacher = Variables(models.from_torch(model, np.asarray(arrays["teacher_parameters"], np.float32)), initial.stats)
     end = trained("spmc", teacher, floor=0.0)
-    aligned.add("parameters", models.to_torch(model, end.params), arrays["aligned_parameters_after_4_steps"])
+    aligned.add("parameters", models.to_torch(end.params), arrays["aligned_parameters_after_4_steps"])
     measured = AlignedSteps(model, data).run(begin, teacher, 1.0, EPOCHS * len(arrays["labels"]))
     aligned.add("conflicts", (measured["dot"] < 0).sum(), arrays["aligned_conflicts"])
     yield aligned.outcome(source)

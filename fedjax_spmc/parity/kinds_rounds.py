@@ -66,7 +66,7 @@ def compare_rounds(comparison: Comparison, arrays: Arrays, replay: Replay, first
 
     for index in range(first, len(arrays["online_clients"])):
         state, report = play(state, jax.random.key(0))
-        flat = models.to_torch(federation.model, state.variables.params)
+        flat = models.to_torch(state.variables.params)
         comparison.add(f"global_after_round {index}", flat, arrays["global_after_round"][index])
         comparison.add("weights", report.verdict.weights, arrays["weights_in_online_order"][index])
         clean = accuracy("test_images", arrays["test_labels"])
@@ -103,13 +103,13 @@ def aligned_spmd(arrays: Arrays, source: str) -> Iterator[Outcome]:
         client_stats={},
     )
     params, verdict, _ = federation.aggregator(None).aggregate(upload, state.aggregator, jax.random.key(0))
-    comparison.add("global_after_round 0", models.to_torch(federation.model, params), arrays["global_after_round"][0])
+    comparison.add("global_after_round 0", models.to_torch(params), arrays["global_after_round"][0])
     comparison.add("weights", verdict.weights, arrays["weights_in_online_order"][0])
     variables = Variables(params, {})
     teachers = federation.rule.after_round(state.rule, upload, rows, variables, verdict)
     state = state._replace(variables=variables, rule=teachers, round=jnp.int32(1))
     last = compare_rounds(comparison, arrays, replay._replace(state=state), 1)
-    flat = np.asarray(jax.vmap(lambda one: models.to_torch(federation.model, one))(last.rule.clients.params))
+    flat = np.asarray(jax.vmap(lambda one: models.to_torch(one))(last.rule.clients.params))
     comparison.add("teacher_after_last_round_client0", flat[0], arrays["teacher_after_last_round_client0"])
     comparison.add("teacher_after_last_round_sample", flat[:, ::41], arrays["teacher_after_last_round_sample"])
     yield comparison.outcome(source)

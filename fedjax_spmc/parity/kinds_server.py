@@ -17,7 +17,7 @@ from fedjax_spmc.types import Aggregator, Upload, Verdict
 
 
 class Aggregated(NamedTuple):
-    """What one call of ours gives: the model that is evaluated and the one that clients get, as state vectors."""
+    """Results of one call of our rule: the evaluated and the broadcast model as state vectors, the rest as it is."""
 
     evaluated: np.ndarray
     broadcast: np.ndarray
@@ -112,7 +112,7 @@ def reference_fault(arrays: Arrays, tag: str) -> str:
 
 
 def _skip(case: Case, source: str, reason: str) -> Outcome:
-    """The row of a case that cannot be compared: ours must be finite all the same, or say in words why it is not."""
+    """The row of a case that cannot be compared: ours must be finite all the same, or raise with a reason."""
     name = f"server {case.name}"
     try:
         first = case.first()

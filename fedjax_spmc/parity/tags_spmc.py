@@ -15,7 +15,7 @@ _coalitions = jax.jit(trees.leave_one_out_mean)
 def exponents(
     comparison: Comparison, arrays: Arrays, layout: Layout, tag: str, ours: np.ndarray, verdict: Verdict
 ) -> None:
-    """Compares what the reference put into its exponential, and its coalition models where they are recorded."""
+    """Compares the arguments of the reference's exponential, and its coalition models where they are recorded."""
     del ours
     similarity = -np.asarray(verdict.scores, np.float64)
     shifts = {"SPMD_euc": 0.0, "SPMD_was": 0.0, "SPED": similarity.max()}

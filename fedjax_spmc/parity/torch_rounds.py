@@ -31,43 +31,45 @@ from fedjax_spmc.rounds import make_round
 from fedjax_spmc.types import Array, Attack, ClientData
 
 ROUNDS = 5
-SPARE = 3
-"""So many rounds may be replaced."""
+MAX_REPLACED_ROUNDS = 3
+"""Rounds that may be replaced, at most."""
 WARM_UP = 24
 """Rounds of the simulator alone before the compared ones: by then the model classifies most digits."""
-LARGEST_SWITCH = 1e-3
-"""A round that is further off than this in any weight is judged, whatever float64 says."""
+MAX_SWITCH_ERROR = 1e-3
+"""A round whose worst error is above this is never replaced, whatever float64 says."""
 TOLERANCE_FLOAT64 = 1e-9
 METHODS = ("fedavg", "spmc")
 
 
-class Sides:
+class BothSides:
     """One method on both sides, in float32 and in float64."""
 
     def __init__(self, method: str):
         self.experiment = small_experiment(method)
         self.batches = Batches(self.experiment)
-        self.theirs, self._wide = TorchSide(self.experiment, method), TorchSide(self.experiment, method, "float64")
+        self.theirs, self._theirs_float64 = (
+            TorchSide(self.experiment, method),
+            TorchSide(self.experiment, method, "float64"),
+        )
         self.play = make_round(self.experiment.federation, self.experiment.arrays, self.experiment.sizes)
-        self._play_wide = Wide(self.experiment, self.batches.steps)
+        self._play_float64 = Float64Round(self.experiment, self.batches.steps)
         # Averaging keeps no teachers: the torch side then gets the global model in their place and does not look at it.
         self._with_teachers = method == "spmc"
 
     def vector(self, state: FederationState) -> np.ndarray:
         """The global model as one vector, in torch's order."""
-        return np.asarray(models.to_torch(self.experiment.federation.model, state.variables.params))
+        return np.asarray(models.to_torch(state.variables.params))
 
     def start_of(self, state: FederationState, side: TorchSide) -> tuple[Any, list[Any]]:
         """The global model and every client's teacher as torch's tensors."""
-        model = self.experiment.federation.model
-        shared = side.tensors(models.to_torch_dict(model, state.variables))
+        shared = side.tensors(models.to_torch_dict(state.variables))
         if not self._with_teachers:
             return shared, [shared] * CLIENTS
         rows = [jax.tree.map(lambda x, k=k: x[k], state.rule.clients) for k in range(CLIENTS)]
-        return shared, [side.tensors(models.to_torch_dict(model, row)) for row in rows]
+        return shared, [side.tensors(models.to_torch_dict(row)) for row in rows]
 
     def compare(self, comparison: Comparison, name: str, state: FederationState, report: Any, played: Any) -> None:
-        """Adds what both sides have after a round: the model, the server's weights, the teachers."""
+        """Compares the results of both sides after a round: the model, the server's weights, the teachers."""
         comparison.add(f"{name}: model", self.vector(state), flat(played.state))
         comparison.add(f"{name}: weights", report.verdict.weights, played.weights.numpy())
         if self._with_teachers:
@@ -75,12 +77,12 @@ class Sides:
             comparison.add(f"{name}: teachers", ours, np.stack([flat(one) for one in played.teachers]))
 
     def add_in_float64(self, comparison: Comparison, name: str, state: FederationState) -> None:
-        """Plays the round after `state` with float64 on both sides and adds what comes out."""
+        """Plays the round after `state` with float64 on both sides and compares the results."""
         taken = self.batches.of_round(state)
-        played = self._wide.play(*self.start_of(state, self._wide), taken)
+        played = self._theirs_float64.play(*self.start_of(state, self._theirs_float64), taken)
         with jax.enable_x64(True):
             # The images in float64 come from the torch side: no rounding of the float32 pipeline stands between.
-            new, report = self._play_wide(state, [self._wide.arrays(one) for one in taken])
+            new, report = self._play_float64(state, [self._theirs_float64.arrays(one) for one in taken])
             self.compare(comparison, name, new, report, played)
 
 
@@ -89,7 +91,7 @@ def flat(state: Any) -> np.ndarray:
     return np.concatenate([tensor.numpy().ravel() for tensor in state.values()])
 
 
-class Wide:
+class Float64Round:
     """The simulator's round with all models and images in float64; to be called where jax has 64 bits.
 
     Args:
@@ -135,7 +137,7 @@ class Wide:
 
 def compare_method(method: str) -> Iterator[Outcome]:
     """Five rounds in float32, each from the simulator's own state; then one round in float64 on both sides."""
-    sides = Sides(method)
+    sides = BothSides(method)
     experiment, theirs = sides.experiment, sides.theirs
     comparison, success = Comparison(f"{method}, {ROUNDS} rounds"), Comparison(f"{method}, A and ASR", 1e-9)
     exact = Comparison(f"{method}, one round in float64", TOLERANCE_FLOAT64)
@@ -153,7 +155,7 @@ def compare_method(method: str) -> Iterator[Outcome]:
         alone = Comparison(f"round {index}")
         sides.compare(alone, f"round {index}", state, report, played)
         error = alone.outcome("torch").error or 0.0
-        if TOLERANCE < error <= LARGEST_SWITCH and len(replaced) < SPARE:
+        if TOLERANCE < error <= MAX_SWITCH_ERROR and len(replaced) < MAX_REPLACED_ROUNDS:
             sides.add_in_float64(exact, f"round {index}", before)
             replaced.append(f"round {index} ({error:.1e})")
             continue

@@ -114,7 +114,7 @@ def at_round(state: FederationState) -> AttackState:
 
 
 class TorchSide:
-    """The torch loops on the same images; all tensors are made here from what the data set holds."""
+    """The torch loops on the same images; all tensors are made here from the arrays of the data set."""
 
     def __init__(self, experiment: setup.Experiment, method: str, dtype: str = "float32"):
         self._loops = torch_reference()

@@ -1,4 +1,4 @@
-"""Walks a folder of golden files and compares each with what this package computes.
+"""Walks a folder of golden files and compares each with the results of this package.
 
 Every module `kinds_*.py` beside this one is imported, and registers what it can compare.
 """

@@ -14,7 +14,7 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record import files
 
 MANIFEST = "manifest.json"
-"""Beside the checkpoint: the rounds that it stands for and the sha256 of each of its files."""
+"""Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
 
 
 class Checkpoints:
@@ -27,7 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and told in one sentence
+        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and reported in one sentence
         self._ocp = ocp
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
@@ -44,7 +44,7 @@ class Checkpoints:
         """Writes `state`, to be found under `rounds`."""
         args = self._ocp.args
         try:
-            self._manager.save(rounds, args=args.StandardSave(_plain(state)), force=True)
+            self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         except Exception as error:  # a full disk comes as an exception of Orbax's storage, not as an OSError
@@ -65,8 +65,8 @@ class Checkpoints:
         # The files are checked first: on a damaged one Orbax leaves reads behind that complain on standard error.
         self._check(rounds)
         try:
-            restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_plain(like)))
-            return jax.tree.map(_like, like, restored)
+            restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
+            return jax.tree.map(_restored, like, restored)
         except Exception as error:
             raise self.damaged(error) from None
 
@@ -111,11 +111,19 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(state: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+def _storable(state: Any) -> Any:
+    """The state with leaves of the types that Orbax knows: keys as their data, NumPy's scalars as arrays."""
+
+    def storable(leaf: Any) -> Any:
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+
+    return jax.tree.map(storable, state)
 
 
-def _like(leaf: Any, data: Any) -> Any:
+def _restored(leaf: Any, data: Any) -> Any:
+    """An array that Orbax read, as a leaf of the type that the state has there."""
     # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
     array = jnp.asarray(np.asarray(data))
     return jax.random.wrap_key_data(array) if _is_key(leaf) else array

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, device, commit and data."""
+"""The environment of a run: versions, device, commit and data."""
 
 import os
 import platform

@@ -14,7 +14,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends a row to a file of JSON lines and sees it on the disk.
+    """Appends a row to a file of JSON lines and waits until it is on the disk.
 
     Raises:
         OSError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The run folder: what is written, when, and what is refused."""
+"""The run folder: its files, its lock, and the checks before a run may use it."""
 
 import io
 import json
@@ -14,17 +14,17 @@ from filelock import FileLock, Timeout
 from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, models
 from fedjax_spmc.errors import ConfigError, WorkdirError
-from fedjax_spmc.options import shown
+from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.types import Model, Variables
 
 OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
-REPLACED = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz")
+REPLACED_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz")
 LINE_KEYS = {
     *metrics.SCALARS,
     *("round", "weights", "scores", "flagged", "client_ids", "participating", "non_finite", "aggregation_failed"),
 }
-"""What is read back of a line of `metrics.jsonl`."""
+"""Keys that a line of `metrics.jsonl` must have, because they are read back."""
 
 
 class RunFolder:
@@ -44,7 +44,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
         self.path = Path(path)
         self._read_only = read_only
-        self._config = configs.recorded(config)
+        self._config = configs.with_chosen_options(config)
         self._lock: FileLock | None = None
         self._environment: Mapping[str, Any] = {}
         self._check()
@@ -75,17 +75,17 @@ class RunFolder:
         if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
             self.write_start()
 
-    def write_start(self, over: bool = False) -> None:
+    def write_start(self, ended: bool = False) -> None:
         """Writes `config.json` and `environment.json`: the run that is there, if any, can go on.
 
         Args:
-            over: no round is left to play; then the environment stays that of the last round.
+            ended: no round is left to play; then the environment stays that of the last round.
         """
-        for name in REPLACED:
+        for name in REPLACED_FILES:
             for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
                 left_over.unlink(missing_ok=True)
         self.write_json("config.json", configs.to_plain(self._config))
-        if not over or self.environment() is None:
+        if not ended or self.environment() is None:
             self.write_json("environment.json", self._environment)
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl` and sees it on the disk."""
+        """Adds a line to `metrics.jsonl` and waits until it is on the disk."""
         try:
             files.append_line(self.path / "metrics.jsonl", line)
         except OSError as error:
@@ -145,10 +145,10 @@ class RunFolder:
         """Writes a JSON file, atomically."""
         self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_model(self, model: Model, variables: Variables) -> None:
+    def write_model(self, variables: Variables) -> None:
         """Writes `model.npz`, atomically: torch names and layout, no pickle."""
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(model, variables))
+        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(variables))
         self._replace("model.npz", buffer.getvalue())
 
     def write_details(self, details: Mapping[str, Any]) -> None:
@@ -223,7 +223,7 @@ class RunFolder:
                 f"{self.path / 'config.json'} is damaged or of another version ({str(error).rstrip('.')}): remove the "
                 "run folder or give another --workdir."
             ) from None
-        for path in configs.difference(old, self._config):
+        for path in configs.differing_fields(old, self._config):
             before, now = (configs.flatten(c).get(path) for c in (old, self._config))
             raise ConfigError(
                 f"{path} = {now!r} is not allowed in workdir = {str(self.path)!r}: the run there has {before!r}; "
@@ -232,5 +232,5 @@ class RunFolder:
 
     def _unwritable(self, reason: Any) -> WorkdirError:
         words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        path = shown(str(self.path))
+        path = quoted(str(self.path))
         return WorkdirError(f"workdir = {path} cannot be written ({words}): it must be a folder that you may write.")

@@ -1,4 +1,4 @@
-"""What is written of a round and of a whole run, alike for a single run and for a cell of a sweep: host values only."""
+"""Lines of `metrics.jsonl` and `summary.json`, alike for a single run and for a cell of a sweep; host values only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ from fedjax_spmc.types import Verdict
 
 
 class Unreported(NamedTuple):
-    """What rounds without a line of their own leave for the next line; int32 scalars, or [lanes] in a sweep.
+    """Counts over the rounds since the last line of `metrics.jsonl`, for the next one; int32 scalars, or [lanes] in a
+    sweep.
 
     Attributes:
         rejected: uploads that were not finite.
@@ -30,7 +31,7 @@ class Unreported(NamedTuple):
         return Unreported(np.asarray(self.rejected + report.rejected), np.asarray(self.failed + report.failed))
 
 
-NOTHING = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
+NONE_UNREPORTED = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
 
 
 def metrics_line(
@@ -69,7 +70,7 @@ def metrics_line(
         "aggregation_failed": int(unreported.failed),
         **seconds,
     }
-    return {name: finite(value) for name, value in content.items()}
+    return {name: json_value(value) for name, value in content.items()}
 
 
 def summary_of(
@@ -116,12 +117,12 @@ def verdict_of(line: Mapping[str, Any]) -> Verdict:
     return Verdict(*columns)
 
 
-def finite(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value for JSON: arrays become lists, floats that are not finite None."""
     if isinstance(value, (np.ndarray, jax.Array)):
-        return finite(np.asarray(value).tolist())
+        return json_value(np.asarray(value).tolist())
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -15,10 +15,10 @@ if typing.TYPE_CHECKING:
 COLOURS = {"A": "#0072B2", "ASR": "#D55E00", "R": "#009E73", "V": "#CC79A7"}
 """Okabe and Ito's palette: told apart with any colour vision."""
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
-IN_CELL = "#111111"
-"""Ink on light cells. Plain black is what a report turns into the page's own ink, which is light on a dark page."""
-FEW = 40
-"""Up to so many clients each gets a line or a name of its own."""
+CELL_TEXT_COLOUR = "#111111"
+"""Of text on light cells. A report turns plain black into the page's own ink, which is light on a dark page."""
+MAX_NAMED_CLIENTS = 40
+"""Up to so many clients, each gets a line or a name of its own."""
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -67,11 +67,11 @@ def draw_partition(axis: Any, counts: np.ndarray, malicious: np.ndarray) -> None
     """Draws the table of `partition` on an axis."""
     num_clients, num_classes = counts.shape
     image = axis.imshow(counts, cmap="Blues", aspect="auto", vmin=0)
-    if num_clients <= FEW and num_classes <= 20:
+    if num_clients <= MAX_NAMED_CLIENTS and num_classes <= 20:
         top = max(1, counts.max())
         for client in range(num_clients):
             for label in range(num_classes):
-                colour = "white" if counts[client, label] > 0.6 * top else IN_CELL
+                colour = "white" if counts[client, label] > 0.6 * top else CELL_TEXT_COLOUR
                 axis.text(label, client, str(counts[client, label]), ha="center", va="center", color=colour, fontsize=7)
         axis.set_yticks(
             range(num_clients),
@@ -132,15 +132,17 @@ def draw_clients(
         seen = ~np.isnan(values[:, group]).all(axis=1)
         if not seen.any():
             continue
-        if len(malicious) <= FEW:
+        if len(malicious) <= MAX_NAMED_CLIENTS:
             style: dict[str, Any] = {"color": colour, "alpha": 0.7, "linewidth": 1.2, "markersize": 3}
-            lines = axis.plot(rounds, values[:, group], marker="." if len(rounds) < FEW else None, **style)
+            lines = axis.plot(
+                rounds, values[:, group], marker="." if len(rounds) < MAX_NAMED_CLIENTS else None, **style
+            )
             lines[0].set_label(label)
         else:
             low, middle, high = np.nanquantile(values[seen][:, group], (0, 0.5, 1), axis=1)
             axis.fill_between(rounds[seen], low, high, color=colour, alpha=0.2, linewidth=0)
             axis.plot(rounds[seen], middle, color=colour, label=label)
-    if flagged is not None and len(malicious) <= FEW and (flagged > 0).any():
+    if flagged is not None and len(malicious) <= MAX_NAMED_CLIENTS and (flagged > 0).any():
         marked = np.argwhere(flagged > 0)
         ring: dict[str, Any] = {"s": 36, "facecolors": "none", "edgecolors": "black", "linewidths": 0.8}
         axis.scatter(rounds[marked[:, 0]], values[marked[:, 0], marked[:, 1]], **ring)
@@ -177,7 +179,7 @@ def draw_details(axis: Any, picture: Picture, arrays: Mapping[str, np.ndarray], 
 def _draw_matrix(axis: Any, picture: Picture, matrix: np.ndarray, malicious: np.ndarray) -> None:
     image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
     axis.set(title=picture.title, xlabel="client (row)", ylabel="client (row)")
-    if len(malicious) <= FEW:
+    if len(malicious) <= MAX_NAMED_CLIENTS:
         for ticks in (axis.set_xticks(range(len(malicious))), axis.set_yticks(range(len(malicious)))):
             mark_malicious([tick.label1 for tick in ticks], malicious)
     axis.figure.colorbar(image, ax=axis)

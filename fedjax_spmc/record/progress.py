@@ -29,12 +29,12 @@ class Progress:
         if self._stream is None:
             return
         self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
-        # The first round compiles: the time left is told from the fastest round so far.
-        left = self._fastest * (self._rounds - line["round"] - 1)
+        # The first round compiles: the time left is estimated from the fastest round so far.
+        seconds = self._fastest * (self._rounds - line["round"] - 1)
         shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
         text = (
             f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  {shown}  "
-            f"{line['round_seconds']:6.2f} s/round  {clock(left)} left"
+            f"{line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
         )
         if self._live:  # a line that wraps could not be overwritten
             text = text[: (_columns(self._stream) or len(text) + 1) - 1]
@@ -60,7 +60,7 @@ def _percent(value: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A span of time in words: 3:07, 1:03:07."""
+    """Seconds as 3:07 or 1:03:07."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Keeps a run folder up to date while a run goes on; `NoRecorder`, its twin, keeps nothing."""
+"""Keeps a run folder up to date while a run goes on; `NoRecorder` has the same methods and writes nothing."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -13,29 +13,29 @@ from fedjax_spmc.record import plots
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import NOTHING, summary_of
+from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
 from fedjax_spmc.record.progress import Progress
-from fedjax_spmc.record.resume import Snapshot, Start, resume
+from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
 from fedjax_spmc.setup import Experiment
 
 
 class NoRecorder:
-    """A run that leaves nothing on the disk: what `experiment.run` calls of a recorder, and nothing happens."""
+    """The recorder of a run without a folder: every method that `experiment.run` calls, and none writes anything."""
 
     @contextmanager
-    def opened(self, experiment: Experiment) -> Iterator[Start]:
+    def opened(self, experiment: Experiment) -> Iterator[StartingPoint]:
         """Where the run starts; for as long as the `with` block lasts the run is recorded."""
-        yield Start(Snapshot(experiment.state, NOTHING), [])
+        yield StartingPoint(Snapshot(experiment.state, NONE_UNREPORTED), [])
 
     def add(self, line: Mapping[str, Any], report: RoundReport) -> None:
         """Records an evaluated round."""
 
     def save(self, rounds: int, snapshot: Snapshot, last: bool) -> None:
-        """Keeps the whole state after so many rounds, where the config wants it or they were the last."""
+        """Saves the whole state after `rounds` rounds, where the config asks for it or they were the last."""
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
-        """Writes what is known at the end."""
+        """Writes the summary and the pictures."""
 
 
 class Recorder(NoRecorder):
@@ -44,7 +44,7 @@ class Recorder(NoRecorder):
     Args:
         config: resolved.
         workdir: the folder; it may not exist yet, or hold the same run.
-        progress: is told where the run goes on.
+        progress: prints where the run goes on.
 
     Raises:
         UserError: the folder cannot be used.
@@ -56,7 +56,7 @@ class Recorder(NoRecorder):
         self._folder = RunFolder(workdir, config)
 
     @contextmanager
-    def opened(self, experiment: Experiment) -> Iterator[Start]:
+    def opened(self, experiment: Experiment) -> Iterator[StartingPoint]:
         """Takes the folder's lock and gives where the run starts or goes on.
 
         Raises:
@@ -77,23 +77,23 @@ class Recorder(NoRecorder):
         finally:
             folder.close()
 
-    def _start(self) -> Start:
+    def _start(self) -> StartingPoint:
         config, folder, experiment = self._config, self._folder, self._experiment
         rounds = config.federation.rounds
         found = resume(config, folder, self._checkpoints, experiment.state)
-        start = found or Start(Snapshot(experiment.state, NOTHING), [])
+        start = found or StartingPoint(Snapshot(experiment.state, NONE_UNREPORTED), [])
         state = start.snapshot.state
         done, diverged = int(state.round), int(state.diverged) >= 0
-        over = done == rounds or diverged
-        folder.write_start(over=over)
+        ended = done == rounds or diverged
+        folder.write_start(ended=ended)
         if found:  # it may have been killed before it wrote the model
-            folder.write_model(experiment.federation.model, evaluated_model(experiment.federation, state))
+            folder.write_model(evaluated_model(experiment.federation, state))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
             self._draw_partition()
-        elif not over:
+        elif not ended:
             self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
-        if not over:
+        if not ended:
             self._board = TensorBoard(folder.path)
         return start
 
@@ -109,7 +109,7 @@ class Recorder(NoRecorder):
         if last or rounds % self._config.checkpoint.every == 0:
             federation = self._experiment.federation
             self._checkpoints.save(rounds, snapshot)
-            self._folder.write_model(federation.model, evaluated_model(federation, snapshot.state))
+            self._folder.write_model(evaluated_model(federation, snapshot.state))
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
         """Writes the summary and the pictures, those among them that the aggregator declares."""

@@ -1,4 +1,4 @@
-"""What an experiment leaves, and how it is read back from a run folder."""
+"""The result of an experiment, and how it is read back from a run folder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from fedjax_spmc.types import Variables, Verdict
 
 
 class Result(NamedTuple):
-    """What an experiment leaves.
+    """The result of an experiment.
 
     Attributes:
         variables: the final global model (parameters, batch statistics), as it was evaluated.

@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest checkpoint, and the lines of the rounds that it stands for."""
+"""Where a run goes on: the newest checkpoint, and the lines of the rounds before it."""
 
 from typing import Any, NamedTuple
 
@@ -6,17 +6,17 @@ from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.federation import FederationState
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import NOTHING, Unreported
+from fedjax_spmc.record.lines import NONE_UNREPORTED, Unreported
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds: the state, and what the rounds since the last line leave for the next one."""
+    """The content of a checkpoint: the state, and the counts that the next line of `metrics.jsonl` reports."""
 
     state: FederationState
     unreported: Unreported
 
 
-class Start(NamedTuple):
+class StartingPoint(NamedTuple):
     """Where a run starts or goes on.
 
     Attributes:
@@ -28,7 +28,7 @@ class Start(NamedTuple):
     history: list[dict[str, Any]]
 
 
-def resume(config: Any, folder: RunFolder, checkpoints: Checkpoints, first: FederationState) -> Start | None:
+def resume(config: Any, folder: RunFolder, checkpoints: Checkpoints, first: FederationState) -> StartingPoint | None:
     """Where the run in a folder goes on; None where it has not begun. Only reads.
 
     Args:
@@ -53,7 +53,7 @@ def resume(config: Any, folder: RunFolder, checkpoints: Checkpoints, first: Fede
             f"federation.rounds = {rounds} is not allowed in workdir = {str(folder.path)!r}: it must be at least "
             f"{done}, the rounds that the run there has played."
         )
-    snapshot = checkpoints.restore(done, Snapshot(first, NOTHING))
+    snapshot = checkpoints.restore(done, Snapshot(first, NONE_UNREPORTED))
     diverged = int(snapshot.state.diverged) >= 0
     # A line behind the checkpoint is of a round that is played again; the last round of a shorter run may lie off the
     # grid of evaluations of the longer one.
@@ -71,4 +71,4 @@ def resume(config: Any, folder: RunFolder, checkpoints: Checkpoints, first: Fede
             f"{folder.path / 'metrics.jsonl'} is damaged ({len(found)} of {len(grid + last)} evaluated rounds are "
             "there): remove the run folder or give another --workdir."
         )
-    return Start(snapshot, kept)
+    return StartingPoint(snapshot, kept)

@@ -19,7 +19,7 @@ from fedjax_spmc.options import Option, Range
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser("report", __doc__)
-    parser.words("RUN_OR_SWEEP", "run folders, sweep folders, or folders that hold any of these")
+    parser.positional("RUN_OR_SWEEP", "run folders, sweep folders, or folders that hold any of these")
     parser.flag(Option("--out", str, "report"), "DIR", "where the report goes; it must be new, empty, or a report")
     parser.flag(Option("--tables", tuple, ()), "NAME,...", "papers' tables that are shown whatever was run")
     parser.flag(Option("--details", int, 8, range=Range(0, 10**6)), "N", "how many runs get pictures of their own")
@@ -29,17 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(parser: Parser, flags: Flags) -> int:
-    if not flags.words:
-        raise parser.refuse("no folder is given")
+    if not flags.positional:
+        raise parser.refusal("no folder is given")
 
     from fedjax_spmc.report import page, published
 
     for name in flags["tables"]:
         if name not in published.LAYOUTS:
             known = ", ".join(published.LAYOUTS)
-            raise parser.refuse(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas")
+            raise parser.refusal(f"--tables = {name} is not allowed: it must be one of {known}, joined by commas")
     made = page.build(
-        flags.words, flags["out"], flags["tables"], flags["details"], flags["data_dir"], flags["title"] or ""
+        flags.positional, flags["out"], flags["tables"], flags["details"], flags["data_dir"], flags["title"] or ""
     )
     print(f"report: {made}   tables: {made.parent / 'tables'}")
     return 0

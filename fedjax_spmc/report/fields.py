@@ -10,7 +10,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc.errors import WorkdirError
 
 
-def flat(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     """Fields and options by dotted path, those that are missing at their defaults: older versions knew fewer."""
     fields = {path: configs.plain(option.default) for path, option in configs.FIELDS.items()}
     given = fields | {path: configs.plain(value) for path, value in configs.flatten(content).items()}
@@ -24,20 +24,20 @@ def flat(content: Mapping[str, Any]) -> dict[str, Any]:
     return options | given
 
 
-def checked(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields, those that the report computes with looked at.
+def checked_fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields by dotted path; those that the report computes with are checked.
 
     Raises:
         WorkdirError: one of them is of another type; names `path`.
     """
-    found = flat(content)
-    for name, kind in _NEEDED.items():
+    found = with_defaults(content)
+    for name, kind in _REQUIRED.items():
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
             raise WorkdirError(f"{path} is damaged ({name} = {found[name]!r}): the run is left out.")
     return found
 
 
-_NEEDED: dict[str, Any] = {
+_REQUIRED: dict[str, Any] = {
     "seed": int, "federation.num_clients": int, "federation.rounds": int, "federation.eval_every": int,
     "federation.clients_per_round": int, "attack.malicious_fraction": (int, float), "partition.beta": (int, float),
     "data.name": str, "local.rule": str, "aggregator.name": str, "attack.placement": str,
@@ -45,7 +45,7 @@ _NEEDED: dict[str, Any] = {
 """Fields that the report computes with, and their types."""
 
 
-def malicious(config: Mapping[str, Any]) -> np.ndarray:
+def malicious_clients(config: Mapping[str, Any]) -> np.ndarray:
     """[N] bool: who is malicious, as `setup.roster` draws it."""
     from fedjax_spmc import setup
 

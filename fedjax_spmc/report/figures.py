@@ -14,23 +14,31 @@ from fedjax_spmc import types
 from fedjax_spmc.record import plots
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.report import read
-from fedjax_spmc.report.history import ids_of
+from fedjax_spmc.report.history import client_ids
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import CONDITIONS, Setting, conditions_of, differing, labels, short, shown
+from fedjax_spmc.report.settings import (
+    CONDITIONS,
+    Setting,
+    conditions_of,
+    differing_fields,
+    labels,
+    short_name,
+    value_text,
+)
 
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 """Okabe and Ito's palette; yellow is darkened, and black is left to the ink."""
-STYLES = ("-", "--", ":", "-.")
-MOST_PANELS = 24
-MOST_LINES = 28
-MOST_CLIENTS = 200
-"""Up to so many clients get a row in the heat map of weights."""
+LINE_STYLES = ("-", "--", ":", "-.")
+MAX_PANELS = 24
+MAX_LINES = 28
+MAX_CLIENTS = 200
+"""Clients up to whose number the heat map of weights, a row per client, is drawn."""
 
 
 Margins = tuple[float, float, float, float]
 MARGINS: Margins = (0.62, 0.15, 0.35, 0.5)
-NAMED_ROWS: Margins = (1.05, 0.1, 0.35, 0.5)
-"""With names of clients on the left."""
+MARGINS_FOR_NAMES: Margins = (1.05, 0.1, 0.35, 0.5)
+"""With room for the names of clients on the left."""
 
 
 class Picture(NamedTuple):
@@ -62,11 +70,11 @@ def draw(
         paint(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(inline(buffer.getvalue(), caption), caption)
+    return Picture(inline_svg(buffer.getvalue(), caption), caption)
 
 
-def inline(svg: str, caption: str) -> str:
-    """An SVG file as an element of a page: ids of its own, black as the page's ink, named for a screen reader."""
+def inline_svg(svg: str, caption: str) -> str:
+    """An SVG file as an element of a page: unique ids, black as the page's text colour, named for screen readers."""
     body = svg[svg.index("<svg") :]
     mark = "s" + hashlib.sha256((caption + body).encode()).hexdigest()[:10]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -84,8 +92,8 @@ def inline(svg: str, caption: str) -> str:
     return body.replace(size[0], style, 1).replace("\n", "")
 
 
-def with_ids_of_their_own(page: str) -> str:
-    """The page with other ids in a picture that stands on it once more: two runs may have the same partition, say."""
+def with_unique_ids(page: str) -> str:
+    """The page with new ids in every picture that it holds more than once: two runs may have the same partition."""
     seen: dict[str, int] = {}
 
     def renamed(match: re.Match[str]) -> str:
@@ -118,21 +126,21 @@ def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
     A panel has A and R_all (SPMC's Figure 6, FDCR's Figure 3) and, where anybody was flagged, TPR and FPR.
     """
     drawn = [setting for setting in settings if any(run.lines for run in setting.counted)]
-    axes = [path for path in CONDITIONS if path in differing(drawn)]
+    axes = [path for path in CONDITIONS if path in differing_fields(drawn)]
     panels: dict[tuple[str, ...], list[Setting]] = {}
     for setting in drawn:
-        apart = {path: setting.config[path] for path in axes} | conditions_of(setting.config)
-        words = [f"{short(path)} = {shown(value)}" for path, value in apart.items()]
+        conditions = {path: setting.config[path] for path in axes} | conditions_of(setting.config)
+        words = [f"{short_name(path)} = {value_text(value)}" for path, value in conditions.items()]
         panels.setdefault(tuple(words), []).append(setting)
     ordered = sorted(panels.items(), key=lambda pair: -len(pair[1]))
-    made = [_panel(", ".join(words), members) for words, members in ordered[:MOST_PANELS]]
-    return made, max(0, len(ordered) - MOST_PANELS)
+    made = [_panel(", ".join(words), members) for words, members in ordered[:MAX_PANELS]]
+    return made, max(0, len(ordered) - MAX_PANELS)
 
 
 def _panel(title: str, members: Sequence[Setting]) -> Panel:
     names = labels(members, CONDITIONS)
-    lines = members[:MOST_LINES]
-    more = f"; {len(members) - MOST_LINES} more settings are not drawn" if len(members) > MOST_LINES else ""
+    lines = members[:MAX_LINES]
+    more = f"; {len(members) - MAX_LINES} more settings are not drawn" if len(members) > MAX_LINES else ""
     made = []
     wanted = {"A": "accuracy A", "R_all": "robustness R_all"}
     if any(name in ("tpr", "fpr") and setting.curve(name)[1].any() for name in ("tpr", "fpr") for setting in members):
@@ -142,27 +150,27 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
         known = {index: curve for index, curve in known.items() if (~np.isnan(curve[1])).any()}
         if known:
             caption = f"{words} over the rounds: mean over seeds and 95 % interval{more}"
-            made.append(draw(lambda axis, known=known, words=words: _lines(axis, known, words), caption))
-    return Panel(title, made, [(label, _key(index)) for index, label in enumerate(names[:MOST_LINES])])
+            made.append(draw(lambda axis, known=known, words=words: _plot_curves(axis, known, words), caption))
+    return Panel(title, made, [(label, _legend_key(index)) for index, label in enumerate(names[:MAX_LINES])])
 
 
-def _look(index: int) -> tuple[str, str]:
+def _line_style(index: int) -> tuple[str, str]:
     """Colour and line style of the line of a panel."""
-    return CYCLE[index % len(CYCLE)], STYLES[index // len(CYCLE) % len(STYLES)]
+    return LINE_COLOURS[index % len(LINE_COLOURS)], LINE_STYLES[index // len(LINE_COLOURS) % len(LINE_STYLES)]
 
 
-def _key(index: int) -> str:
+def _legend_key(index: int) -> str:
     """A piece of a panel's line, for its legend."""
-    colour, style = _look(index)
+    colour, style = _line_style(index)
     dashes = {"-": "none", "--": "7 3", ":": "2 3", "-.": "7 3 2 3"}[style]
     stroke = re.sub("(#0072b2|#d55e00)", lambda m: f"var(--{m[1][1:]}, {m[1]})", colour.lower())
     line = f'<line x1="0" y1="5" x2="28" y2="5" style="stroke:{stroke};stroke-width:2.5;stroke-dasharray:{dashes}"/>'
     return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
 
 
-def _lines(axis: Any, known: dict[int, Any], words: str) -> None:
+def _plot_curves(axis: Any, known: dict[int, Any], words: str) -> None:
     for index, (rounds, mean, low, high) in known.items():
-        colour, style = _look(index)
+        colour, style = _line_style(index)
         marker = "." if len(rounds) < 30 else None
         axis.plot(rounds, mean, color=colour, linestyle=style, marker=marker, linewidth=1.5)
         if not np.isnan(low).all():
@@ -171,8 +179,8 @@ def _lines(axis: Any, known: dict[int, Any], words: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def of_run(run: Run) -> list[Picture]:
-    """A run's own pictures: scores, weights, the heat map of weights, detection, what the rule itself shows."""
+def run_pictures(run: Run) -> list[Picture]:
+    """A run's own pictures: scores, weights, the heat map of weights, detection, and its aggregator's own."""
     if not run.lines:
         return []
     rounds, _ = run.series("A")
@@ -192,14 +200,14 @@ def of_run(run: Run) -> list[Picture]:
             axis.set_title("weight α")
 
         made.append(draw(paint_weights, "weight of each client over the rounds"))
-        if len(run.malicious) <= MOST_CLIENTS:
-            tall = min(1.6 + 0.22 * len(run.malicious), 9)
+        if len(run.malicious) <= MAX_CLIENTS:
+            height = min(1.6 + 0.22 * len(run.malicious), 9)
             paint = lambda axis: _heat_map(axis, rounds, weights, run.malicious)  # noqa: E731
             caption = "weights of the clients over the rounds, malicious rows in orange"
-            made.append(draw(paint, caption, height=tall, margins=NAMED_ROWS))
+            made.append(draw(paint, caption, height=height, margins=MARGINS_FOR_NAMES))
     if (flagged > 0).any():
         made.append(draw(lambda axis: _detection(axis, run), "share of the clients that were flagged, by kind"))
-    return made + _of_details(run)
+    return made + _detail_pictures(run)
 
 
 def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.ndarray) -> None:
@@ -207,7 +215,7 @@ def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.
     image = axis.imshow(grid, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0)
     step = max(1, len(rounds) // 8)
     axis.set_xticks(range(0, len(rounds), step), rounds[::step])
-    if len(malicious) <= plots.FEW:
+    if len(malicious) <= plots.MAX_NAMED_CLIENTS:
         names = [f"{k} malicious" if bad else str(k) for k, bad in enumerate(malicious)]
         axis.set_yticks(range(len(malicious)), names, fontsize=8)
         plots.mark_malicious(axis.get_yticklabels(), malicious)
@@ -230,11 +238,11 @@ def _detection(axis: Any, run: Run) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _of_details(run: Run) -> list[Picture]:
+def _detail_pictures(run: Run) -> list[Picture]:
     """The pictures that the run's aggregator declares of its details."""
-    details, malicious = _details(run.folder), run.malicious[ids_of(run.lines[-1])]
+    details, malicious = _read_details(run.folder), run.malicious[client_ids(run.lines[-1])]
     made = []
-    for one in _declared(run.config["aggregator.name"]) if details else ():
+    for one in _declared_pictures(run.config["aggregator.name"]) if details else ():
         if one.fits(details, len(malicious)):
             paint = lambda axis, one=one: plots.draw_details(axis, one, details, malicious)  # noqa: E731
             margins = (0.62, 0.1, 0.35, 0.8) if one.edges else MARGINS
@@ -242,12 +250,12 @@ def _of_details(run: Run) -> list[Picture]:
     return made
 
 
-def _declared(aggregator: str) -> tuple[types.Picture, ...]:
+def _declared_pictures(aggregator: str) -> tuple[types.Picture, ...]:
     """The pictures of a rule with its options at their defaults; none of a plug-in's rule, which is not known here."""
     return aggregators.make(aggregator).pictures if aggregator in aggregators.names() else ()
 
 
-def _details(folder: Path | None) -> dict[str, np.ndarray]:
+def _read_details(folder: Path | None) -> dict[str, np.ndarray]:
     """The arrays of `details.npz`; none where it is missing or damaged."""
     if folder is None:
         return {}
@@ -260,6 +268,6 @@ def _details(folder: Path | None) -> dict[str, np.ndarray]:
 
 def partition(counts: np.ndarray, malicious: np.ndarray) -> Picture:
     """Training images by client and class: counts [N, classes]."""
-    tall = min(1.6 + 0.28 * len(counts), 11)
+    height = min(1.6 + 0.28 * len(counts), 11)
     paint = lambda axis: plots.draw_partition(axis, counts, malicious)  # noqa: E731
-    return draw(paint, "training images by client and class", width=6.2, height=tall, margins=(1.5, 0.1, 0.35, 0.5))
+    return draw(paint, "training images by client and class", width=6.2, height=height, margins=(1.5, 0.1, 0.35, 0.5))

@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image a network looks when it answers (SPMC's Figure 7)."""
+"""Grad-CAM: which places of an image a network's prediction rests on (SPMC's Figure 7)."""
 
 import itertools
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from fedjax_spmc.models.layers import ConvolutionPool
 from fedjax_spmc.types import Array, Model, Variables
 
 
-def heat(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a network answers, and how much each place of each image speaks for the answer.
+def grad_cam(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """The predictions of a network, and how much each place of each image speaks for the predicted class.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017: the activations of the last convolution, each channel weighted by
-    the mean gradient of the answer's logit, summed, negative values cut off.
+    the mean gradient of the predicted class's logit, summed, negative values cut off.
 
     Args:
         model: any network whose modules are Flax's.
@@ -25,17 +25,17 @@ def heat(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray,
         images: [B, H, W, C] float32, normalised.
 
     Returns:
-        answers: [B] int.
-        heat: [B, h, w] float32 >= 0, at the resolution of the last convolution; None where the network has none.
+        predictions: [B] int.
+        heat map: [B, h, w] float32 >= 0, at the resolution of the last convolution; None where the network has none.
     """
     batch = images.shape[0]
-    target = _last_map(model, variables, images)
+    target = _last_feature_map(model, variables, images)
 
-    def answer(images: Array) -> Array:
+    def logits_of(images: Array) -> Array:
         return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
 
     if target is None:
-        return np.asarray(jnp.argmax(jax.jit(answer)(images), axis=-1)), None
+        return np.asarray(jnp.argmax(jax.jit(logits_of)(images), axis=-1)), None
     wanted, shape, batch_last = target
 
     @jax.jit
@@ -47,30 +47,30 @@ def heat(model: Model, variables: Variables, images: Array) -> tuple[np.ndarray,
         slope, (logits, activation) = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
         return jnp.argmax(logits, axis=-1), activation, slope
 
-    answers, activation, slope = map(np.asarray, explained(images))
+    predictions, activation, slope = map(np.asarray, explained(images))
     if batch_last:  # [C, h, w, B]
         activation, slope = (np.moveaxis(array, (3, 1, 2, 0), (0, 1, 2, 3)) for array in (activation, slope))
     weights = slope.mean(axis=(1, 2), keepdims=True)
     assert len(activation) == batch
-    return answers, np.maximum((weights * activation).sum(axis=3), 0)
+    return predictions, np.maximum((weights * activation).sum(axis=3), 0)
 
 
-def _last_map(model: Model, variables: Variables, images: Array) -> tuple[int, tuple[int, ...], bool] | None:
-    """The last call of a module that answers with a map: its number, the map's shape, and whether the batch is last."""
+def _last_feature_map(model: Model, variables: Variables, images: Array) -> tuple[int, tuple[int, ...], bool] | None:
+    """The last call of a module that returns a feature map: its number, the map's shape, whether the batch is last."""
     calls: list[tuple[int, tuple[int, ...], bool]] = []
 
-    def look(number: int, module: nn.Module, made: Any) -> Any:
+    def note_map(number: int, module: nn.Module, made: Any) -> Any:
         if getattr(made, "ndim", 0) == 4 and min(made.shape) > 0:
             calls.append((number, made.shape, isinstance(module, ConvolutionPool)))
         return made
 
-    jax.eval_shape(lambda: _watched(model, variables, images, look))
+    jax.eval_shape(lambda: _apply_with_hook(model, variables, images, note_map))
     # Calls are listed as they end, so that a block stands behind its own convolutions: the last map of the network.
     return calls[-1] if calls else None
 
 
 def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, shift: Array) -> tuple[Array, Array]:
-    """(logits, the wanted map), the map shifted before the network goes on."""
+    """(logits, feature map of the wanted call); `shift` is added to the map before the network goes on."""
     kept: list[Array] = []
 
     def shifted(number: int, module: nn.Module, made: Any) -> Any:
@@ -80,18 +80,20 @@ def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, 
         kept.append(made)
         return made + shift
 
-    return _watched(model, variables, images, shifted), kept[0]
+    return _apply_with_hook(model, variables, images, shifted), kept[0]
 
 
-def _watched(model: Model, variables: Variables, images: Array, look: Callable[[int, nn.Module, Any], Any]) -> Array:
-    """The logits, when every call of a module has its answer replaced by look(number of the call, module, answer)."""
+def _apply_with_hook(
+    model: Model, variables: Variables, images: Array, hook: Callable[[int, nn.Module, Any], Any]
+) -> Array:
+    """The logits, when every module's output is replaced by hook(number of the call, module, output)."""
     numbers = itertools.count()
 
     def intercept(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         if context.method_name != "__call__":
             return next_function(*arguments, **keywords)
         number = next(numbers)
-        return look(number, context.module, next_function(*arguments, **keywords))
+        return hook(number, context.module, next_function(*arguments, **keywords))
 
     with nn.intercept_methods(intercept):
         return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]

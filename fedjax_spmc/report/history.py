@@ -1,4 +1,4 @@
-"""What the lines of a run's `metrics.jsonl` say, whatever version wrote them: by row, and as numbers of the run."""
+"""The lines of a run's `metrics.jsonl`, whatever version wrote them, and the numbers of the run made from them."""
 
 import json
 import math
@@ -11,14 +11,14 @@ import numpy as np
 from fedjax_spmc import metrics
 
 THIRDS = ("first", "middle", "last")
-DETECTED = ("tpr", "fpr", "auc")
-SCORES = ("score_benign", "score_malicious")
-WEIGHTS = ("alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
+DETECTION = ("tpr", "fpr", "auc")
+MEAN_SCORES = ("score_benign", "score_malicious")
+WEIGHT_SUMMARY = ("alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
 PER_RUN = (
-    *(f"{name}_{part}" for part in ("run", *THIRDS) for name in DETECTED),
+    *(f"{name}_{part}" for part in ("run", *THIRDS) for name in DETECTION),
     "perfect_rounds",
-    *SCORES,
-    *WEIGHTS,
+    *MEAN_SCORES,
+    *WEIGHT_SUMMARY,
 )
 """Numbers of a whole run: detection over it and by thirds of it, percent (auc 0..1); clients' scores and weights."""
 
@@ -44,11 +44,11 @@ def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> float:
-    """A float; NaN for what is none."""
+    """The value as a float; NaN where it is no number."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
-def by_row(line: Mapping[str, Any], name: str) -> np.ndarray:
+def client_values(line: Mapping[str, Any], name: str) -> np.ndarray:
     """[K] float: a per-client entry of a line by row; NaN where it is undefined, all NaN where the line lacks it."""
     ids, values = line.get("client_ids"), line.get(name)
     length = len(ids) if isinstance(ids, list) else 0
@@ -57,14 +57,14 @@ def by_row(line: Mapping[str, Any], name: str) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], float)
 
 
-def took_part(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] bool; older lines do not say who did, then everyone who was drawn."""
-    stated = by_row(line, "participating")
+def participating(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] bool: who took part; all clients drawn where a line of an older version does not say."""
+    stated = client_values(line, "participating")
     return np.where(np.isnan(stated), 1.0, stated) > 0
 
 
-def ids_of(line: Mapping[str, Any]) -> np.ndarray:
-    """[K] int: who stands in which row."""
+def client_ids(line: Mapping[str, Any]) -> np.ndarray:
+    """[K] int: the client of each row."""
     ids = line.get("client_ids")
     return np.array(ids if isinstance(ids, list) else [], int)
 
@@ -83,7 +83,7 @@ def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
         found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}
     found["perfect_rounds"] = 100 * _mean(_is_perfect(line, malicious) for line in lines)
     bad, scores = _pooled(lines, malicious, "scores")
-    found |= dict(zip(SCORES, (_mean(scores[~bad]), _mean(scores[bad])), strict=True))
+    found |= dict(zip(MEAN_SCORES, (_mean(scores[~bad]), _mean(scores[bad])), strict=True))
     return found | _weights(lines, malicious)
 
 
@@ -91,7 +91,7 @@ def _detection(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
     """Flags pooled over the rounds; auc is the mean of the rounds that have one."""
     bad, flagged = _pooled(lines, malicious, "flagged")
     areas = _mean(number(line.get("auc")) for line in lines)
-    return dict(zip(DETECTED, (100 * _mean(flagged[bad]), 100 * _mean(flagged[~bad]), areas), strict=True))
+    return dict(zip(DETECTION, (100 * _mean(flagged[bad]), 100 * _mean(flagged[~bad]), areas), strict=True))
 
 
 def _is_perfect(line: Mapping[str, Any], malicious: np.ndarray) -> float:
@@ -105,14 +105,14 @@ def _weights(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[
     bad, weights = _pooled(lines, malicious, "weights")
     known = weights[~np.isnan(weights)]
     ends = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
-    return dict(zip(WEIGHTS, (_mean(weights[~bad]), _mean(weights[bad]), *ends), strict=True))
+    return dict(zip(WEIGHT_SUMMARY, (_mean(weights[~bad]), _mean(weights[bad]), *ends), strict=True))
 
 
 def _pooled(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Over all rounds, of those who took part: who is malicious (bool), and an entry of the lines (float)."""
-    here = [took_part(line) for line in lines]
-    ids = [ids_of(line)[mask] for line, mask in zip(lines, here, strict=True)]
-    values = [by_row(line, name)[mask] for line, mask in zip(lines, here, strict=True)]
+    here = [participating(line) for line in lines]
+    ids = [client_ids(line)[mask] for line, mask in zip(lines, here, strict=True)]
+    values = [client_values(line, name)[mask] for line, mask in zip(lines, here, strict=True)]
     empty = np.zeros(0)
     return malicious[np.concatenate([empty.astype(int), *ids])], np.concatenate([empty, *values])
 

@@ -1,4 +1,4 @@
-"""What only model and data can show: test images with the model's answers, Grad-CAM, the partition."""
+"""The pictures of a run that need its model or its data: test images with predictions, Grad-CAM, the partition."""
 
 import io
 import json
@@ -12,10 +12,10 @@ from fedjax_spmc.report import figures, gradcam
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.read import Run
 
-SHOWN = 6
-"""Test images in a strip."""
+NUM_IMAGES = 6
+"""Test images that are shown of a run, at most."""
 SCALE = 3
-"""Each pixel of a data set becomes so many pixels of a picture, for the smooth heat of Grad-CAM."""
+"""Pixels of a picture for each pixel of an image, so that the heat map of Grad-CAM is smooth."""
 CLASSES: Mapping[str, Sequence[str]] = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "fashion_mnist": (
@@ -25,26 +25,36 @@ CLASSES: Mapping[str, Sequence[str]] = {
 """Names of the classes; other data sets show the numbers."""
 
 
-class Answer(NamedTuple):
-    """A test image in a strip: the picture, its heat (None without Grad-CAM), words and whether it is hit."""
+class Prediction(NamedTuple):
+    """A test image and what the global model takes it for.
+
+    Attributes:
+        image: the picture as an img element.
+        heat: its Grad-CAM as an img element; None where the network has no convolution.
+        label: name of the true class.
+        prediction: name of the predicted class and, in brackets, whether it is right.
+        kind: "right", "wrong", or "hit" where a triggered image is taken for the attacker's class.
+    """
 
     image: str
     heat: str | None
-    truth: str
-    answer: str
+    label: str
+    prediction: str
     kind: str
 
 
-class Strip(NamedTuple):
-    """Clean and triggered test images of one run, with the answers of its global model."""
+class TestImages(NamedTuple):
+    """Clean and triggered test images of one run with the predictions of its global model, and a sentence on them."""
 
-    clean: list[Answer]
-    triggered: list[Answer]
+    __test__ = False  # no class of tests, whatever pytest makes of its name
+
+    clean: list[Prediction]
+    triggered: list[Prediction]
     note: str
 
 
-class Looker:
-    """Loads the data of one run after another; only the last data set stays in memory.
+class RunImages:
+    """Draws runs from their models and data, which it loads; only the last data set stays in memory.
 
     Args:
         data_dir: in place of the configs' own.
@@ -53,7 +63,7 @@ class Looker:
     def __init__(self, data_dir: str | None = None):
         self._data_dir = data_dir
         self._key = ""
-        self._held: Any = None
+        self._dataset: Any = None
 
     def config(self, run: Run) -> Any:
         """The run's config, resolved.
@@ -69,7 +79,7 @@ class Looker:
             resolved.data.data_dir = self._data_dir
         return resolved
 
-    def data(self, config: Any) -> Any:
+    def dataset(self, config: Any) -> Any:
         """The config's data set.
 
         Raises:
@@ -80,23 +90,23 @@ class Looker:
 
         key = data_key(config)
         if key != self._key:
-            self._key, self._held = key, None
+            self._key, self._dataset = key, None
             try:
-                self._held = setup.load_data(config)
-            except UserError as error:
-                self._held = error
-        if isinstance(self._held, UserError):
-            raise self._held
-        return self._held
+                self._dataset = setup.load_data(config)
+            except UserError as error:  # for the other runs on these data too
+                self._dataset = error
+        if isinstance(self._dataset, UserError):
+            raise self._dataset
+        return self._dataset
 
-    def checked(self, run: Run) -> tuple[Any, Any]:
+    def config_and_dataset(self, run: Run) -> tuple[Any, Any]:
         """The run's config and data set.
 
         Raises:
             UserError: either is not to be had, or the data are not those of the run.
         """
         config = self.config(run)
-        dataset = self.data(config)
+        dataset = self.dataset(config)
         facts = run.environment.get("data")
         wanted = facts.get("fingerprint") if isinstance(facts, dict) else None
         if wanted is not None and wanted != dataset.fingerprint:
@@ -110,7 +120,7 @@ class Looker:
         if run.folder is None:
             return "The partition is not shown: only the row of the run is left."
         try:
-            config, dataset = self.checked(run)
+            config, dataset = self.config_and_dataset(run)
             parts = setup.divide(config, dataset)
         except UserError as error:
             try:
@@ -125,17 +135,17 @@ class Looker:
         counts = np.stack([np.bincount(dataset.train_labels[part], minlength=classes) for part in parts])
         return figures.partition(counts, run.malicious)
 
-    def strip(self, run: Run) -> Strip | str:
-        """Test images with and without trigger, the answers and Grad-CAM, or why they cannot be shown."""
+    def test_images(self, run: Run) -> TestImages | str:
+        """Test images with and without trigger, the predictions and Grad-CAM, or why they cannot be shown."""
         if not run.has_model():
             return "No model was kept for this run: test images and Grad-CAM cannot be shown."
         try:
-            return _strip(run, *self.checked(run))
+            return _test_images(run, *self.config_and_dataset(run))
         except UserError as error:
             return f"Test images and Grad-CAM are not shown: {error}"
 
 
-def _strip(run: Run, config: Any, dataset: Any) -> Strip:
+def _test_images(run: Run, config: Any, dataset: Any) -> TestImages:
     import jax
     import jax.numpy as jnp
 
@@ -156,45 +166,45 @@ def _strip(run: Run, config: Any, dataset: Any) -> Strip:
     state = attack.init(context, purpose_key(key, "attack"))
 
     target = config.attack.target_label if attack.backdoor is not None else -1
-    chosen = pick(dataset.test_labels, target)
+    chosen = first_of_each_class(dataset.test_labels, target)
     labels = np.asarray(dataset.test_labels)[chosen]
     images = augment.normalise(jnp.asarray(dataset.test_images[chosen]), mean, std)
-    words: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
+    names: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
-    def row(batch: Any, wanted: np.ndarray | None) -> list[Answer]:
+    def row(batch: Any, wanted: np.ndarray | None) -> list[Prediction]:
         with jax.default_matmul_precision(config.precision):
-            answers, heat = gradcam.heat(model, variables, batch)
+            predictions, heat = gradcam.grad_cam(model, variables, batch)
         pixels = np.clip(np.asarray(batch) * np.asarray(std) + np.asarray(mean), 0, 1)
         made = []
-        for i, (truth, answer) in enumerate(zip(labels, answers, strict=True)):
-            hit = wanted is not None and answer == wanted[i]
-            kind = "hit" if hit else "right" if answer == truth else "wrong"
-            said = {"hit": "the attacker's class", "right": "right", "wrong": "wrong"}[kind]
-            name = f"test image of {words[truth]}{', with trigger' if wanted is not None else ''}"
-            shown = figures.png(to_png(pixels[i]), f"{name}, taken for {words[answer]}", "pixels")
+        for i, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
+            hit = wanted is not None and predicted == wanted[i]
+            kind = "hit" if hit else "right" if predicted == label else "wrong"
+            judged = {"hit": "the attacker's class", "right": "right", "wrong": "wrong"}[kind]
+            name = f"test image of {names[label]}{', with trigger' if wanted is not None else ''}"
+            shown = figures.png(to_png(pixels[i]), f"{name}, taken for {names[predicted]}", "pixels")
             warm = (
                 None
                 if heat is None
                 else figures.png(to_png(overlay(pixels[i], heat[i])), f"Grad-CAM: {name}", "pixels")
             )
-            made.append(Answer(shown, warm, words[int(truth)], f"{words[answer]} ({said})", kind))
+            made.append(Prediction(shown, warm, names[int(label)], f"{names[predicted]} ({judged})", kind))
         return made
 
     clean = row(images, None)
     if attack.backdoor is None:
-        return Strip(clean, [], "There was no attack with a trigger.")
+        return TestImages(clean, [], "There was no attack with a trigger.")
     stamped, wanted = attack.backdoor(state, images, jnp.asarray(labels))
-    note = f"The attacker's class is {words[target]}."
+    note = f"The attacker's class is {names[target]}."
     if clean and clean[0].heat is None:
         note += " The network has no convolution, so that there is no Grad-CAM."
-    return Strip(clean, row(stamped, np.asarray(wanted)), note)
+    return TestImages(clean, row(stamped, np.asarray(wanted)), note)
 
 
-def pick(labels: np.ndarray, target: int) -> np.ndarray:
-    """Indices of the first test image of each class but the target, at most `SHOWN`."""
+def first_of_each_class(labels: np.ndarray, target: int) -> np.ndarray:
+    """Indices of the first test image of each class but the target, at most `NUM_IMAGES`."""
     labels = np.asarray(labels)
     firsts = [int(np.argmax(labels == label)) for label in np.unique(labels) if label != target]
-    return np.array(firsts[:SHOWN], int)
+    return np.array(firsts[:NUM_IMAGES], int)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What was run: all settings, all runs, and the facts of the head."""
+"""The tables of all settings and all runs, and the facts at the top of the page."""
 
 import math
 from collections import Counter
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.report import read
-from fedjax_spmc.report.history import DETECTED, SCORES, THIRDS
-from fedjax_spmc.report.read import Found, Run
-from fedjax_spmc.report.settings import Estimate, Setting, departures, differing, labels, shown
+from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
+from fedjax_spmc.report.read import FoundRuns, Run
+from fedjax_spmc.report.settings import Estimate, Setting, departures, differing_fields, labels, value_text
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
 KINDS = ("benign", "malicious")
@@ -17,14 +17,14 @@ DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_ben
 
 
 class Fact(NamedTuple):
-    """A line of the head: a name, and values with the number of runs that have each."""
+    """A fact at the top of the page: a name, and values with the number of runs that have each."""
 
     name: str
     values: list[tuple[str, int]]
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs", and where anybody was flagged "detection"."""
+    """The tables "settings", "runs" and, where any client was flagged, "detection"."""
     listed = [settings_table(settings), detection_table(settings), runs_table(settings)]
     return [one for one in listed if one.rows or one.name != "detection"]
 
@@ -34,7 +34,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         marks = setting.marks()
-        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else _count(setting))
+        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else _num_seeds(setting))
         cells = [counted, Cell(text=rounds_played(setting))]
         for name in SETTINGS_COLUMNS:
             cells.append(Cell(setting.estimate(name), marks=marks))
@@ -52,20 +52,20 @@ def settings_table(settings: Sequence[Setting]) -> Table:
 
 
 def detection_table(settings: Sequence[Setting]) -> Table:
-    """A line per setting whose rule flagged anybody: detection over the run and by thirds of it."""
-    names = [f"{name}_{part}" for name in DETECTED for part in ("run", *THIRDS)]
+    """A line per setting whose rule flagged any client: detection over the run and by thirds of it."""
+    names = [f"{name}_{part}" for name in DETECTION for part in ("run", *THIRDS)]
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         flagging = any(run.numbers[name] > 0 for run in setting.counted for name in ("tpr_run", "fpr_run"))
         if flagging:
             marks = setting.marks()
-            cells = [Cell(text=_count(setting)), Cell(text=rounds_played(setting))]
+            cells = [Cell(text=_num_seeds(setting)), Cell(text=rounds_played(setting))]
             cells += [Cell(setting.estimate(name), marks=marks, digits=2 if "auc" in name else 1) for name in names]
             cells.append(Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1))
-            cells += [Cell(setting.estimate(name), marks=marks, digits=3) for name in SCORES]
+            cells += [Cell(setting.estimate(name), marks=marks, digits=3) for name in MEAN_SCORES]
             rows.append(Row("", (label,), cells))
-    columns = ["seeds", "rounds", *(part for _ in DETECTED for part in ("run", *THIRDS)), "perfect", *KINDS]
-    groups = [("", 2), *((name.upper(), 1 + len(THIRDS)) for name in DETECTED), ("rounds", 1), ("score", len(KINDS))]
+    columns = ["seeds", "rounds", *(part for _ in DETECTION for part in ("run", *THIRDS)), "perfect", *KINDS]
+    groups = [("", 2), *((name.upper(), 1 + len(THIRDS)) for name in DETECTION), ("rounds", 1), ("score", len(KINDS))]
     notes = [
         "Flags pooled over all evaluated rounds of the run, and over each third of them, percent; AUC of the scores: "
         "mean over the rounds. Perfect: rounds in which exactly the malicious who took part were flagged. Score: mean "
@@ -75,7 +75,7 @@ def detection_table(settings: Sequence[Setting]) -> Table:
     return Table("detection", "Detection, by thirds of the run", notes, ("setting",), groups, columns, rows)
 
 
-def _count(setting: Setting) -> str:
+def _num_seeds(setting: Setting) -> str:
     return str(len(setting.counted) or len(setting.runs))
 
 
@@ -89,7 +89,7 @@ def rounds_played(setting: Setting) -> str:
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
-    """A line per run: where it is, how it ended, what it was made with."""
+    """A line per run: folder, numbers, status, time, device, commit."""
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         for run in setting.runs:
@@ -120,7 +120,7 @@ def runs_table(settings: Sequence[Setting]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """Seconds as text: 3 min 07 s."""
     if math.isnan(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -130,7 +130,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def facts(found: Found) -> list[Fact]:
+def facts(found: FoundRuns) -> list[Fact]:
     """Versions, devices, commits, data, seeds, states: each value with its number of runs."""
     runs = found.runs
     versions = [_part(run, "versions") for run in runs]
@@ -185,15 +185,15 @@ def config_differences(
     A field that not all settings know (an option of one rule) is listed with those that do.
     """
     paths = sorted({path for one in settings for path in one.config})
-    apart = {*differing(settings), *_names_that_differ(settings)}
+    apart = {*differing_fields(settings), *_names_that_differ(settings)}
     varied = []
     for path in paths:
         if path in apart:
-            counts = Counter(shown(one.config[path]) for one in settings if path in one.config)
+            counts = Counter(value_text(one.config[path]) for one in settings if path in one.config)
             if len(counts) > 1:
                 varied.append((path, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))))
     shared = [path for path in paths if path not in apart and all(path in one.config for one in settings)]
-    common = [(path, shown(settings[0].config[path])) for path in shared]
+    common = [(path, value_text(settings[0].config[path])) for path in shared]
     return varied, common
 
 
@@ -201,12 +201,12 @@ def _names_that_differ(settings: Sequence[Setting]) -> list[str]:
     return [path for path in ("local.rule", "aggregator.name") if len({one.config[path] for one in settings}) > 1]
 
 
-def departing(setting: Setting) -> list[str]:
-    """The fields in which a setting departs from the paper's, in words."""
-    return [f"{path} = {shown(value)}" for path, value in departures(setting.config).items()]
+def departures_text(setting: Setting) -> list[str]:
+    """The fields in which a setting departs from the paper's, as text."""
+    return [f"{path} = {value_text(value)}" for path, value in departures(setting.config).items()]
 
 
-def states(found: Found) -> str:
+def status_counts(found: FoundRuns) -> str:
     """How many runs ended how."""
     counts = Counter(run.status for run in found.runs)
     order = (read.FINISHED, read.UNFINISHED, read.DIVERGED, read.FAILED)

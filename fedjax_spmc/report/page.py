@@ -12,33 +12,42 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record.files import replace
 from fedjax_spmc.report import figures, overview, published, read, tables
 from fedjax_spmc.report.figures import Picture
-from fedjax_spmc.report.images import Looker, Strip
+from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import Setting, group, labels, shown
+from fedjax_spmc.report.settings import Setting, group, labels
 from fedjax_spmc.report.tables import Table
 
 MARKER = "report.json"
 """Says that a folder holds a report, and which files of it are the report's."""
-DETAILS = 8
-"""So many runs get pictures of their own by default."""
+DEFAULT_DETAILS = 8
+"""How many runs get pictures of their own by default."""
 
 
-class Detail(NamedTuple):
-    """A run's own part of the page: what it departs in, pictures, sentences about what cannot be shown, its images."""
+class RunDetail(NamedTuple):
+    """A run's own part of the page.
+
+    Attributes:
+        title: the setting and the seed.
+        run: the run.
+        departures: the fields in which it departs from the paper's setting, as text.
+        pictures: of its curves, weights, partition, ...
+        missing: sentences about what cannot be shown.
+        test_images: None where they cannot be shown.
+    """
 
     title: str
     run: Run
-    departing: list[str]
+    departures: list[str]
     pictures: list[Picture]
     missing: list[str]
-    strip: Strip | None
+    test_images: TestImages | None
 
 
 def build(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
-    wanted: Collection[str] = (),
-    details: int = DETAILS,
+    paper_tables: Collection[str] = (),
+    details: int = DEFAULT_DETAILS,
     data_dir: str | None = None,
     title: str = "",
 ) -> Path:
@@ -47,7 +56,7 @@ def build(
     Args:
         sources: run folders, sweep folders, folders of these.
         out: where the report goes: a new or empty folder, or one with a report, which is replaced.
-        wanted: names of the papers' tables that are shown whatever was run; see `published.LAYOUTS`.
+        paper_tables: names of the papers' tables that are shown whatever was run; see `published.LAYOUTS`.
         details: how many runs get pictures of their own.
         data_dir: where data sets are, in place of the configs' own.
         title: of the page.
@@ -62,10 +71,10 @@ def build(
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)
-    listed = [*published.tables(settings, wanted), *overview.tables(settings)]
+    listed = [*published.tables(settings, paper_tables), *overview.tables(settings)]
     files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
     text = _page(found, settings, notes, listed, details, data_dir, title)
-    files["index.html"] = figures.with_ids_of_their_own(text)
+    files["index.html"] = figures.with_unique_ids(text)
     files[MARKER] = json.dumps({"report": found.sources, "files": sorted(files)}, indent=2) + "\n"
     _write(path, files, old)
     return path / "index.html"
@@ -113,7 +122,7 @@ def _write(path: Path, files: dict[str, str], old: Sequence[str]) -> None:
 
 
 def _page(
-    found: read.Found,
+    found: read.FoundRuns,
     settings: Sequence[Setting],
     notes: Sequence[str],
     listed: Sequence[Table],
@@ -126,14 +135,14 @@ def _page(
 
     panels, panels_left_out = figures.curves(settings)
     varied, common = overview.config_differences(settings)
-    shown_runs, runs_left_out = choose(settings, details)
+    shown_runs, runs_left_out = choose_runs(settings, details)
     text = (resources.files("fedjax_spmc.report") / "template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["raw"] = Markup
     return environment.from_string(text).render(
         title=title or "Federated learning under backdoor attack: what the runs say",
         found=found,
-        states=overview.states(found),
+        status_counts=overview.status_counts(found),
         settings=settings,
         notes=notes,
         facts=overview.facts(found),
@@ -143,26 +152,25 @@ def _page(
         overview={one.name: one for one in listed if one.name not in published.LAYOUTS},
         panels=panels,
         panels_left_out=panels_left_out,
-        details=_details(shown_runs, settings, Looker(data_dir)),
+        details=_details(shown_runs, settings, RunImages(data_dir)),
         runs_left_out=runs_left_out,
         version=metadata.version("fedjax_spmc"),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        shown=shown,
     )
 
 
-def choose(settings: Sequence[Setting], limit: int) -> tuple[list[Run], int]:
+def choose_runs(settings: Sequence[Setting], limit: int) -> tuple[list[Run], int]:
     """One run of each setting, at most `limit`, SPMC's and FDCR's first; and how many runs are left out.
 
     Of a setting's runs it is one with a model if there is any, then the one of the lowest seed.
     """
-    able = [
+    candidates = [
         min(
             (run for run in one.runs if run.lines or run.has_model()), key=lambda run: not run.has_model(), default=None
         )
         for one in settings
     ]
-    runs = [run for run in able if run is not None]
+    runs = [run for run in candidates if run is not None]
     own = ("spmc", "fdcr")
     first = [run for run in runs if run.config["local.rule"] in own or run.config["aggregator.name"] in own]
     rest = [run for run in runs if not any(run is other for other in first)]
@@ -171,22 +179,23 @@ def choose(settings: Sequence[Setting], limit: int) -> tuple[list[Run], int]:
     return chosen, sum(len(one.runs) for one in settings) - len(chosen)
 
 
-def _details(runs: Sequence[Run], settings: Sequence[Setting], looker: Looker) -> list[Detail]:
+def _details(runs: Sequence[Run], settings: Sequence[Setting], images: RunImages) -> list[RunDetail]:
     names = {id(run): label for setting, label in zip(settings, labels(settings), strict=True) for run in setting.runs}
     by_run: dict[int, Any] = {id(run): setting for setting in settings for run in setting.runs}
     made = []
     for run in runs:
-        pictures, missing = figures.of_run(run), []
+        pictures, missing = figures.run_pictures(run), []
         if not run.lines:
             missing.append("No evaluated round was written: there are no curves.")
-        divided, strip = looker.partition(run), looker.strip(run)
-        if isinstance(divided, Picture):
-            pictures.append(divided)
+        partition, shown = images.partition(run), images.test_images(run)
+        if isinstance(partition, Picture):
+            pictures.append(partition)
         else:
-            missing.append(divided)
-        if not isinstance(strip, Strip):
-            missing.append(strip)
+            missing.append(partition)
+        if not isinstance(shown, TestImages):
+            missing.append(shown)
         title = f"{names[id(run)]}, seed {run.config['seed']}"
-        departing = overview.departing(by_run[id(run)])
-        made.append(Detail(title, run, departing, pictures, missing, strip if isinstance(strip, Strip) else None))
+        departures = overview.departures_text(by_run[id(run)])
+        test_images = shown if isinstance(shown, TestImages) else None
+        made.append(RunDetail(title, run, departures, pictures, missing, test_images))
     return made

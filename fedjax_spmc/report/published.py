@@ -13,29 +13,30 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from fedjax_spmc.config import FIELDS
-from fedjax_spmc.report import settings as kinds
-from fedjax_spmc.report.settings import Estimate, Setting
+from fedjax_spmc.report import settings as settings_module
+from fedjax_spmc.report.settings import Estimate, Setting, value_text
 from fedjax_spmc.report.tables import INTERVALS, RANKING, Cell, Row, Table, ranks
 
 METRICS = ("A", "R_all", "V_all")
 AXES = ("data.name", "partition.beta", "attack.malicious_fraction")
 """The fields that a paper's table varies beside the method."""
-MOST_BLOCKS = 12
+MAX_BLOCKS = 12
+"""Sets of conditions of which a paper's table is shown, at most."""
 DATA_TITLES = {
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "usps": "USPS",
 }  # fmt: skip
 
-Match = tuple[str, Mapping[str, Any]]
+MethodOptions = tuple[str, Mapping[str, Any]]
 """A method, and the options in which it departs from the paper's default."""
 _OPTION = "aggregator.options."
 
 
 class Layout(NamedTuple):
-    """A paper's table: its title, its own method, and row by row (the paper's name, what runs there)."""
+    """A paper's table: its title, the paper's own method, and the method of each row by the row's name."""
 
     title: str
-    hero: str
-    rows: dict[str, Match]
+    method: str
+    rows: dict[str, MethodOptions]
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -85,19 +86,19 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 """By the name that `--tables` and `published.csv` use."""
 
-TELLING: dict[str, Collection[str]] = {
+REQUIRED_ROWS: dict[str, Collection[str]] = {
     "fdcr1": ("K-Means", "DBSCAN"),
     "fdcr2": ("FCDC without I_k",),
     "fdcr3": ("FCDC only", "FPRA only"),
 }
-"""Rows that a table is made for: where none of them was run it is another table's business."""
+"""Table -> rows of which at least one must have been run for the table to be shown; other tables have the rest too."""
 
 Case = tuple[str, float, float]
 """Data set, beta, fraction of malicious clients."""
 
 
 @functools.cache
-def figures(table: str) -> dict[tuple[str, Case], tuple[float, float, float]]:
+def published_numbers(table: str) -> dict[tuple[str, Case], tuple[float, float, float]]:
     """(row, case) -> the published A, R_all, V_all."""
     text = (resources.files("fedjax_spmc.report") / "published.csv").read_text(encoding="utf-8")
     found = {}
@@ -109,7 +110,7 @@ def figures(table: str) -> dict[tuple[str, Case], tuple[float, float, float]]:
 
 
 def case_of(config: Mapping[str, Any]) -> Case:
-    """Where in a paper's table a setting stands."""
+    """The case of a setting: data set, beta, fraction of malicious clients."""
     return config["data.name"], float(config["partition.beta"]), float(config["attack.malicious_fraction"])
 
 
@@ -118,7 +119,7 @@ def row_of(table: str, config: Mapping[str, Any]) -> str | None:
     if config.get("attack.name") != "badnets" or config.get("partition.name") != "dirichlet":
         return None
     own = departures_of_method(config)
-    method = kinds.method_of(config)
+    method = settings_module.method_of(config)
     for name, (wanted, options) in LAYOUTS[table].rows.items():
         if wanted == method and own == options:
             return name
@@ -127,17 +128,17 @@ def row_of(table: str, config: Mapping[str, Any]) -> str | None:
 
 def departures_of_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the method in which a setting departs from the paper's, or from the code's where it is nearer."""
-    own = kinds.departures(config, kinds.variant_of(config))
-    return {path: value for path, value in own.items() if kinds.is_of_method(path)}
+    own = settings_module.departures(config, settings_module.variant_of(config))
+    return {path: value for path, value in own.items() if settings_module.belongs_to_method(path)}
 
 
 def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Conditions, other than the axes of the tables, in which a setting departs from the paper's."""
-    return {path: value for path, value in kinds.conditions_of(config).items() if path not in AXES}
+    return {path: value for path, value in settings_module.conditions_of(config).items() if path not in AXES}
 
 
 def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Table]:
-    """The papers' tables that the settings have something to say to, one for each set of conditions.
+    """The papers' tables of which settings were run, one for each set of conditions.
 
     Args:
         settings: from `settings.group`.
@@ -147,16 +148,16 @@ def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Ta
     for name in LAYOUTS:
         blocks: dict[str, list[Setting]] = {}
         for setting in settings:
-            printed = any(case == case_of(setting.config) for _, case in figures(name))
-            if (printed or name in wanted) and _belongs(name, setting):
+            printed = any(case == case_of(setting.config) for _, case in published_numbers(name))
+            if (printed or name in wanted) and _has_row(name, setting):
                 blocks.setdefault(json.dumps(conditions_of(setting.config), default=str), []).append(setting)
-        shown = [block for block in blocks.values() if name in wanted or _says_something(name, block)]
+        shown = [block for block in blocks.values() if name in wanted or _is_worth_showing(name, block)]
         shown.sort(key=lambda block: -len(block))
-        for index, block in enumerate(shown[:MOST_BLOCKS]):
+        for index, block in enumerate(shown[:MAX_BLOCKS]):
             one = _table(name, block, "" if not index else f"_{index + 1}")
-            if len(shown) > MOST_BLOCKS and not index:
+            if len(shown) > MAX_BLOCKS and not index:
                 one.notes.append(
-                    f"{len(shown) - MOST_BLOCKS} further sets of conditions stand in the table of settings."
+                    f"{len(shown) - MAX_BLOCKS} further sets of conditions stand in the table of settings."
                 )
             made.append(one)
         if not shown and name in wanted:
@@ -164,25 +165,25 @@ def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Ta
     return made
 
 
-def _belongs(name: str, setting: Setting) -> bool:
+def _has_row(name: str, setting: Setting) -> bool:
     """Whether a setting has a row in the table: the paper's, or one below for a relative of the paper's method."""
     if setting.config.get("attack.name") != "badnets" or setting.config.get("partition.name") != "dirichlet":
         return False
-    relative = LAYOUTS[name].hero in (setting.config["local.rule"], setting.config["aggregator.name"])
+    relative = LAYOUTS[name].method in (setting.config["local.rule"], setting.config["aggregator.name"])
     return row_of(name, setting.config) is not None or (relative and name in ("spmc2", "fdcr4"))
 
 
-def _says_something(name: str, block: Sequence[Setting]) -> bool:
+def _is_worth_showing(name: str, block: Sequence[Setting]) -> bool:
     rows = {row_of(name, setting.config) for setting in block} - {None}
-    if name in TELLING:
-        return bool(rows & set(TELLING[name]))
+    if name in REQUIRED_ROWS:
+        return bool(rows & set(REQUIRED_ROWS[name]))
     return len(rows) > 1 or any(
-        LAYOUTS[name].hero in (setting.config["local.rule"], setting.config["aggregator.name"]) for setting in block
+        LAYOUTS[name].method in (setting.config["local.rule"], setting.config["aggregator.name"]) for setting in block
     )
 
 
 def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
-    layout, published = LAYOUTS[name], figures(name)
+    layout, published = LAYOUTS[name], published_numbers(name)
     cases = list(dict.fromkeys(case for _, case in published))
     run = {case_of(setting.config) for setting in block} or set(cases)
     here = [case for case in cases if case in run] + sorted(run - set(cases))
@@ -244,12 +245,12 @@ def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
         groups,
         [metric for _ in columns for metric in ("A", "R", "V")],
         rows,
-        lead=_lead(block),
+        introduction=_introduction(block),
     )
 
 
 def _labels(extra: Sequence[Setting], block: Sequence[Setting]) -> list[str]:
-    names = kinds.labels(block, AXES)
+    names = settings_module.labels(block, AXES)
     by_setting = {id(setting): name for setting, name in zip(block, names, strict=True)}
     return [by_setting[id(setting)] for setting in extra]
 
@@ -262,15 +263,15 @@ def _cell(setting: Setting | None, metric: str, published: float) -> Cell:
     return Cell(estimate, published, setting.marks(), text=text)
 
 
-def _lead(block: Sequence[Setting]) -> str:
-    """What was run, beside the paper's settings."""
+def _introduction(block: Sequence[Setting]) -> str:
+    """The sentence above a table: under which conditions and seeds it was run."""
     if not block:
         return "Nothing of this table has been run."
     seeds = sorted({run.config["seed"] for setting in block for run in setting.runs})
     apart = conditions_of(block[0].config)
     paper = {path: option.default for path, option in FIELDS.items()}
     words = [
-        f"{path} = {kinds.shown(value)}" + (f" (paper {kinds.shown(paper[path])})" if path in paper else "")
+        f"{path} = {value_text(value)}" + (f" (paper {value_text(paper[path])})" if path in paper else "")
         for path, value in apart.items()
     ]
     conditions = "under the paper's settings" if not words else "with " + ", ".join(words)

@@ -1,7 +1,7 @@
-"""What is found below the given folders: runs, single ones, cells of sweeps and kept result folders alike.
+"""Finds the runs below the given folders: single ones, cells of sweeps and kept result folders alike.
 
 Nothing is written and nothing is refused that can be shown: half a line is left out, a key that an older version did
-not write is undefined, a folder that cannot be read becomes a sentence of `Found.problems`.
+not write is undefined, a folder that cannot be read becomes a sentence of `FoundRuns.problems`.
 """
 
 import json
@@ -18,10 +18,10 @@ from fedjax_spmc import metrics
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.report import fields
-from fedjax_spmc.report.history import PER_RUN, by_row, ids_of, number, numbers_of, read_lines, took_part
+from fedjax_spmc.report.history import PER_RUN, client_ids, client_values, number, numbers_of, participating, read_lines
 
 FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
-NOT_RUNS = {"checkpoint", "tensorboard", "work"}
+SKIPPED_FOLDERS = {"checkpoint", "tensorboard", "work"}
 """Folders that belong to a run or a sweep and hold no run."""
 
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
         return self.folder is not None and os.path.isfile(self.folder / "model.npz")
 
     def seconds(self) -> float:
-        """What its rounds and evaluations took; NaN where that was not written down."""
+        """Seconds of its rounds and evaluations; NaN where they were not recorded."""
         every = self.config["federation.eval_every"]
         taken = [
             number(line.get("round_seconds")) * every + np.nan_to_num(number(line.get("eval_seconds")))
@@ -73,8 +73,8 @@ class Run(NamedTuple):
         return float(np.sum(taken)) if taken else math.nan
 
 
-class Found(NamedTuple):
-    """All that was found.
+class FoundRuns(NamedTuple):
+    """All runs that were found.
 
     Attributes:
         runs: each folder once, in order.
@@ -87,7 +87,7 @@ class Found(NamedTuple):
     sources: list[str]
 
 
-def read(sources: Sequence[str | os.PathLike[str]]) -> Found:
+def read(sources: Sequence[str | os.PathLike[str]]) -> FoundRuns:
     """Reads all runs at and below the given folders.
 
     Raises:
@@ -95,7 +95,7 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Found:
     """
     runs: dict[str, Run] = {}
     problems: list[str] = []
-    begun = False
+    has_sweep = False
     for source in map(Path, sources):
         if not os.path.isdir(source):
             raise WorkdirError(f"{str(source)!r} is no folder: give run folders, sweep folders or folders of these.")
@@ -104,42 +104,42 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Found:
         for folder, files in _walk(source):
             if "config.json" in files:
                 try:
-                    runs.setdefault(os.path.realpath(folder), _run(folder))
+                    runs.setdefault(os.path.realpath(folder), _run_of_folder(folder))
                 except WorkdirError as error:
                     problems.append(str(error))
             elif "results.jsonl" in files:
                 tables.append(folder)
         for folder in tables:  # after their cells: what only a row is left of takes the fields of these
-            begun = True
-            for row, base in _rows(folder, runs, problems):
+            has_sweep = True
+            for row, base in _rows_without_folder(folder, runs, problems):
                 key = os.path.realpath(folder) + "#" + row["config_hash"]
                 runs[key] = _run_of_row(folder, row, base)
         if len(runs) == before:
-            started = begun or os.path.isdir(source / "work")
-            begun = begun or started
+            started = has_sweep or os.path.isdir(source / "work")
+            has_sweep = has_sweep or started
             problems.append(f"{source} holds no run{' yet' if started else ''}.")
-    if not runs and not begun:
+    if not runs and not has_sweep:
         raise WorkdirError(problems[0])
-    return Found(list(runs.values()), problems, [str(source) for source in sources])
+    return FoundRuns(list(runs.values()), problems, [str(source) for source in sources])
 
 
 def by_client(run: Run, name: str) -> np.ndarray:
     """[evaluated rounds, N] float, NaN for those who did not take part."""
     table = np.full((len(run.lines), len(run.malicious)), np.nan)
     for i, line in enumerate(run.lines):
-        here = took_part(line)
-        table[i, ids_of(line)[here]] = by_row(line, name)[here]
+        here = participating(line)
+        table[i, client_ids(line)[here]] = client_values(line, name)[here]
     return table
 
 
 def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files), sorted; what lies below a run is left out."""
+    """(folder, names of its files), sorted; folders below a run are left out."""
     for where, folders, files in os.walk(source):
-        folders[:] = [] if "config.json" in files else sorted(set(folders) - NOT_RUNS)
+        folders[:] = [] if "config.json" in files else sorted(set(folders) - SKIPPED_FOLDERS)
         yield Path(where), files
 
 
-def _run(folder: Path) -> Run:
+def _run_of_folder(folder: Path) -> Run:
     """A run from its folder.
 
     Raises:
@@ -149,7 +149,7 @@ def _run(folder: Path) -> Run:
     content = _json(path)
     if content is None:
         raise WorkdirError(f"{path} is damaged: the run is left out.")
-    config = fields.checked(content, path)
+    config = fields.checked_fields(content, path)
     environment = _json(folder / "environment.json") or {}
     summary = _json(folder / "summary.json")
     lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"])
@@ -159,10 +159,10 @@ def _run(folder: Path) -> Run:
     error = None
     if status == DIVERGED and summary is not None:
         error = f"training stopped being finite in round {summary.get('diverged_round')} (counted from 0)"
-    return _made(str(folder), folder, config, environment, lines, status, error, summary or {})
+    return _make_run(str(folder), folder, config, environment, lines, status, error, summary or {})
 
 
-def _made(
+def _make_run(
     name: str,
     folder: Path | None,
     config: dict[str, Any],
@@ -177,7 +177,7 @@ def _made(
     oracle = bool(summary.get("oracle")) or any(
         path.startswith("aggregator.options.oracle_") and bool(value) for path, value in config.items()
     )
-    malicious = fields.malicious(config)
+    malicious = fields.malicious_clients(config)
     if lines:
         numbers = numbers_of(lines, malicious)
     else:
@@ -194,7 +194,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _rows(
+def _rows_without_folder(
     folder: Path, runs: Mapping[str, Run], problems: list[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Rows of a sweep's table whose cells have no folder, each with the fields of a cell beside it or None."""
@@ -218,12 +218,12 @@ def _rows(
 
 
 def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Run:
-    """What a row alone says: its fields over those of a cell of the same sweep, or over the defaults."""
-    flat = dict(base) if base is not None else fields.flat({})
+    """A run of which only a row is left: its fields over those of a cell of the same sweep, or over the defaults."""
+    flat = dict(base) if base is not None else fields.with_defaults({})
     changes: dict[str, Any] = {}
     if isinstance(row.get("method"), str):
         try:
-            changes = presets.changes_of(row["method"])
+            changes = presets.preset_fields(row["method"])
         except ConfigError:  # of a plug-in, or of another version
             changes = {"aggregator.name": row["method"]}
     changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}
@@ -237,4 +237,4 @@ def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | 
     facts = {"name": row["data"], "fingerprint": row.get("fingerprint"), "note": row.get("data_note")}
     environment = {"versions": row.get("versions") or {}, "device": device, "commit": row.get("commit"), "data": facts}
     name = f"{folder}/results.jsonl, {row['config_hash']}"
-    return _made(name, None, flat, environment, [], str(row["status"]), row.get("error"), row)
+    return _make_run(name, None, flat, environment, [], str(row["status"]), row.get("error"), row)

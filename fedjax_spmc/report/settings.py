@@ -22,7 +22,7 @@ MARKS = {
     "f": "failed or diverged: no seed finished",
     "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
 }
-"""What is marked in a table, in the order of the legend."""
+"""Marks of cells in a table and their meaning, in the order of the legend."""
 
 
 class Estimate(NamedTuple):
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
         return not math.isnan(self.low)
 
 
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+UNDEFINED = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 class Setting(NamedTuple):
@@ -107,14 +107,14 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, columns = values.shape
     if count < 2 or not columns:
         return np.full(columns, np.nan), np.full(columns, np.nan)
-    means = (_shares(count) @ values.reshape(count, -1)).reshape(RESAMPLES, columns)
+    means = (_resampling_weights(count) @ values.reshape(count, -1)).reshape(RESAMPLES, columns)
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
     return low, high
 
 
 @functools.cache
-def _shares(count: int) -> np.ndarray:
-    """[RESAMPLES, count]: with what weight each row enters each resampled mean."""
+def _resampling_weights(count: int) -> np.ndarray:
+    """[RESAMPLES, count]: the weight of each row in each resampled mean."""
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     return (draws[:, :, None] == np.arange(count)).mean(axis=1)
 
@@ -123,38 +123,38 @@ def estimate(values: Iterable[float]) -> Estimate:
     """Mean and interval of the values that are defined."""
     known = np.array([value for value in values if not math.isnan(value)])
     if not len(known):
-        return NOTHING
+        return UNDEFINED
     low, high = bootstrap(known[:, None])
     return Estimate(float(known.mean()), float(low[0]), float(high[0]), len(known))
 
 
-def telling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that name a setting: all that touch the numbers but the seed."""
-    return {path: value for path, value in sorted(configs.fields_of_result(config).items()) if path != "seed"}
+def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed."""
+    return {path: value for path, value in sorted(configs.result_fields(config).items()) if path != "seed"}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:
     """Settings in a fixed order, and sentences about runs of one experiment that were found twice."""
     by_key: dict[str, list[Run]] = {}
     for run in runs:
-        by_key.setdefault(json.dumps(telling(run.config), sort_keys=True, default=str), []).append(run)
+        by_key.setdefault(json.dumps(comparable_fields(run.config), sort_keys=True, default=str), []).append(run)
     settings, notes = [], []
     for members in by_key.values():
         by_seed: dict[int, Run] = {}
         for run in members:
             other = by_seed.get(run.config["seed"])
             if other is not None:
-                run, left_out = (run, other) if _standing(run) > _standing(other) else (other, run)
+                run, left_out = (run, other) if _completeness(run) > _completeness(other) else (other, run)
                 notes.append(f"{left_out.name} is the same experiment as {run.name} and counts once.")
             by_seed[run.config["seed"]] = run
         kept = [by_seed[seed] for seed in sorted(by_seed)]
         finished = [run for run in kept if run.status == FINISHED]
-        open_ones = [run for run in kept if run.status == UNFINISHED and run.lines]
-        settings.append(Setting(telling(kept[0].config), kept, finished or open_ones))
+        unfinished = [run for run in kept if run.status == UNFINISHED and run.lines]
+        settings.append(Setting(comparable_fields(kept[0].config), kept, finished or unfinished))
     return sorted(settings, key=_order), notes
 
 
-def _standing(run: Run) -> tuple[bool, int, bool]:
+def _completeness(run: Run) -> tuple[bool, int, bool]:
     return run.status == FINISHED, len(run.lines), run.has_model()
 
 
@@ -168,7 +168,7 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The method in words: its preset's name, or the local rule and the aggregator."""
+    """The name of the method: its preset's, or the local rule's and the aggregator's."""
     return _method(config["local.rule"], config["aggregator.name"])
 
 
@@ -180,25 +180,25 @@ def _method(rule: str, aggregator: str) -> str:
     return f"{rule} + {aggregator}"
 
 
-def is_of_method(path: str) -> bool:
-    """Whether a field belongs to the method rather than to the conditions under which methods are compared."""
+def belongs_to_method(path: str) -> bool:
+    """Whether a field belongs to the method and not to the conditions under which methods are compared."""
     return path.startswith(("local.options.", "aggregator.")) or path == "local.rule"
 
 
-def differing(settings: Sequence[Setting]) -> list[str]:
-    """The fields in which settings differ, but for those that the name of the method tells."""
+def differing_fields(settings: Sequence[Setting]) -> list[str]:
+    """The fields in which settings differ, but for those that the name of the method implies."""
     paths = sorted({path for one in settings for path in one.config})
-    told = {"local.rule", "aggregator.name"}
+    implied = {"local.rule", "aggregator.name"}
     seen = {path: {json.dumps(one.config.get(path), default=str) for one in settings} for path in paths}
-    return [path for path in paths if len(seen[path]) > 1 and path not in told]
+    return [path for path in paths if len(seen[path]) > 1 and path not in implied]
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A field's value for a reader."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(shown, value)) + "]"
+        return "[" + ", ".join(map(value_text, value)) + "]"
     return str(value)
 
 
@@ -219,7 +219,7 @@ def paper_config(rule: str, aggregator: str, variant: str, clients: int, per_rou
         if not known:
             for path, value in {"local.rule": rule, "aggregator.name": aggregator, "aggregator.options": {}}.items():
                 configs.set_field(made, path, value)
-        flat = configs.flatten(configs.recorded(configs.resolve(made)))
+        flat = configs.flatten(configs.with_chosen_options(configs.resolve(made)))
     except UserError:
         return None
     return {path: list(value) if isinstance(value, tuple) else value for path, value in flat.items()}
@@ -233,7 +233,7 @@ def departures(config: Mapping[str, Any], variant: str = "") -> dict[str, Any]:
     if paper is None:
         paper = paper_config("sgd", "mean", variant, clients, per_round) or {}
         config = {path: value for path, value in config.items() if ".options." not in path}
-    own = telling(config)
+    own = comparable_fields(config)
     return {
         path: own[path]
         for path in own
@@ -242,14 +242,14 @@ def departures(config: Mapping[str, Any], variant: str = "") -> dict[str, Any]:
 
 
 def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The departures from the paper that are not the method's: what a comparison of methods must hold fast.
+    """The departures from the paper that are not the method's: what must be equal where methods are compared.
 
     The authors' code trains averaging for one epoch and everything else for ten: that belongs to their averaging.
     """
     own = departures(config)
     if "local.epochs" not in departures(config, variant_of(config)):
         own.pop("local.epochs", None)
-    return {path: value for path, value in own.items() if not is_of_method(path)}
+    return {path: value for path, value in own.items() if not belongs_to_method(path)}
 
 
 def variant_of(config: Mapping[str, Any]) -> str:
@@ -261,31 +261,31 @@ CONDITIONS = ("data.name", "attack.malicious_fraction", "partition.beta", "feder
 """Fields that are named wherever settings differ in them; others only where they depart from the paper's."""
 
 
-SHORT = {"data.name": "data", "attack.malicious_fraction": "γ", "partition.beta": "β", "attack.name": "attack"}
+SHORT_NAMES = {"data.name": "data", "attack.malicious_fraction": "γ", "partition.beta": "β", "attack.name": "attack"}
 
 
-def short(path: str) -> str:
+def short_name(path: str) -> str:
     """A field's name in labels."""
-    return SHORT.get(path, path.rpartition(".")[2])
+    return SHORT_NAMES.get(path, path.rpartition(".")[2])
 
 
 def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[str]:
-    """A name for each setting: the method, and what tells it from the paper's and from the other settings."""
-    everywhere = {path for path in differing(settings) if path in CONDITIONS}
+    """A name for each setting: the method, and the fields that distinguish it from the paper's and other settings."""
+    always = {path for path in differing_fields(settings) if path in CONDITIONS}
     by_data: dict[str, list[Setting]] = {}
     for setting in settings:
         by_data.setdefault(setting.config["data.name"], []).append(setting)
-    # What only tells data sets apart is told by their names.
-    within = {name: everywhere | set(differing(members)) for name, members in by_data.items()}
-    told = {*leave_out, "local.rule", "aggregator.name"}
+    # A field in which only data sets differ need not be named beside the name of the data set.
+    within = {name: always | set(differing_fields(members)) for name, members in by_data.items()}
+    implied = {*leave_out, "local.rule", "aggregator.name"}
     named = []
     for setting in settings:
         variant = variant_of(setting.config)
         own = departures(setting.config, variant)
         words = [
-            f"{short(path)}={shown(setting.config[path])}"
+            f"{short_name(path)}={value_text(setting.config[path])}"
             for path in sorted(within[setting.config["data.name"]], key=lambda path: (path not in CONDITIONS, path))
-            if path in setting.config and path not in told and (path in CONDITIONS or path in own)
+            if path in setting.config and path not in implied and (path in CONDITIONS or path in own)
         ]
         named.append(", ".join([method_of(setting.config) + (":reference" if variant else ""), *words]))
     return named

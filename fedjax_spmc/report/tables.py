@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fedjax_spmc.report.settings import MARKS, NOTHING, Estimate
+from fedjax_spmc.report.settings import MARKS, UNDEFINED, Estimate
 
 BEST, SECOND = 1, 2
 RANKING = (
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
         text: what is shown in place of the estimate, which still sorts.
     """
 
-    estimate: Estimate = NOTHING
+    estimate: Estimate = UNDEFINED
     published: float = math.nan
     marks: str = ""
     rank: int = 0
@@ -48,31 +48,31 @@ class Cell(NamedTuple):
         """The mean, or the text; a dash for nothing."""
         if self.text is not None:
             return self.text
-        return fixed(self.estimate.mean, self.digits) if self.estimate.known else "–"
+        return fixed_point(self.estimate.mean, self.digits) if self.estimate.known else "–"
 
     def interval(self) -> str:
         """`[low, high]`, or nothing."""
         if self.text is not None or not self.estimate.interval:
             return ""
-        return f"[{fixed(self.estimate.low, self.digits)}, {fixed(self.estimate.high, self.digits)}]"
+        return f"[{fixed_point(self.estimate.low, self.digits)}, {fixed_point(self.estimate.high, self.digits)}]"
 
-    def beside(self) -> str:
-        """The paper's figure and the difference in words, or nothing."""
+    def comparison(self) -> str:
+        """The paper's number and the difference as text, or nothing."""
         if math.isnan(self.published):
             return ""
         apart = "" if math.isnan(self.difference) else f", {self.difference:+.2f}".replace("-", "−")
         return f"paper {self.published:.2f}{apart}"
 
-    def sort(self) -> str:
-        """What a click on the column's head sorts by; empty stands last."""
+    def sort_key(self) -> str:
+        """The value by which a click on the column's header sorts; empty comes last."""
         return f"{self.estimate.mean:.9g}" if self.estimate.known else self.text or ""
 
 
 class Row(NamedTuple):
-    """A line: the part of the table that it stands in ("" for none), its heads and its cells."""
+    """A row: the section of the table that it is in ("" for none), its labels and its cells."""
 
     section: str
-    heads: tuple[str, ...]
+    labels: tuple[str, ...]
     cells: list[Cell]
 
 
@@ -82,25 +82,25 @@ class Table(NamedTuple):
     Attributes:
         name: of its files.
         title: above it.
-        notes: sentences below it; the first stands above it where `lead` says so.
-        heads: names of the leading columns, which hold text.
+        notes: sentences below it.
+        label_columns: names of the leading columns, which hold the labels of the rows.
         groups: (name, columns) of the columns, left to right; ("", n) where they are not grouped.
         columns: names of the columns.
         rows: all lines.
-        lead: a sentence between title and table.
+        introduction: a sentence between title and table.
     """
 
     name: str
     title: str
     notes: list[str]
-    heads: tuple[str, ...]
+    label_columns: tuple[str, ...]
     groups: list[tuple[str, int]]
     columns: list[str]
     rows: list[Row]
-    lead: str = ""
+    introduction: str = ""
 
     def legend(self) -> list[str]:
-        """What the marks that occur mean."""
+        """The meaning of each mark that occurs."""
         used = {letter for row in self.rows for cell in row.cells for letter in cell.marks}
         return [f"{letter}: {meaning}." for letter, meaning in MARKS.items() if letter in used]
 
@@ -112,12 +112,12 @@ class Table(NamedTuple):
         return list(parts.items())
 
     def group_of(self, column: int) -> str:
-        """The group that a column stands in."""
+        """The group of a column."""
         names = [name for name, size in self.groups for _ in range(size)]
         return names[column]
 
 
-def fixed(value: float, digits: int) -> str:
+def fixed_point(value: float, digits: int) -> str:
     """A number with so many decimals and a typographic minus."""
     return f"{value:.{digits}f}".replace("-", "−")
 
@@ -129,16 +129,16 @@ def ranks(cells: Sequence[tuple[Estimate, bool]]) -> list[int]:
         cells: the estimate, and whether it may be ranked.
     """
     result = [0] * len(cells)
-    left = [i for i, (one, allowed) in enumerate(cells) if allowed and one.interval]
-    if len(left) < 2:
+    remaining = [i for i, (one, allowed) in enumerate(cells) if allowed and one.interval]
+    if len(remaining) < 2:
         return result
     for rank in (BEST, SECOND):
-        if left:
-            best = max((cells[i][0] for i in left), key=lambda one: one.mean)
-            alike = [i for i in left if cells[i][0].high >= best.low]
-            for i in alike:
+        if remaining:
+            best = max((cells[i][0] for i in remaining), key=lambda one: one.mean)
+            overlapping = [i for i in remaining if cells[i][0].high >= best.low]
+            for i in overlapping:
                 result[i] = rank
-            left = [i for i in left if i not in alike]
+            remaining = [i for i in remaining if i not in overlapping]
     return result
 
 
@@ -146,7 +146,7 @@ def to_csv(table: Table) -> str:
     """A row per cell, in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    heads = [head.lower().replace(" ", "_") for head in table.heads]
+    heads = [head.lower().replace(" ", "_") for head in table.label_columns]
     values = ["mean", "low", "high", "seeds", "published", "difference", "marks", "rank", "text"]
     writer.writerow(["section", *heads, "group", "column", *values])
     for row in table.rows:
@@ -154,7 +154,7 @@ def to_csv(table: Table) -> str:
             one = cell.estimate
             numbers = [one.mean, one.low, one.high, one.seeds, cell.published, cell.difference]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in numbers]
-            place = [row.section, *row.heads, table.group_of(column), table.columns[column]]
+            place = [row.section, *row.labels, table.group_of(column), table.columns[column]]
             writer.writerow([*place, *plain, cell.marks, cell.rank or "", cell.text or ""])
     return buffer.getvalue()
 
@@ -167,18 +167,18 @@ def _markdown_cell(cell: Cell) -> str:
     value = _markdown_text(cell.value())
     value = {BEST: f"**{value}**", SECOND: f"<u>{value}</u>"}.get(cell.rank, value)
     marks = f"<sup>{cell.marks}</sup>" if cell.marks else ""
-    beside = f"({cell.beside()})" if cell.beside() else ""
+    beside = f"({cell.comparison()})" if cell.comparison() else ""
     return " ".join(part for part in (value + marks, cell.interval(), beside) if part)
 
 
 def markdown_rows(table: Table) -> str:
     """The table alone, without title and notes."""
     sectioned = any(row.section for row in table.rows)
-    heads = [*([""] if sectioned else []), *table.heads]
+    heads = [*([""] if sectioned else []), *table.label_columns]
     columns = [f"{table.group_of(i)} {name}".strip() for i, name in enumerate(table.columns)]
     lines = ["| " + " | ".join([*heads, *columns]) + " |", "|" + "---|" * (len(heads) + len(columns))]
     for row in table.rows:
-        first = [*([row.section] if sectioned else []), *map(_markdown_text, row.heads)]
+        first = [*([row.section] if sectioned else []), *map(_markdown_text, row.labels)]
         lines.append("| " + " | ".join([*first, *map(_markdown_cell, row.cells)]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -186,8 +186,8 @@ def markdown_rows(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """Title, table, notes."""
     notes = "".join(f"* {note}\n" for note in [*table.notes, *table.legend()])
-    lead = f"{table.lead}\n\n" if table.lead else ""
-    return f"## {table.title}\n\n{lead}{markdown_rows(table)}\n{notes}"
+    introduction = f"{table.introduction}\n\n" if table.introduction else ""
+    return f"## {table.title}\n\n{introduction}{markdown_rows(table)}\n{notes}"
 
 
 LATEX_SIGNS = {
@@ -206,31 +206,31 @@ def _latex_cell(cell: Cell) -> str:
     value = latex_text(cell.value())
     value = {BEST: rf"\textbf{{{value}}}", SECOND: rf"\underline{{{value}}}"}.get(cell.rank, value)
     marks = rf"\textsuperscript{{{cell.marks}}}" if cell.marks else ""
-    small = " ".join(part for part in (cell.interval(), f"({cell.beside()})" if cell.beside() else "") if part)
+    small = " ".join(part for part in (cell.interval(), f"({cell.comparison()})" if cell.comparison() else "") if part)
     return value + marks + (rf" {{\scriptsize {latex_text(small)}}}" if small else "")
 
 
 def to_latex(table: Table) -> str:
     """A `table` environment; it needs the packages booktabs and graphicx."""
-    width = len(table.heads) + len(table.columns)
+    num_labels, num_columns = len(table.label_columns), len(table.columns)
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
-        rf"\caption{{{latex_text(' '.join(part for part in (table.title + '.', table.lead) if part))}}}",
-        rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}",
+        rf"\caption{{{latex_text(' '.join(part for part in (table.title + '.', table.introduction) if part))}}}",
+        rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{'l' * num_labels}{'r' * num_columns}}}",
         r"\toprule",
     ]
     if any(name for name, _ in table.groups):
         spans = [rf"\multicolumn{{{size}}}{{c}}{{{latex_text(name)}}}" for name, size in table.groups]
-        lines.append(" & ".join([""] * len(table.heads) + spans) + r" \\")
-    lines += [" & ".join(map(latex_text, [*table.heads, *table.columns])) + r" \\", r"\midrule"]
+        lines.append(" & ".join([""] * num_labels + spans) + r" \\")
+    lines += [" & ".join(map(latex_text, [*table.label_columns, *table.columns])) + r" \\", r"\midrule"]
     for index, (section, rows) in enumerate(table.sections()):
         if index:
             lines.append(r"\midrule")
         if section:
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex_text(section)}}}}} \\")
+            lines.append(rf"\multicolumn{{{num_labels + num_columns}}}{{l}}{{\emph{{{latex_text(section)}}}}} \\")
         for row in rows:
-            lines.append(" & ".join([*map(latex_text, row.heads), *map(_latex_cell, row.cells)]) + r" \\")
+            lines.append(" & ".join([*map(latex_text, row.labels), *map(_latex_cell, row.cells)]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\footnotesize"]
     lines += [latex_text(note) for note in [*table.notes, *table.legend()]]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

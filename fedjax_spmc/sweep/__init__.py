@@ -39,12 +39,12 @@ def run(
     checked = as_sweep(sweep)
     cells = expand(checked)
     table = Table(workdir)
-    spread = None
+    play_groups = None
     if engine == "ray":
-        from fedjax_spmc.sweep.engine_ray import make_spread
+        from fedjax_spmc.sweep.engine_ray import make_play_groups
 
-        spread = make_spread(table.path)
-    local.play(checked, cells, table, stream, spread)
+        play_groups = make_play_groups(table.path)
+    local.play(checked, cells, table, stream, play_groups)
     return [table.rows[cell.id] for cell in cells if cell.id in table.rows]
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(parser: Parser, flags: Flags) -> int:
     if flags["config"] is None:
-        raise parser.refuse("--config is missing")
+        raise parser.refusal("--config is missing")
     if flags["estimate"] and not flags["dry_run"]:
         raise ConfigError("--estimate needs --dry-run: it plays no cell.")
     content, label, _ = call_config(flags["config"])
@@ -43,7 +43,7 @@ def _sweep(parser: Parser, flags: Flags) -> int:
         if flags["estimate"]:
             use_compilation_cache(cells[0].config)
             devices.use_cores()
-        for line in describe.plan(sweep, cells, flags["estimate"]):
+        for line in describe.plan_lines(sweep, cells, flags["estimate"]):
             print(line, flush=True)
         return 0
     use_compilation_cache(cells[0].config)
@@ -62,11 +62,11 @@ def override(sweep: Sweep, overrides: Sequence[tuple[str, str]]) -> Sweep:
     Raises:
         ConfigError: a field that is swept or that the methods of the grid set, an unknown field, a bad value.
     """
-    base = configs.loosened(sweep.base)
+    base = configs.editable_copy(sweep.base)
     for path, _ in overrides:
-        of_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))
-        if path == "seed" or path in sweep.grid or of_method:
-            swept = "seeds" if path == "seed" else METHOD if of_method else path
+        set_by_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))
+        if path == "seed" or path in sweep.grid or set_by_method:
+            swept = "seeds" if path == "seed" else METHOD if set_by_method else path
             raise ConfigError(
                 f"--config.{path} is not allowed here: {swept} is swept, change it in the sweep's config."
             )

@@ -1,4 +1,4 @@
-"""What a sweep would do, before it does it: cells, groups, experiments per program; and what that takes."""
+"""The plan of a sweep as text: cells, groups, experiments per program; and its memory and time."""
 
 import math
 import time
@@ -11,40 +11,42 @@ import numpy as np
 from fedjax_spmc.data.pipeline import ClientIndices
 from fedjax_spmc.record.progress import clock
 from fedjax_spmc.sweep import program as programs
-from fedjax_spmc.sweep.engine import Data
-from fedjax_spmc.sweep.plan import Cell, Group, Sweep, common_fields, groups_of, words
+from fedjax_spmc.sweep.engine import DatasetCache
+from fedjax_spmc.sweep.plan import Cell, Group, Sweep, common_fields, fields_text, groups_of
 from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import CLIENTS, Layout
 
 TIMED_STEPS = 600
-"""About so many steps of clients are played to time a round; the whole round is told from them and a quarter."""
+"""Local steps of clients that are played to time a round, about; the time of a whole round is extrapolated from these
+and a quarter of them."""
 
 
-def plan(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> Iterator[str]:
+def plan_lines(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> Iterator[str]:
     """The plan, line by line. Without `estimate` no data is read and nothing is compiled."""
     groups, devices = groups_of(cells), jax.local_devices()
-    settings = len({words(cell.fields) for cell in cells})
+    settings = len({fields_text(cell.fields) for cell in cells})
     yield (
         f"{len(cells)} cells ({settings} settings x {len(sweep.seeds)} seeds) in {len(groups)} groups, one program "
         f"each; {len(devices)} x {devices[0].device_kind}"
     )
-    loader, total = Data(), 0.0
+    cache, total = DatasetCache(), 0.0
     for number, group in enumerate(groups, 1):
         layout = programs.layout_of(group.cells[0].config, len(group.cells), devices)
-        text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
-        if estimate:
-            dataset, environment = loader.of(group.cells[0].config)
+        text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  "
+        if not estimate:
+            text += _lanes_text(layout, exact=False)
+        else:
+            dataset, environment = cache.get(group.cells[0].config)
             seconds, needed, layout = _measure(Player(group, dataset, environment), group, layout)
             total += seconds
-            text = f"group {number:>{len(str(len(groups)))}}  {len(group.cells):>4} cells  {_lanes(layout, estimate)}"
             memory = "memory unknown" if needed is None else f"{needed / 2**20:,.0f} MiB a device"
-            text += f"  {memory}  about {clock(seconds)}"
-        yield f"{text}  {words(common_fields(group))}"
+            text += f"{_lanes_text(layout, exact=True)}  {memory}  about {clock(seconds)}"
+        yield f"{text}  {fields_text(common_fields(group))}"
     if estimate:
         yield f"about {clock(total)} in all, without the time to compile"
 
 
-def _lanes(layout: Layout, exact: bool) -> str:
+def _lanes_text(layout: Layout, exact: bool) -> str:
     if layout.axis == CLIENTS:
         return f"1 experiment per program, its clients over {len(layout.devices)} devices"
     open_ended = layout.devices[0].platform != "cpu" and not exact
@@ -60,9 +62,9 @@ def _measure(player: Player, group: Group, layout: Layout) -> tuple[float, int |
     cells = [cell for cell in group.cells if cell.id not in player.refused]
     if not cells:
         return 0.0, None, layout
-    layout = player.fit(layout, cells[0])
-    run, some = player.program(layout, cells[0]), cells[: layout.lanes]
-    states, lanes = player.stacked(some, layout)
+    layout = player.fit_to_memory(layout, cells[0])
+    run = player.program(layout, cells[0])
+    states, lanes = player.stacked(cells[: layout.lanes], layout)
     states = programs.place(layout, states, stacked=True)
     shared = player.shared(layout)
     batch = group.cells[0].config.local.batch_size
@@ -82,10 +84,10 @@ def _measure(player: Player, group: Group, layout: Layout) -> tuple[float, int |
 
     (few, short), (many, long) = timed(share / 4, False), timed(share, False)
     _, evaluated = timed(share / 4, True)
-    each = max(0.0, (long - short) / (many - few)) if many > few else 0.0
-    a_round = max(short + each * (float((sizes // batch).sum()) - few), short)
+    step_seconds = max(0.0, (long - short) / (many - few)) if many > few else 0.0
+    round_seconds = max(short + step_seconds * (float((sizes // batch).sum()) - few), short)
     config = group.cells[0].config
     rounds, evaluations = config.federation.rounds, math.ceil(config.federation.rounds / config.federation.eval_every)
-    loads = math.ceil(len(cells) / layout.lanes)
-    seconds = loads * (rounds * a_round + evaluations * max(0.0, evaluated - short))
+    programs_played = math.ceil(len(cells) / layout.lanes)
+    seconds = programs_played * (rounds * round_seconds + evaluations * max(0.0, evaluated - short))
     return seconds, player.memory(layout, cells[0]), layout

@@ -1,14 +1,14 @@
 """Plays a sweep on a Ray cluster: pieces of groups go out as tasks that ask for a GPU each, rows come back.
 
 Only this process writes the table, so that a cell cannot stand in it twice: a piece whose node dies is played again
-elsewhere, by Ray, and answers once. Where the nodes share the sweep's folder, it goes on from its last chunk.
+elsewhere, by Ray, and returns once. Where the nodes share the sweep's folder, it goes on from its last chunk.
 `RAY_ADDRESS` names the cluster; without it a Ray of this machine alone is started.
 """
 
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,16 @@ from fedjax_spmc.command import use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.sweep import engine
 from fedjax_spmc.sweep.plan import Cell, Group
-from fedjax_spmc.sweep.table import Outcome, failed
+from fedjax_spmc.sweep.table import Outcome, failed_outcome
 
 RETRIES = 5
 """How often a piece is played again after its node or its process died; then its cells have failed."""
-PIECES_A_SLOT = 2
-"""Groups are cut until every GPU has so many pieces, so that a fast one is not idle while a slow one ends."""
+PIECES_PER_SLOT = 2
+"""Pieces of groups for every GPU, so that a fast one is not idle while a slow one ends."""
 
 
 class Piece(NamedTuple):
-    """What a task is sent: plain values.
+    """The argument of a task: plain values.
 
     Attributes:
         key: of the group.
@@ -47,15 +47,15 @@ def play_piece(piece: Piece) -> list[tuple[str, Outcome]]:
     """The task: plays the pending cells on the devices that Ray gave to this process.
 
     Returns:
-        (id, what is left of the cell) with the cell left out, which the sender knows.
+        (cell id, outcome), the cell itself left out of the outcome: the sender knows it.
     """
     cells = tuple(Cell(fields, configs.resolve(config), name) for fields, config, name in piece.cells)
     use_compilation_cache(cells[0].config)
-    dataset, environment = engine.Data().of(cells[0].config)
-    ended: list[tuple[str, Outcome]] = []
+    dataset, environment = engine.DatasetCache().get(cells[0].config)
+    outcomes: list[tuple[str, Outcome]] = []
 
-    def sink(one: Outcome) -> None:
-        ended.append((one.cell.id, one._replace(cell=None)))  # pyright: ignore[reportArgumentType]
+    def on_outcome(outcome: Outcome) -> None:
+        outcomes.append((outcome.cell.id, outcome._replace(cell=None)))  # pyright: ignore[reportArgumentType]
 
     group = Group(piece.key, cells)
     work = Path(piece.work)
@@ -69,16 +69,16 @@ def play_piece(piece: Piece) -> list[tuple[str, Outcome]]:
         lock = None
     try:
         folder = None if lock is None else work / name
-        engine.play_group(group, piece.pending, dataset, environment, folder, sink, lambda text: None)
+        engine.play_group(group, piece.pending, dataset, environment, folder, on_outcome, lambda text: None)
     finally:
         if lock is not None:
             lock.release()
-    return ended
+    return outcomes
 
 
 def pieces_of(groups: Sequence[Group], pending: Collection[str], slots: int, work: Path) -> Iterator[Piece]:
-    """Groups cut into about `PIECES_A_SLOT` pieces a slot, none smaller than a cell; whole where there are plenty."""
-    each = max(1, -(-PIECES_A_SLOT * slots // max(1, len(groups))))
+    """Groups cut into about `PIECES_PER_SLOT` pieces a slot, none smaller than a cell; whole where there are plenty."""
+    each = max(1, -(-PIECES_PER_SLOT * slots // max(1, len(groups))))
     for group in groups:
         plain = tuple((cell.fields, configs.to_plain(cell.config), cell.id) for cell in group.cells)
         ids = [cell.id for cell in group.cells if cell.id in pending]
@@ -87,8 +87,11 @@ def pieces_of(groups: Sequence[Group], pending: Collection[str], slots: int, wor
             yield Piece(group.key, plain, tuple(ids[start : start + size]), str(work.absolute()))
 
 
-def make_spread(workdir: Path) -> Callable[..., None]:
-    """The engine: (groups, pending, loader, sink, log) -> None.
+def make_play_groups(workdir: Path) -> engine.PlayGroups:
+    """The engine of a Ray cluster.
+
+    Args:
+        workdir: the sweep's folder.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
@@ -104,8 +107,12 @@ def make_spread(workdir: Path) -> Callable[..., None]:
             address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(error).split())[:200]
             raise ConfigError(f"RAY_ADDRESS = {address!r} is no Ray cluster ({reason}).") from None
 
-    def spread(
-        groups: Sequence[Group], pending: Collection[str], loader: engine.Data, sink: engine.Sink, log: engine.Log
+    def play_groups(
+        groups: Sequence[Group],
+        pending: Collection[str],
+        cache: engine.DatasetCache,
+        on_outcome: engine.OnOutcome,
+        log: engine.Log,
     ) -> None:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
@@ -121,14 +128,14 @@ def make_spread(workdir: Path) -> Callable[..., None]:
                 (ready,), _ = ray.wait(list(waiting), num_returns=1)
                 piece = waiting.pop(ready)
                 try:
-                    for name, ended in ray.get(ready):
-                        sink(ended._replace(cell=cells[name]))
+                    for name, outcome in ray.get(ready):
+                        on_outcome(outcome._replace(cell=cells[name]))
                 except ray.exceptions.RayError as error:
                     reason = " ".join(str(error).split())[-500:]
                     for name in piece.pending:
-                        sink(failed(cells[name], loader.environment(cells[name].config), reason))
+                        on_outcome(failed_outcome(cells[name], cache.environment(cells[name].config), reason))
         finally:
-            for left in waiting:
-                ray.cancel(left, force=True)
+            for task_id in waiting:
+                ray.cancel(task_id, force=True)
 
-    return spread
+    return play_groups

@@ -1,4 +1,4 @@
-"""What a sweep is made of: a base config and a grid become cells, and cells that can share a program become groups."""
+"""The plan of a sweep: a base config and a grid become cells, and cells that can share a program become groups."""
 
 import hashlib
 import itertools
@@ -10,7 +10,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import setup
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import shown
+from fedjax_spmc.options import quoted
 
 METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
@@ -22,7 +22,8 @@ HOST_FIELDS = (
 """Fields that no program sees: index lists, the roster and the key are made of them, and those are data."""
 
 Rule = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
-"""Which cells to leave out: those whose swept fields have the given value (or one of a list), or answer True."""
+"""Which cells to leave out: those whose swept fields have the given values (each may be a list), or for which the
+function returns True."""
 
 
 class Sweep(NamedTuple):
@@ -57,8 +58,8 @@ class Cell(NamedTuple):
     id: str
 
     def title(self) -> str:
-        """The swept fields and the seed in words."""
-        return words(self.fields | {"seed": self.config.seed})
+        """The swept fields and the seed as text."""
+        return fields_text(self.fields | {"seed": self.config.seed})
 
 
 class Group(NamedTuple):
@@ -68,7 +69,7 @@ class Group(NamedTuple):
     cells: tuple[Cell, ...]
 
 
-def words(fields: Mapping[str, Any]) -> str:
+def fields_text(fields: Mapping[str, Any]) -> str:
     """Fields for a reader: `data.name=cifar10 method=spmc`."""
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
@@ -87,21 +88,21 @@ def as_sweep(content: Any) -> Sweep:
             raise ConfigError(f"a sweep's config knows {', '.join(Sweep._fields)}: {what}.")
         content = Sweep(**fields)
     if not isinstance(content, Sweep):
-        raise ConfigError(f"a sweep's get_config returns {shown(content)} and must return a Sweep.")
+        raise ConfigError(f"a sweep's get_config returns {quoted(content)} and must return a Sweep.")
     grid = content.grid
     if not hasattr(grid, "items"):
-        raise ConfigError(f"grid = {shown(grid)} is not allowed: it must map fields to lists of values.")
+        raise ConfigError(f"grid = {quoted(grid)} is not allowed: it must map fields to lists of values.")
     for name, values in grid.items():
         if name == "seed":
             raise ConfigError("grid.seed is not allowed: the seeds of a sweep are its field seeds.")
         if not isinstance(values, (list, tuple)) or not values:
-            raise ConfigError(f"grid.{name} = {shown(values)} is not allowed: it must be a list of one value or more.")
+            raise ConfigError(f"grid.{name} = {quoted(values)} is not allowed: it must be a list of one value or more.")
     if not isinstance(content.seeds, (list, tuple, range)) or not len(content.seeds):
-        raise ConfigError(f"seeds = {shown(content.seeds)} is not allowed: it must be a list of whole numbers.")
+        raise ConfigError(f"seeds = {quoted(content.seeds)} is not allowed: it must be a list of whole numbers.")
     for rule in content.leave_out:
         if not callable(rule) and not (hasattr(rule, "keys") and set(rule) <= set(grid)):
             raise ConfigError(
-                f"leave_out = {shown(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
+                f"leave_out = {quoted(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
             )
     return content
 
@@ -123,7 +124,7 @@ def expand(sweep: Sweep) -> list[Cell]:
             try:
                 config = _cell_config(sweep.base, fields, seed)
             except ConfigError as error:
-                refused.append(f"cell {words(fields | {'seed': seed})} is refused: {error}")
+                refused.append(f"cell {fields_text(fields | {'seed': seed})} is refused: {error}")
             else:
                 cells.append(Cell(fields, config, cell_id(config)))
     if refused:
@@ -147,11 +148,11 @@ def _matches(rule: Rule, fields: Mapping[str, Any]) -> bool:
 
 
 def _cell_config(base: Any, fields: Mapping[str, Any], seed: int) -> Any:
-    config = configs.loosened(base)
+    config = configs.editable_copy(base)
     if METHOD in fields:
         if not isinstance(fields[METHOD], str):
-            raise ConfigError(f"{METHOD} = {shown(fields[METHOD])} is not allowed: it must be presets, as text.")
-        _assign(config, presets.changes_of(fields[METHOD]))
+            raise ConfigError(f"{METHOD} = {quoted(fields[METHOD])} is not allowed: it must be presets, as text.")
+        _assign(config, presets.preset_fields(fields[METHOD]))
     _assign(config, {name: value for name, value in fields.items() if name != METHOD} | {"seed": seed})
     return configs.resolve(config)
 
@@ -173,21 +174,21 @@ def _hash(flat: Mapping[str, Any]) -> str:
 
 def cell_id(config: Any) -> str:
     """Names an experiment; unlike the name of a run folder it tells numbers of rounds apart."""
-    return _hash(configs.fields_of_result(configs.flatten(config)))
+    return _hash(configs.result_fields(configs.flatten(config)))
 
 
 def program_key(config: Any) -> str:
     """Equal for configs that one compiled program can play."""
     known = configs.attack_options(config)
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
-    arrays = {f"local.{name}" for name in configs.HYPER}
+    arrays = {f"local.{name}" for name in configs.HYPERPARAMETERS}
     for section in ("local", "aggregator", "attack"):
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
             arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
     shape = {
         path: value
-        for path, value in configs.fields_of_result(configs.flatten(config)).items()
+        for path, value in configs.result_fields(configs.flatten(config)).items()
         if path not in {*HOST_FIELDS, *inert}
     }
     # An option that is None is left to the rule, which is another program than any number.
@@ -204,8 +205,8 @@ def groups_of(cells: Iterable[Cell]) -> list[Group]:
     """The groups, in order of their first cells, but those of one data set one after another."""
     by_data: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
-        of_data = by_data.setdefault(data_key(cell.config), {})
-        of_data.setdefault(program_key(cell.config), []).append(cell)
+        same_data = by_data.setdefault(data_key(cell.config), {})
+        same_data.setdefault(program_key(cell.config), []).append(cell)
     return [Group(key, tuple(members)) for groups in by_data.values() for key, members in groups.items()]
 
 

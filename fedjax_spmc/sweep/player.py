@@ -17,7 +17,7 @@ from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line,
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group
-from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, Shared
+from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, SharedImages
 from fedjax_spmc.sweep.scratch import Scratch
 from fedjax_spmc.sweep.table import Outcome
 
@@ -51,16 +51,16 @@ class Player:
                 self.refused[cell.id] = str(error)
         self._width = max((len(part) for parts in self._parts.values() for part in parts), default=1)
         self._programs: dict[Layout, Any] = {}
-        self._host = Shared(
+        self._host = SharedImages(
             train=Images(np.asarray(dataset.train_images), np.asarray(dataset.train_labels, np.int32)),  # pyright: ignore
             test=Images(np.asarray(dataset.test_images), np.asarray(dataset.test_labels, np.int32)),  # pyright: ignore
             server=setup.server_images(self._config, dataset),
         )
-        self._shared: tuple[Layout, Shared] | None = None
+        self._shared: tuple[Layout, SharedImages] | None = None
         self._start = experiment.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
-        """A cell's state before round 0 and what its program reads: bit for bit those of a single run."""
+        """A cell's state before round 0 and its lane: bit for bit those of a single run."""
         key = jax.random.key(cell.config.seed)
         settings = setup.array_settings(cell.config)
         with jax.default_matmul_precision(self._config.precision):
@@ -69,7 +69,7 @@ class Player:
         arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), settings)
         return state, Lane(key, ClientIndices(*indices), arrays)
 
-    def fit(self, layout: Layout, like: Cell) -> Layout:
+    def fit_to_memory(self, layout: Layout, like: Cell) -> Layout:
         """The layout with as many experiments as memory allows, its program compiled.
 
         Args:
@@ -90,53 +90,53 @@ class Player:
         return programs.bytes_needed(self.program(layout, like))
 
     def play(
-        self, cells: Sequence[Cell], layout: Layout, scratch: Scratch, report: Callable[[int], None] | None = None
+        self, cells: Sequence[Cell], layout: Layout, scratch: Scratch, on_round: Callable[[int], None] | None = None
     ) -> list[Outcome]:
         """Plays cells to their end, going on from what `scratch` holds.
 
         Args:
             cells: at most `layout.lanes`; lanes that are left over repeat the first cell and are thrown away.
-            layout: from `fit`.
-            scratch: where chunks are kept.
-            report: told the number of rounds played.
+            layout: from `fit_to_memory`.
+            scratch: where checkpoints are kept.
+            on_round: called with the number of rounds played.
         """
         rounds, every = self._config.federation.rounds, self._config.federation.eval_every
-        chunk = self._config.checkpoint.every
+        checkpoint_every = self._config.checkpoint.every
         run = self.program(layout, cells[0])
         states, lanes = self.stacked(cells, layout)
         nothing = np.zeros(layout.lanes, np.int32)
-        done, (states, unreported), entries = scratch.resume(Snapshot(states, Unreported(nothing, nothing)))
+        done, (states, unreported), evaluated = scratch.resume(Snapshot(states, Unreported(nothing, nothing)))
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
-        histories = [[line for entry in entries if (line := entry["lines"][i])] for i in range(len(cells))]
+        histories = [[line for entry in evaluated if (line := entry["lines"][i])] for i in range(len(cells))]
         malicious = np.asarray(states.attack.roster.malicious)
-        lost = np.asarray(states.diverged)[: len(cells)]
+        diverged_rounds = np.asarray(states.diverged)[: len(cells)]
         since = done
         start = began = time.perf_counter()
-        while done < rounds and (lost < 0).any():
-            wanted = (done + 1) % every == 0 or done + 1 == rounds
+        while done < rounds and (diverged_rounds < 0).any():
+            evaluate = (done + 1) % every == 0 or done + 1 == rounds
             outcome: RoundOutcome = run(
-                states, lanes, shared, programs.place(layout, jnp.asarray(wanted), stacked=False)
+                states, lanes, shared, programs.place(layout, jnp.asarray(evaluate), stacked=False)
             )
-            states, before = outcome.states, lost
-            lost = np.asarray(states.diverged)[: len(cells)]  # waits for the devices
+            states, before = outcome.states, diverged_rounds
+            diverged_rounds = np.asarray(states.diverged)[: len(cells)]  # waits for the devices
             unreported = unreported.plus(outcome.reports)
             done += 1
-            due = [i for i in range(len(cells)) if (wanted and before[i] < 0) or lost[i] != before[i]]
+            due = [i for i in range(len(cells)) if (evaluate and before[i] < 0) or diverged_rounds[i] != before[i]]
             if due:
                 seconds = (time.perf_counter() - start) / (done - since) / len(cells)
-                lines = self._lines(outcome, due, unreported, malicious, done - 1, seconds)
+                lines = self._metrics_lines(outcome, due, unreported, malicious, done - 1, seconds)
                 unreported = Unreported(*(np.where(np.isin(np.arange(layout.lanes), due), 0, x) for x in unreported))
                 scratch.add({"round": done - 1, "lines": [lines.get(i) for i in range(len(cells))]})
                 for i, line in lines.items():
                     histories[i].append(line)
                 since, start = done, time.perf_counter()
-            if done < rounds and (done % chunk == 0 or (lost != before).any()):
+            if done < rounds and (done % checkpoint_every == 0 or (diverged_rounds != before).any()):
                 scratch.save(done, Snapshot(states, unreported))
-            if report is not None:
-                report(done)
+            if on_round is not None:
+                on_round(done)
         seconds = (time.perf_counter() - began) / max(1, len(cells))
-        return self._results(cells, states, histories, malicious, lost, seconds)
+        return self._outcomes(cells, states, histories, malicious, diverged_rounds, seconds)
 
     def stacked(self, cells: Sequence[Cell], layout: Layout) -> tuple[FederationState, Lane]:
         """States before round 0 and lanes [lanes, ...], on the host's side of the program."""
@@ -145,8 +145,8 @@ class Player:
         states, lanes = _stack(starts)
         return states, programs.place(layout, lanes, stacked=True)
 
-    def shared(self, layout: Layout) -> Shared:
-        """The images on the layout's devices; they stay there for the next load."""
+    def shared(self, layout: Layout) -> SharedImages:
+        """The images on the layout's devices; they stay there for the next cells."""
         if self._shared is None or self._shared[0]._replace(batch=0) != layout._replace(batch=0):
             self._shared = layout, programs.place(layout, self._host, stacked=False)
         return self._shared[1]
@@ -157,15 +157,15 @@ class Player:
             program = programs.make_program(self._config, self._dataset.info, layout)
             states, lanes = _shapes(self.start(like), layout.lanes)
             shared, flag = _shapes((self._host, jnp.asarray(True)))
-            # The shardings are told here and not by the shapes, so that the clients' training may close over arrays.
-            spread, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
-            jitted = jax.jit(program, in_shardings=(spread, spread, whole, whole), out_shardings=spread)
+            # The shardings are given here and not by the shapes, so that the clients' training may close over arrays.
+            split, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
+            jitted = jax.jit(program, in_shardings=(split, split, whole, whole), out_shardings=split)
             with jax.default_matmul_precision(self._config.precision):
                 self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
             self.compiled += 1
         return self._programs[layout]
 
-    def _lines(
+    def _metrics_lines(
         self,
         outcome: RoundOutcome,
         due: Sequence[int],
@@ -190,21 +190,21 @@ class Player:
             for i in due
         }
 
-    def _results(
+    def _outcomes(
         self,
         cells: Sequence[Cell],
         states: FederationState,
         histories: Any,
         malicious: np.ndarray,
-        lost: np.ndarray,
+        diverged_rounds: np.ndarray,
         seconds: float,
     ) -> list[Outcome]:
-        ended = []
+        outcomes = []
         for i, cell in enumerate(cells):
             federation = experiment.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states._replace(attack=()))
-            note, diverged = self._dataset.info.note, int(lost[i])
-            ended.append(
+            note, diverged = self._dataset.info.note, int(diverged_rounds[i])
+            outcomes.append(
                 Outcome(
                     cell=cell,
                     summary=summary_of(
@@ -217,7 +217,7 @@ class Player:
                     error=None if diverged < 0 else diverged_message(diverged),
                 )
             )
-        return ended
+        return outcomes
 
 
 @jax.jit
@@ -226,5 +226,5 @@ def _stack(trees: list[Any]) -> Any:
 
 
 def _shapes(tree: Any, *lead: int) -> Any:
-    """What a program is told of its arguments before there are any, with leading axes if wanted."""
+    """Shapes and dtypes of a tree, to compile for; `lead` axes come first."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)

@@ -24,9 +24,9 @@ from fedjax_spmc.setup import ArraySettings
 from fedjax_spmc.types import Array, PRNGKey
 
 EXPERIMENTS = "experiments"
-MOST = 256
-"""So many experiments a device at most where memory alone would allow more."""
-USABLE = 0.9
+MAX_EXPERIMENTS = 256
+"""Experiments on a device at most, where memory alone would allow more."""
+USABLE_MEMORY = 0.9
 """Share of a device's memory that a program may take."""
 
 
@@ -50,15 +50,15 @@ class Layout(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What an experiment's program reads and never changes; stacked, every leaf leads with the experiment axis."""
+    """The inputs of an experiment that its rounds do not change; stacked, every leaf leads with the experiment axis."""
 
     key: PRNGKey
     indices: ClientIndices
     settings: ArraySettings
 
 
-class Shared(NamedTuple):
-    """What all experiments of a program read."""
+class SharedImages(NamedTuple):
+    """The images that all experiments of a program read; `server` are those that the server holds, if any."""
 
     train: Images
     test: Images
@@ -66,7 +66,7 @@ class Shared(NamedTuple):
 
 
 class RoundOutcome(NamedTuple):
-    """What a round of all lanes leaves, every leaf [lanes, ...]; `counts` are zeros where nothing was evaluated."""
+    """The result of a round of all lanes, every leaf [lanes, ...]; `counts` are zeros where nothing was evaluated."""
 
     states: FederationState
     reports: RoundReport
@@ -74,7 +74,7 @@ class RoundOutcome(NamedTuple):
 
 
 def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
-    """How to spread a group of so many cells before anything is known of its memory.
+    """How to lay out a group of `num_cells` cells before its memory is known.
 
     A cell that is alone shares its clients among the devices, where these may wait for each other or
     `federation.devices` says how many.
@@ -84,7 +84,7 @@ def layout_of(config: Any, num_cells: int, devices: Sequence[Any]) -> Layout:
     if num_cells == 1 and shared > 1:
         return Layout(tuple(devices[:shared]), CLIENTS, 1)
     used = min(len(devices), num_cells)
-    wanted = config.sweep.experiment_batch or (1 if devices[0].platform == "cpu" else MOST)
+    wanted = config.sweep.experiment_batch or (1 if devices[0].platform == "cpu" else MAX_EXPERIMENTS)
     return Layout(tuple(devices[:used]), EXPERIMENTS, min(wanted, -(-num_cells // used)))
 
 
@@ -98,26 +98,26 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
     """
     mesh = mesh_of(layout)
 
-    def parts(lane: Lane, shared: Shared) -> Federation:
+    def parts(lane: Lane, shared: SharedImages) -> Federation:
         federation = assemble(config, info, shared.server, lane.settings)
         if mesh is not None and layout.axis == CLIENTS:
             return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True))
         return federation
 
-    def play(state: FederationState, lane: Lane, shared: Shared) -> tuple[FederationState, RoundReport]:
+    def play(state: FederationState, lane: Lane, shared: SharedImages) -> tuple[FederationState, RoundReport]:
         arrays = shared.train, lane.indices
         return play_round(parts(lane, shared), arrays, lane.indices.sizes, state, lane.key)
 
-    def count(state: FederationState, lane: Lane, shared: Shared) -> Counts:
+    def count(state: FederationState, lane: Lane, shared: SharedImages) -> Counts:
         federation = parts(lane, shared)
         evaluate = make_evaluate(federation.model, federation.attack, info.mean, info.std)
         return evaluate(evaluated_model(federation, state), shared.test, state.attack)
 
-    def block(states: FederationState, lanes: Lane, shared: Shared, evaluate: Array) -> RoundOutcome:
-        new, reports = _each(play, layout.batch)(states, lanes, shared)
-        counted = functools.partial(_each(count, layout.batch), new, lanes, shared)
+    def block(states: FederationState, lanes: Lane, shared: SharedImages, evaluate: Array) -> RoundOutcome:
+        new, reports = _map_experiments(play, layout.batch)(states, lanes, shared)
+        counted = functools.partial(_map_experiments(count, layout.batch), new, lanes, shared)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(counted))
-        # The round in which an experiment is lost is evaluated whatever the schedule says, as in a single run.
+        # The round in which an experiment diverges is evaluated whatever the schedule says, as in a single run.
         wanted = evaluate | jnp.any(new.diverged != states.diverged)
         return RoundOutcome(new, reports, jax.lax.cond(wanted, counted, lambda: nothing))
 
@@ -127,7 +127,7 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
     return jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=P(EXPERIMENTS), check_vma=False)
 
 
-def _each(fn: Callable[..., Any], batch: int) -> Callable[..., Any]:
+def _map_experiments(fn: Callable[..., Any], batch: int) -> Callable[..., Any]:
     """Maps over the leading axis of the first two arguments; one experiment alone is not vmapped, which costs speed."""
     if batch > 1:
         return jax.vmap(fn, in_axes=(0, 0, None))
@@ -173,7 +173,7 @@ def bytes_needed(compiled: Any) -> int | None:
 def bytes_usable(device: Any) -> int | None:
     """Memory that a program may take on a device; None where the device does not say (a CPU)."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
-    return None if limit is None else int(USABLE * limit)
+    return None if limit is None else int(USABLE_MEMORY * limit)
 
 
 def largest_batch(needed: int, batch: int, shared: int, usable: int) -> int:

@@ -1,7 +1,7 @@
-"""What a program in progress leaves on the disk, so that a killed sweep goes on from its last chunk.
+"""The files of a program in progress, from which a killed sweep goes on at its last checkpoint.
 
-A folder for each program's load of cells: `cells.json` says whose, `lines.jsonl` has the lines of the evaluated rounds,
-`checkpoint/` the state of all lanes. It is removed once its cells have their rows.
+A folder for the cells that a program plays at once: `cells.json` says which they are, `lines.jsonl` has the lines of
+the evaluated rounds, `checkpoint/` the state of all lanes. It is removed once its cells have their rows.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.resume import Snapshot
 
 
-class Load(NamedTuple):
+class ProgramCells(NamedTuple):
     """The cells that a program plays at once.
 
     Attributes:
@@ -40,25 +40,29 @@ Entry = dict[str, Any]
 
 
 class Scratch:
-    """The folder of one load; None as folder keeps nothing.
+    """The folder of one program in progress.
 
     Args:
-        folder: where loads in progress are kept, `WORKDIR/work`.
-        load: whose it is.
+        folder: where programs in progress are kept, `WORKDIR/work`; None keeps nothing.
+        cells: what the program plays.
     """
 
-    def __init__(self, folder: Path | None, load: Load):
-        name = hashlib.sha256(json.dumps(load.ids).encode()).hexdigest()[:16]
+    def __init__(self, folder: Path | None, cells: ProgramCells):
+        name = hashlib.sha256(json.dumps(cells.ids).encode()).hexdigest()[:16]
         self._path = None if folder is None else folder / name
-        self._load = load
+        self._cells = cells
         self._checkpoints: Checkpoints | None = None
 
     def resume(self, like: Snapshot) -> tuple[int, Snapshot, list[Entry]]:
-        """Rounds played, the snapshot of all lanes, and the entries; (0, like, []) where nothing usable is there."""
+        """Rounds played, the snapshot of all lanes, and the evaluated rounds.
+
+        Args:
+            like: the snapshot before round 0; it is returned, with 0 and no rounds, where nothing usable is there.
+        """
         if self._path is None:
             return 0, like, []
         try:
-            if _read(self._path) == self._load:
+            if _read(self._path) == self._cells:
                 self._checkpoints = Checkpoints(self._path / "checkpoint")
                 done = self._checkpoints.latest()
                 if done is not None:
@@ -71,14 +75,14 @@ class Scratch:
         shutil.rmtree(self._path, ignore_errors=True)
         try:
             self._path.mkdir(parents=True)
-            files.replace(self._path / "cells.json", json.dumps(self._load._asdict()).encode())
+            files.replace(self._path / "cells.json", json.dumps(self._cells._asdict()).encode())
         except OSError as error:
             raise _unwritable(self._path, error) from None
         self._checkpoints = Checkpoints(self._path / "checkpoint")
         return 0, like, []
 
     def add(self, entry: Entry) -> None:
-        """Appends an evaluated round and sees it on the disk."""
+        """Appends an evaluated round and waits until it is on the disk."""
         if self._path is None:
             return
         try:
@@ -118,18 +122,18 @@ class Scratch:
         files.replace_lines(self._path / "lines.jsonl", entries)
 
 
-def loads_in(folder: Path) -> Iterator[Load]:
-    """The loads in progress that a folder holds; what cannot be read is passed over."""
+def unfinished_programs(folder: Path) -> Iterator[ProgramCells]:
+    """The cells of each program in progress that a folder holds; what cannot be read is passed over."""
     for path in sorted(folder.glob("*/cells.json")):
-        load = _read(path.parent)
-        if load is not None:
-            yield load
+        cells = _read(path.parent)
+        if cells is not None:
+            yield cells
 
 
-def _read(path: Path) -> Load | None:
+def _read(path: Path) -> ProgramCells | None:
     try:
         content = json.loads((path / "cells.json").read_text())
-        return Load(**content | {"ids": tuple(content["ids"])})
+        return ProgramCells(**content | {"ids": tuple(content["ids"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

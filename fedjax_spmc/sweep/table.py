@@ -15,20 +15,20 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc.errors import WorkdirError
-from fedjax_spmc.options import shown
+from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import summary_of
-from fedjax_spmc.setup import is_oracle, model_of
+from fedjax_spmc.setup import is_oracle
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
-NAME = "results.jsonl"
+TABLE_FILE = "results.jsonl"
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
 
 class Outcome(NamedTuple):
-    """What is left of a cell that was played to its end, or failed.
+    """The result of a cell that was played to its end, or failed.
 
     Attributes:
         cell: which.
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-def failed(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
-    """A cell without a result: its row has the keys of the others, with nothing in them."""
+def failed_outcome(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
+    """The outcome of a cell without a result: its row has the keys of the others, with None in them."""
     rounds, note = cell.config.federation.rounds, environment["data"]["note"]
     summary = summary_of(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
     return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
@@ -69,7 +69,7 @@ class Table:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._lock: FileLock | None = None
-        if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / NAME):
+        if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / TABLE_FILE):
             raise WorkdirError(f"workdir = {str(self.path)!r} holds a single run: give another --workdir.")
         self.rows = self._read()
 
@@ -91,7 +91,7 @@ class Table:
             raise self._unwritable(error) from None
         self._lock = lock
         self.rows = self._read()
-        for left_over in self.path.glob(f".{NAME}-*"):  # of a process that was killed while it wrote
+        for left_over in self.path.glob(f".{TABLE_FILE}-*"):  # of a process that was killed while it wrote
             left_over.unlink(missing_ok=True)
         self._rewrite()
 
@@ -107,41 +107,39 @@ class Table:
             self.rows = {name: row for name, row in self.rows.items() if name not in dropped}
             self._rewrite()
 
-    def record(self, ended: Outcome, keep_model: bool = True) -> dict[str, Any]:
-        """Writes what a cell left: its folder (config, environment, curves, summary, model), then its row.
+    def record(self, outcome: Outcome, keep_model: bool = True) -> dict[str, Any]:
+        """Writes the outcome of a cell: its folder (config, environment, curves, summary, model), then its row.
 
         A cell that has a row keeps it, and its folder.
         """
-        cell, row = ended.cell, make_row(ended)
+        cell, row = outcome.cell, make_row(outcome)
         if cell.id in self.rows:
             return self.rows[cell.id]
-        if ended.variables is not None:
+        if outcome.variables is not None:
             path = self.path / folder_of(cell)
             shutil.rmtree(path, ignore_errors=True)  # of a process that was killed between it and its row
             folder = RunFolder(path, cell.config)
-            folder.begin(ended.environment)
+            folder.begin(outcome.environment)
             try:
-                folder.rewrite_history(ended.history)
+                folder.rewrite_history(outcome.history)
                 if keep_model:
-                    facts = ended.environment["data"]
-                    model = model_of(cell.config, facts["num_classes"], tuple(facts["image_shape"]))
-                    folder.write_model(model, ended.variables)
-                folder.write_json("summary.json", ended.summary)
+                    folder.write_model(outcome.variables)
+                folder.write_json("summary.json", outcome.summary)
             finally:
                 folder.close()
         self._append(row)
         return row
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        """Appends a row and sees it on the disk."""
+        """Appends a row and waits until it is on the disk."""
         try:
-            files.append_line(self.path / NAME, row)
+            files.append_line(self.path / TABLE_FILE, row)
         except OSError as error:
             raise self._unwritable(error) from None
         self.rows[row["config_hash"]] = dict(row)
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        path = self.path / NAME
+        path = self.path / TABLE_FILE
         try:
             text = path.read_text()
         except FileNotFoundError:
@@ -162,16 +160,16 @@ class Table:
 
     def _rewrite(self) -> None:
         content = "".join(map(files.json_line, self.rows.values()))
-        if os.path.exists(self.path / NAME) and (self.path / NAME).read_text() == content:
+        if os.path.exists(self.path / TABLE_FILE) and (self.path / TABLE_FILE).read_text() == content:
             return
         try:
-            files.replace(self.path / NAME, content.encode())
+            files.replace(self.path / TABLE_FILE, content.encode())
         except OSError as error:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> WorkdirError:
         return WorkdirError(
-            f"workdir = {shown(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
+            f"workdir = {quoted(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
             "that you may write."
         )
 
@@ -181,19 +179,19 @@ def folder_of(cell: Cell) -> str:
     return f"cells/{cell.id}"
 
 
-def make_row(ended: Outcome) -> dict[str, Any]:
-    """One row: the swept fields, seed, status, the summary of a run, and what the numbers were made with."""
-    cell, summary, environment = ended.cell, ended.summary, ended.environment
+def make_row(outcome: Outcome) -> dict[str, Any]:
+    """One row: the swept fields, seed, status, the summary of a run, and the environment."""
+    cell, summary, environment = outcome.cell, outcome.summary, outcome.environment
     device, facts = environment["device"], environment["data"]
     return {
         **cell.fields,
         "seed": cell.config.seed,
         "status": summary["status"],
-        "error": ended.error,
+        "error": outcome.error,
         **{name: value for name, value in summary.items() if name != "status"},
         "config_hash": cell.id,
-        "folder": None if ended.variables is None else folder_of(cell),
-        "seconds": round(ended.seconds, 3),
+        "folder": None if outcome.variables is None else folder_of(cell),
+        "seconds": round(outcome.seconds, 3),
         "commit": environment["commit"],
         "platform": device["platform"],
         "device": device["kind"],

@@ -11,7 +11,7 @@ State = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """What a round is played with.
+    """The settings of a round.
 
     Attributes:
         make_model: () -> a network; its weights are overwritten.
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     dtype: torch.dtype
 
 
-class Played(NamedTuple):
+class RoundResult(NamedTuple):
     """The new global model, every client's teacher and the weights that the server gave."""
 
     state: State
@@ -98,7 +98,7 @@ def loaded(settings: Settings, state: State) -> torch.nn.Module:
 
 def play_round(
     settings: Settings, state: State, teachers: Sequence[State], batches: Sequence[Batches], sizes: Sequence[int]
-) -> Played:
+) -> RoundResult:
     """Trains every client from `state` on its own batches, weighs and averages the results."""
     trained = []
     for client, own in enumerate(batches):
@@ -112,7 +112,7 @@ def play_round(
     weights = mean_weights(sizes, settings.dtype) if settings.method == "fedavg" else spmc_weights(trained)
     new = average(trained, weights)
     new_teachers = [teacher_of(new, own, weight) for own, weight in zip(trained, weights, strict=True)]
-    return Played(new, new_teachers, weights)
+    return RoundResult(new, new_teachers, weights)
 
 
 def percent_predicted(settings: Settings, state: State, images: torch.Tensor, labels: torch.Tensor) -> float:
