@@ -59,7 +59,7 @@ two CPU cores a CIFAR-10 cell of 12 rounds takes 5 to 10 minutes."""
 
 def _fdcr_cell(method: str, augmentation: str, attack: str, leak: bool = False) -> Cell:
     """A cell of `FDCR_QUESTION`; `method` is a Fisher, or "averaging"."""
-    fields = {"attack.name": attack, "attack.options.augmentation": augmentation}
+    fields = {"attack.name": attack, "attack.augmentation": augmentation}
     if method == "averaging":
         return "fedavg", fields | {"attack.poison_fraction": 0.5, "attack.trigger": "fdcr_code"}
     return "fdcr,reference", fields | {

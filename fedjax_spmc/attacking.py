@@ -66,12 +66,11 @@ class Attackers:
             upload: all rows, in `craft`.
             client_id: the client in question, in the slots of a client.
         """
-        federation, state = self._federation, self._state
+        federation = self._federation
         attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
         hyper, epochs = self._training_of(attacking)
         ctx = AttackContext(
-            **self.rule_context()._asdict()
-            | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
+            **self.rule_context()._asdict() | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
             roster=self._roster,
             client_ids=self._client_ids,
             num_batches=None if client_id is None else self.clean_data(client_id).num_batches,
@@ -104,7 +103,8 @@ class Attackers:
             ctx = self.context(own, client_id=client_id)
             made = poison(ctx, own, batch, client_id, step, key)
             return batch._replace(
-                inputs=jnp.where(attacks, made.inputs, batch.inputs), labels=jnp.where(attacks, made.labels, batch.labels)
+                inputs=jnp.where(attacks, made.inputs, batch.inputs),
+                labels=jnp.where(attacks, made.labels, batch.labels),
             )
 
         def gather(step: Array, key: PRNGKey) -> Batch:

@@ -13,18 +13,24 @@ from fedjax_spmc.options import Option
 
 
 def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
-    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (percent) of the model in `workdir`."""
+    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (percent) of the model in `workdir`.
+
+    Who is malicious and what the trigger looks like is read from the run folder.
+    """
     import jax
 
-    from fedjax_spmc import experiment, metrics, setup
+    from fedjax_spmc import experiment, metrics
+    from fedjax_spmc.record.folder import RunFolder
 
     result = experiment.load(workdir)
     config = result.config
     if data_dir is not None:
         config.data.data_dir = data_dir
+    folder = RunFolder(workdir, config, read_only=True)
     with jax.default_matmul_precision(config.precision):
-        built = experiment.build(config, setup.load_data(config))
-        counts = built.evaluate(result.variables, built.test, built.state.attack)
+        built = experiment.build(config)
+        own = folder.read_attack(built.state.attack)
+        counts = built.evaluate(result.variables, built.test, folder.roster(), own)
     return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)
 
 

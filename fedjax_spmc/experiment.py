@@ -19,7 +19,7 @@ import numpy as np
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import data, devices, setup
-from fedjax_spmc.data.pipeline import Images, pad_indices
+from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import Federation, FederationState, evaluated_model, initial_state
@@ -32,7 +32,7 @@ from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
 from fedjax_spmc.setup import ArraySettings, Experiment
 from fedjax_spmc.training import auto_client_batch
-from fedjax_spmc.types import PRNGKey, Roster
+from fedjax_spmc.types import Examples, PRNGKey, Roster
 
 __all__ = ["Result", "assemble", "build", "load", "make_start", "play", "run"]
 
@@ -71,65 +71,75 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     key = jax.random.key(config.seed)  # every draw folds it with what it is for
     parts = setup.divide(config, dataset)  # each client's images
     roster = setup.roster(config, key)  # who is malicious, and when they attack
-    server = setup.server_images(config, dataset)  # clean images on the server, for the few rules that need them
-    federation = assemble(config, dataset.info, server)
+    server = setup.server_examples(config, dataset)  # clean examples on the server, for the few rules that need them
+    held = jax.tree.map(jnp.asarray, setup.held_by(config, dataset))  # arrays of the attack's own
+    federation = assemble(config, dataset.info, server, held)
     start = make_start(config, dataset.info, server)
     indices = pad_indices(parts)
     return Experiment(
         federation=federation,
-        arrays=(Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32)), indices),
+        arrays=(setup.examples_of(dataset.train_inputs, dataset.train_labels), indices),
         sizes=indices.sizes,
-        test=Images(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels, jnp.int32)),
-        state=start(key, roster, setup.array_settings(config)),
+        test=setup.examples_of(dataset.test_inputs, dataset.test_labels),
+        state=start(key, roster, setup.array_settings(config), held),
         key=key,
         malicious=np.asarray(roster.malicious),
         parts=parts,
         dataset=dataset,
-        evaluate=make_evaluate(federation.model, federation.attack, dataset.info.mean, dataset.info.std),
+        evaluate=make_evaluate(federation.model, federation.attack, federation.task, held),
     )
 
 
 def assemble(
-    config: configs.Config, info: data.DatasetInfo, server: Images | None, settings: ArraySettings | None = None
+    config: configs.Config,
+    info: data.DatasetInfo,
+    server: Examples | None,
+    held: Any = (),
+    settings: ArraySettings | None = None,
 ) -> Federation:
     """The parts of a round.
 
     Args:
         config: resolved.
         info: the data set's.
-        server: from `setup.server_images`.
+        server: from `setup.server_examples`.
+        held: from `setup.held_by`, on the device.
         settings: in place of the config's own; they may be traced, so that one program serves many experiments.
     """
     settings = setup.array_settings(config) if settings is None else settings
-    model = setup.model_of(config, info.num_classes, info.image_shape)
+    task = setup.task_of(config, info)
+    model = setup.model_of(config, info)
     rule = setup.local_rule_of(config, settings)
     clients = config.federation.clients_per_round
     return Federation(
         model=model,
+        task=task,
         sample=setup.sampling_of(config),
-        client_data=setup.client_data_of(config, info, rule),
+        client_data=setup.client_data_of(config, task, rule),
         rule=rule,
         attack=setup.attack_of(config, settings),
-        aggregator=setup.aggregator_of(config, info, model, settings),
+        aggregator=setup.aggregator_of(config, task, model, settings),
         hyper=settings.hyper,
         epochs=config.local.epochs,
         client_batch=config.federation.client_batch or auto_client_batch(clients),
         oracle=setup.is_oracle(config),
         server=server,
+        held=held,
+        attacker=setup.attacker_of(config, rule),
+        frozen=config.attack.augmentation == "frozen",
     )
 
 
 def make_start(
-    config: configs.Config, info: data.DatasetInfo, server: Images | None
-) -> Callable[[PRNGKey, Roster, ArraySettings], FederationState]:
-    """The jitted start, the same for a run and a sweep: (key, roster, settings) -> the state before round 0."""
+    config: configs.Config, info: data.DatasetInfo, server: Examples | None
+) -> Callable[[PRNGKey, Roster, ArraySettings, Any], FederationState]:
+    """The jitted start, the same for a run and a sweep: (key, roster, settings, held) -> the state before round 0."""
 
     @jax.jit  # one program in place of a hundred small ones
-    def start(key: PRNGKey, roster: Roster, settings: ArraySettings) -> FederationState:
-        federation = assemble(config, info, server, settings)
+    def start(key: PRNGKey, roster: Roster, settings: ArraySettings, held: Any) -> FederationState:
+        federation = assemble(config, info, server, held, settings)
         variables = federation.model.init(purpose_key(key, "init"))
-        attack = federation.attack.init(setup.attack_context(info, roster), purpose_key(key, "attack"))
-        return initial_state(federation, variables, config.federation.num_clients, attack)
+        return initial_state(federation, variables, config.federation.num_clients, roster, purpose_key(key, "attack"))
 
     return start
 
@@ -151,7 +161,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
             if done % every == 0 or last:
                 ended = time.perf_counter()
                 variables = evaluated_model(federation, state)
-                counts = jax.device_get(experiment.evaluate(variables, experiment.test, state.attack))
+                counts = jax.device_get(experiment.evaluate(variables, experiment.test, state.roster, state.attack))
                 seconds = {
                     "round_seconds": (ended - start) / (done - since),
                     "eval_seconds": time.perf_counter() - ended,

@@ -19,6 +19,7 @@ from fedjax_spmc.types import (
     Aggregator,
     Array,
     Attack,
+    AttackContext,
     ClientData,
     LocalRule,
     Model,
@@ -63,6 +64,7 @@ class RoundReport(NamedTuple):
     Attributes:
         verdict: of the aggregator.
         client_ids, participating, steps: [K], who was drawn, who took part, local steps.
+        attacking: [K] bool, who attacked in this round.
         metrics: means of the training metrics.
         rejected: int32 scalar, uploads that were not finite.
         failed: int32 scalar, 1 where the aggregation failed and the global model was kept, else 0.
@@ -73,6 +75,7 @@ class RoundReport(NamedTuple):
     client_ids: Array
     participating: Array
     steps: Array
+    attacking: Array
     metrics: dict[str, Array]
     rejected: Array
     failed: Array
@@ -153,7 +156,7 @@ def evaluated_model(federation: Federation, state: FederationState) -> Variables
 
 
 def initial_state(
-    federation: Federation, variables: Variables, num_clients: int, roster: Roster, attack: State
+    federation: Federation, variables: Variables, num_clients: int, roster: Roster, key: PRNGKey
 ) -> FederationState:
     """The state before round 0.
 
@@ -162,15 +165,19 @@ def initial_state(
         variables: the initial global model.
         num_clients: N.
         roster: who is malicious and when they attack.
-        attack: from `attack.init`.
+        key: what the attack draws with.
     """
+    ctx = AttackContext(
+        model=federation.model, variables=variables, task=federation.task, roster=roster, held=federation.held
+    )
+    init = federation.attack.init
     return FederationState(
         variables=variables,
         previous=variables,
         rule=federation.rule.init(variables, num_clients),
         aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
         roster=roster,
-        attack=attack,
+        attack=() if init is None else init(ctx, key),
         round=jnp.int32(0),
         diverged=jnp.int32(-1),
     )
@@ -268,8 +275,23 @@ def aggregate(
     details = aggregator.details(upload._replace(participating=usable))
     rejected = (took_part & ~usable).sum(dtype=jnp.int32)
     return new_state, RoundReport(
-        verdict, client_ids, took_part, trained.steps, metrics, rejected, failed.astype(jnp.int32), details
+        verdict=verdict,
+        client_ids=client_ids,
+        participating=took_part,
+        steps=trained.steps,
+        attacking=roster.attacks_now(client_ids),
+        metrics=metrics,
+        rejected=rejected,
+        failed=failed.astype(jnp.int32),
+        details=details,
     )
+
+
+def data_of_client(
+    federation: Federation, arrays: Any, state: FederationState, key: PRNGKey, client_id: Array
+) -> ClientData:
+    """One client's batches in the round that `state` stands before, as the attack poisons them."""
+    return Attackers(federation, arrays, state, key, client_id[None]).poisoned_data(state.attack, client_id)
 
 
 def average_stats(upload: Upload, usable: Array, verdict: Verdict, old: Any) -> Any:

@@ -39,6 +39,7 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
     def balance(rate: float | None) -> float | None:
         return None if rate is None or accuracy is None else (accuracy + (100.0 - rate)) / 2
 
+    by_class = [percent(part, whole) for part, whole in zip(correct, asked, strict=True)]
     return {
         "A": accuracy,
         "ASR": asr,
@@ -47,24 +48,24 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
         "V": balance(asr),
         "R_all": resist(asr_all),
         "V_all": balance(asr_all),
-        "per_class": [percent(part, whole) for part, whole in zip(correct, asked, strict=True)] if len(asked) > 1 else [],
+        "per_class": by_class if len(asked) > 1 else [],
     }
 
 
 def detection(
-    flagged: np.ndarray, scores: np.ndarray, participating: np.ndarray, malicious: np.ndarray
+    flagged: np.ndarray, scores: np.ndarray, participating: np.ndarray, attacking: np.ndarray
 ) -> dict[str, float | None]:
     """How the verdict of one round, or of several joined, agrees with the truth; undefined = None.
 
     Args:
-        flagged, participating, malicious: [K] bool, by row.
+        flagged, participating, attacking: [K] bool, by row.
         scores: [K] float, larger = more suspicious.
 
     Returns:
         tpr, fpr, precision, f1 of the flags in percent, among the participants; auc of the scores in [0, 1], the
-        probability that a malicious client's is above a benign one's (ties one half), None where all scores are equal.
+        probability that an attacking client's is above another's (ties one half), None where all scores are equal.
     """
-    bad, good = participating & malicious, participating & ~malicious
+    bad, good = participating & attacking, participating & ~attacking
     hits, false_alarms = int((flagged & bad).sum()), int((flagged & good).sum())
 
     def percent(part: float, whole: Any) -> float | None:
@@ -83,29 +84,26 @@ def detection(
     }
 
 
-def detection_over_run(history: Sequence[dict[str, Any]], malicious: np.ndarray) -> dict[str, float | None]:
+def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Detection over all evaluated rounds: flags are pooled, auc is the mean of the rounds that have one.
 
     Args:
-        history: lines of `metrics.jsonl`.
-        malicious: [N] bool.
+        history: lines of `metrics.jsonl`; a malicious client counts in the rounds in which it attacks.
 
     Returns:
         tpr, fpr, precision, f1, auc as in `detection`, and perfect_rounds, the percentage of rounds in which exactly
-        the malicious participants were flagged.
+        the attacking participants were flagged.
     """
     if not history:
         return dict.fromkeys((*DETECTION, "perfect_rounds"))
-    columns = [
-        np.concatenate([np.array(line[name], bool) for line in history]) for name in ("flagged", "participating")
-    ]
-    truth = np.concatenate([malicious[np.array(line["client_ids"], int)] for line in history])
-    pooled = detection(columns[0], np.zeros(len(truth)), columns[1], truth)
+    flagged, participating, attacking = (
+        np.concatenate([np.array(line[name], bool) for line in history])
+        for name in ("flagged", "participating", "attacking")
+    )
+    pooled = detection(flagged, np.zeros(len(flagged)), participating, attacking)
     areas = [line["auc"] for line in history if line["auc"] is not None]
     perfect = [
-        np.array_equal(
-            line["flagged"], np.array(line["participating"], bool) & malicious[np.array(line["client_ids"], int)]
-        )
+        np.array_equal(line["flagged"], np.array(line["participating"], bool) & np.array(line["attacking"], bool))
         for line in history
     ]
     return {

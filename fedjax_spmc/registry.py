@@ -126,7 +126,9 @@ def load_plugins(modules: Sequence[str]) -> None:
 aggregators: Registry = Registry("aggregator", "fedjax_spmc.aggregators", given=("server", "network", "rounds"))
 local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules")
 attacks: Registry = Registry("attack", "fedjax_spmc.attacks")
-models: Registry = Registry("model", "fedjax_spmc.models", given=("num_classes", "image_shape"))
+models: Registry = Registry(
+    "model", "fedjax_spmc.models", given=("num_classes", "image_shape", "sequence_length", "vocabulary")
+)
 datasets: Registry = Registry("data set", "fedjax_spmc.data", given=("data_dir", "cache_dir", "order"))
 partitions: Registry = Registry("partition", "fedjax_spmc.data")
 samplings: Registry = Registry("sampling", "fedjax_spmc.sampling")

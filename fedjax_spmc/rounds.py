@@ -20,17 +20,23 @@ from fedjax_spmc.types import Array, PRNGKey
 
 
 class PlacedInputs(NamedTuple):
-    """The inputs of all rounds of one experiment: (arrays, sizes) on all devices, and the sizes as they were given."""
+    """The inputs of one experiment's rounds.
 
-    shared: tuple[Any, Array]
-    sizes: Array
+    Attributes:
+        shared: (arrays, sizes, what the attack holds) on all devices.
+        first: the same as they were given, on the first device.
+    """
+
+    shared: tuple[Any, Array, Any]
+    first: tuple[Any, Array, Any]
 
 
-def place_inputs(arrays: Any, sizes: Array, devices: Sequence[Any]) -> PlacedInputs:
-    """Puts the inputs of the rounds on the devices; arrays that are there already are not copied."""
+def place_inputs(arrays: Any, sizes: Array, held: Any, devices: Sequence[Any]) -> PlacedInputs:
+    """Puts the inputs of the rounds on the devices; arrays that lie there already are not copied."""
+    given = (arrays, sizes, held)
     if len(devices) == 1:
-        return PlacedInputs((arrays, sizes), sizes)
-    return PlacedInputs(jax.device_put((arrays, sizes), NamedSharding(_mesh(devices), P())), sizes)
+        return PlacedInputs(given, given)
+    return PlacedInputs(jax.device_put(given, NamedSharding(_mesh(devices), P())), given)
 
 
 def make_round(
@@ -52,7 +58,7 @@ def make_round(
         (state, key) -> (state, report).
     """
     devices = jax.local_devices()[:1] if devices is None else devices
-    play, placed = make_program(federation, devices), place_inputs(arrays, sizes, devices)
+    play, placed = make_program(federation, devices), place_inputs(arrays, sizes, federation.held, devices)
     return lambda state, key: play(placed, state, key)
 
 
@@ -62,17 +68,24 @@ def make_program(
     """The programs of `make_round` for any arrays of one shape: (placed, state, key) -> (state, report)."""
 
     @jax.jit
-    def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, sizes: Array, server: Any) -> Any:
-        return aggregate(federation._replace(server=server), sizes, state, key, trainings)
+    def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, first: Any, server: Any) -> Any:
+        arrays, sizes, held = first
+        return aggregate(federation._replace(server=server, held=held), arrays, sizes, state, key, trainings)
 
     train_all = _training(federation, devices)
 
     def play(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
         # The first state is nowhere in particular, later ones are here: said for both, they share a program.
         state, key = jax.device_put((state, key), devices[0])
-        return server_part(state, key, train_all(placed, state, key), placed.sizes, federation.server)
+        return server_part(state, key, train_all(placed, state, key), placed.first, federation.server)
 
     return play
+
+
+def _train(
+    federation: Federation, arrays: Any, sizes: Array, held: Any, state: FederationState, key: PRNGKey
+) -> Trainings:
+    return train(federation._replace(held=held), arrays, sizes, state, key)
 
 
 def _mesh(devices: Sequence[Any]) -> Mesh:
@@ -84,13 +97,13 @@ def _training(
 ) -> Callable[[PlacedInputs, FederationState, PRNGKey], Trainings]:
     """(placed, state, key) -> the clients' trained models, on the first device."""
     if len(devices) == 1:
-        jitted = jax.jit(functools.partial(train, federation))
+        jitted = jax.jit(functools.partial(_train, federation))
         return lambda placed, state, key: jitted(*placed.shared, state, key)
     mesh = _mesh(devices)
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
     sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
     jitted = jax.jit(
-        functools.partial(train, sharing),
+        functools.partial(_train, sharing),
         in_shardings=everywhere,
         out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
     )
@@ -107,6 +120,6 @@ def _training(
             compiled.append(jitted.lower(*shapes).compile())
         client_ids, attack, trained = compiled[0](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
-        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, placed.sizes))
+        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, placed.first[1]))
 
     return train_all

@@ -10,21 +10,23 @@ import numpy as np
 from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
 from fedjax_spmc import config as configs
 from fedjax_spmc.data import partition
-from fedjax_spmc.data.pipeline import ClientIndices, Images, Pipeline, client_data
+from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
+from fedjax_spmc.data.task import task_of as make_task
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import Federation, FederationState
+from fedjax_spmc.federation import Attacker, Federation, FederationState
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.types import (
     Aggregator,
     Array,
     Attack,
-    AttackContext,
     ClientData,
+    Examples,
     LocalRule,
     Model,
     PRNGKey,
     Roster,
     ServerData,
+    Task,
 )
 
 
@@ -47,21 +49,21 @@ class Experiment(NamedTuple):
 
     Attributes:
         federation: the parts of the round.
-        arrays: (training images, index lists) on the device, what the federation's clients read.
+        arrays: (training examples, index lists) on the device, what the federation's clients read.
         sizes: [N] int32, length of every client's index list.
-        test: test images on the device.
+        test: test examples on the device.
         state: before round 0.
         key: the experiment's key, the same in every round.
         malicious: [N] bool, the ground truth (for metrics and pictures).
         parts: index lists of the clients, on the host.
         dataset: on the host.
-        evaluate: (variables, test, attack_state) -> evaluation.Counts, jitted.
+        evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
     """
 
     federation: Federation
-    arrays: tuple[Images, ClientIndices]
+    arrays: tuple[Examples, ClientIndices]
     sizes: Array
-    test: Images
+    test: Examples
     state: FederationState
     key: PRNGKey
     malicious: np.ndarray
@@ -121,11 +123,13 @@ def roster(config: Any, key: PRNGKey) -> Roster:
         first=jnp.int32(config.attack.schedule.first),
         last=jnp.int32(np.iinfo(np.int32).max if last is None else last),
         round=jnp.int32(0),
+        every=jnp.int32(config.attack.schedule.every),
+        turns=jnp.int32(config.attack.schedule.turns),
     )
 
 
-def server_images(config: Any, dataset: data.Dataset) -> Images | None:
-    """The images that the server holds: the validation split, uint8; None where the aggregator takes no data.
+def server_examples(config: Any, dataset: data.Dataset) -> Examples | None:
+    """The examples that the server holds: the validation split, raw; None where the aggregator takes no data.
 
     Raises:
         ConfigError: the split is smaller than one batch.
@@ -139,7 +143,12 @@ def server_images(config: Any, dataset: data.Dataset) -> Images | None:
             f"leave the server at least one batch of {config.local.batch_size} validation images, not "
             f"{len(dataset.val_labels)}."
         )
-    return Images(jnp.asarray(dataset.val_images), jnp.asarray(dataset.val_labels, jnp.int32))
+    return examples_of(dataset.val_inputs, dataset.val_labels)
+
+
+def examples_of(inputs: np.ndarray, labels: np.ndarray) -> Examples:
+    """Examples on the device."""
+    return Examples(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32))
 
 
 def array_settings(config: Any) -> ArraySettings:
@@ -159,11 +168,32 @@ def array_settings(config: Any) -> ArraySettings:
     return ArraySettings(hyper={name: config.local[name] for name in configs.HYPERPARAMETERS}, **parts)
 
 
-def model_of(config: Any, num_classes: int, image_shape: tuple[int, int, int]) -> Model:
-    """The config's model for images [H, W, C] of so many classes."""
-    known = registry.models.options(config.model.name)
+def task_of(config: Any, info: data.DatasetInfo) -> Task:
+    """What the data set makes of the model's work, with the config's augmentation and normalisation."""
+    return make_task(info, config.data.augment, config.data.normalise)
+
+
+def model_of(config: Any, info: data.DatasetInfo) -> Model:
+    """The config's model for a data set.
+
+    Raises:
+        ConfigError: it takes no inputs of this kind.
+    """
+    name, pixels = config.model.name, info.vocabulary == 0
+    known = registry.models.options(name)
     options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
-    return models.make(config.model.name, num_classes=num_classes, image_shape=image_shape, **options)
+    shape: dict[str, Any] = {"image_shape": tuple(info.input_shape)}
+    if not pixels:
+        shape = {"sequence_length": info.input_shape[0], "vocabulary": info.vocabulary}
+    if not registry.models.needs(name, next(iter(shape))):
+        fitting = [one for one in registry.models.names() if registry.models.needs(one, next(iter(shape)))]
+        kind = "images" if pixels else "sequences of tokens"
+        raise ConfigError(
+            f"model.name = {name!r} is not allowed with data.name = {info.name!r}, which holds {kind}: it must be "
+            f"one of {', '.join(fitting) or 'the models of a plug-in'}."
+        )
+    shape = {given: value for given, value in shape.items() if registry.models.needs(name, given)}
+    return models.make(name, num_classes=info.num_classes, **shape, **options)
 
 
 def sampling_of(config: Any) -> sampling.Sampler:
@@ -183,24 +213,23 @@ def attack_of(config: Any, settings: ArraySettings) -> Attack:
 
 
 def aggregator_of(
-    config: Any, info: data.DatasetInfo, model: Model, settings: ArraySettings
-) -> Callable[[Images | None], Aggregator]:
-    """The config's aggregator as a function of the images that the server holds (`server_images`)."""
+    config: Any, task: Task, model: Model, settings: ArraySettings
+) -> Callable[[Examples | None], Aggregator]:
+    """The config's aggregator as a function of the examples that the server holds (`server_examples`)."""
     name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
     known = {"network": model, "rounds": config.federation.rounds}
     options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
     if not registry.aggregators.needs(name, "server"):
-        return lambda images: aggregators.make(name, **options)
+        return lambda examples: aggregators.make(name, **options)
 
-    def aggregator(images: Images | None) -> Aggregator:
-        assert images is not None
+    def aggregator(examples: Examples | None) -> Aggregator:
+        assert examples is not None
         server = ServerData(
             model=model,
-            images=images.images,
-            labels=images.labels,
+            inputs=examples.inputs,
+            labels=examples.labels,
             batch_size=config.local.batch_size,
-            mean=jnp.array(info.mean, jnp.float32),
-            std=jnp.array(info.std, jnp.float32),
+            task=task,
             epochs=config.local.epochs,
             momentum=settings.hyper["momentum"],
             weight_decay=settings.hyper["weight_decay"],
@@ -210,20 +239,35 @@ def aggregator_of(
     return aggregator
 
 
-def client_data_of(config: Any, info: data.DatasetInfo, rule: LocalRule) -> Callable[..., ClientData]:
+def attacker_of(config: Any, rule: LocalRule) -> Attacker:
+    """How the config's attacking clients train.
+
+    Raises:
+        ConfigError: their rule does not send what the benign one sends.
+    """
+    own = config.attack.local
+    other = None if own.rule is None else local_rules.make(own.rule)
+    lacking = [] if other is None else [extra for extra in rule.sends if extra not in other.sends]
+    if lacking:
+        raise ConfigError(
+            f"attack.local.rule = {own.rule!r} is not allowed with local.rule = {config.local.rule!r}, whose clients "
+            f"send {', '.join(lacking)}: it must be a rule that sends them, or None."
+        )
+    hyper = {name: own[name] for name in configs.HYPERPARAMETERS if own[name] is not None}
+    return Attacker(other, own.epochs, hyper, tuple(own.milestones), own.gamma)
+
+
+def client_data_of(config: Any, task: Task, rule: LocalRule) -> Callable[..., ClientData]:
     """How the config's clients read their batches: see `Federation.client_data`."""
-    augment = config.data.augment
     pipeline = Pipeline(
         batch_size=config.local.batch_size,
-        passes=config.local.epochs + bool(rule.sends),
-        mean=jnp.array(info.mean, jnp.float32),
-        std=jnp.array(info.std, jnp.float32),
-        padding=info.crop_padding if augment else 0,
-        flip=info.flip and augment,
+        passes=max(config.local.epochs, config.attack.local.epochs or 0) + rule.extra_passes,
+        prepare=task.prepare,
+        drop_last=config.local.drop_last,
     )
 
     def read(
-        arrays: tuple[Images, ClientIndices], client_id: Array, frozen: Array, round_index: Array, key: PRNGKey
+        arrays: tuple[Examples, ClientIndices], client_id: Array, frozen: Array, round_index: Array, key: PRNGKey
     ) -> ClientData:
         train, indices = arrays
         rows, size = indices.rows[client_id], indices.sizes[client_id]
@@ -232,10 +276,17 @@ def client_data_of(config: Any, info: data.DatasetInfo, rule: LocalRule) -> Call
     return read
 
 
-def attack_context(info: data.DatasetInfo, who: Roster) -> AttackContext:
-    """The context that an attack gets before the first round."""
-    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
-    return AttackContext(who, info.image_shape, info.num_classes, mean, std)
+def held_by(config: Any, dataset: data.Dataset) -> Any:
+    """The arrays that the config's attack holds, on the host; () where it holds none."""
+    attack = attack_of(config, array_settings(config))
+    if attack.hold is None:
+        return ()
+
+    def load(name: str, **options: Any) -> data.Dataset:
+        section = config.data
+        return data.load(name, data_dir=section.data_dir, cache_dir=section.cache_dir, order=section.order, **options)
+
+    return attack.hold(dataset, load)
 
 
 def check_fits(config: Any, info: data.DatasetInfo) -> None:

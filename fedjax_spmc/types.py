@@ -34,8 +34,8 @@ class Task(NamedTuple):
     Attributes:
         num_classes: number of labels, or size of the vocabulary.
         input: shape and dtype of one example as the model sees it: (H, W, C) float32 or (T,) int32.
-        prepare: (raw [B, ...], keys [B] or None) -> inputs [B, ...]. With keys as in training (pixels: crop and flip are
-            drawn from each example's key), with None as the test set; tokens stay as they are.
+        prepare: (raw [B, ...], keys [B] or None) -> inputs [B, ...]. With keys as in training (pixels: crop and flip
+            are drawn from each example's key), with None as the test set; tokens stay as they are.
         mean, std: [C] of pixel values in [0, 1], with which pixels are normalised; None for tokens.
         tokenizer: of tokens, or None.
     """
@@ -53,10 +53,10 @@ class Model(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (params, stats, inputs [B, ...], train: bool, key, valid=None) -> (logits, stats); logits are [B, classes],
-            or [B, T, vocabulary] where every place of a sequence is asked. A network that draws random numbers, such as
-            dropout's, does so from `key`, and only in training. With `valid` [B] bool, batch statistics count valid rows
-            alone.
+        apply: (params, stats, inputs [B, ...], train: bool, key, valid=None) -> (logits, stats); logits are
+            [B, classes] or, where every place of a sequence is asked, [B, T, vocabulary]. A network that draws random
+            numbers, such as dropout's, does so from `key`, and only in training. With `valid` [B] bool, batch
+            statistics count valid rows alone; a network that cannot do so raises a ValueError.
         param_order: parameter paths in torch registration order: the order of every flat vector and of
             `jax.tree.leaves(params)`. Every leaf has torch's layout.
         num_classes: number of logits.
@@ -199,7 +199,8 @@ class Batch(NamedTuple):
     """One batch of one client.
 
     Attributes:
-        inputs: [B, ...] as the model takes them: [B, H, W, C] float32, augmented, normalised, poisoned, or [B, T] int32.
+        inputs: [B, ...] as the model takes them: [B, H, W, C] float32, augmented, normalised, poisoned; or [B, T]
+            int32.
         labels: [B], or [B, T] for a label at each place, int32; -1 = not asked: counts for nothing, in losses and in
             metrics. Rows that are not valid have -1.
         sample_ids: [B] int32, which training examples these are.
@@ -319,7 +320,7 @@ class Roster(NamedTuple):
         last: int32 scalar, last round of the attack (inclusive).
         round: int32 scalar, the round in progress.
         every: int32 scalar, from the first on every so many rounds are attack rounds.
-        turns: int32 scalar: 0 = all malicious clients attack in every attack round, 1 = one after another, by their ids.
+        turns: int32 scalar: 0 = all malicious clients attack in every attack round, 1 = one after another by id.
     """
 
     malicious: Array
@@ -342,8 +343,8 @@ class Roster(NamedTuple):
 class AttackContext(NamedTuple):
     """What an attack may look at: all that a local rule sees, and what an attacker is taken to know.
 
-    `init` is given model, variables, task, roster and held, `backdoor` (also in evaluation and report) model, task, roster
-    and held; the slots of a round are given everything. `hyper` and `epochs` are those of the client in question.
+    `init` is given model, variables, task, roster and held, `backdoor` (also in evaluation and report) model, task,
+    roster and held; the slots of a round are given everything. `hyper` and `epochs` are the client's own.
 
     Attributes:
         model, variables, previous, hyper, epochs, round, obeys, shared, task: see `Context`.
@@ -387,8 +388,8 @@ class Attack(NamedTuple):
     attack needs a guard of its own. `own` is the attack's state, a pytree of arrays.
 
     Attributes:
-        hold: (dataset, load) -> arrays on the host, once; `load` reads another data set as `data.load` does. It must not
-            depend on the seed, so that a sweep shares one copy: draws belong in `init`.
+        hold: (dataset, load) -> arrays on the host, once; `load` reads another data set as `data.load` does. It must
+            not depend on the seed, so that a sweep shares one copy: draws belong in `init`.
         test: (held) -> Examples of its own, raw; then `backdoor` is given these in place of the test set.
         init: (ctx, key) -> own.
         begin_round: (ctx, own, key) -> own, in rounds in which a drawn client attacks.
@@ -397,9 +398,9 @@ class Attack(NamedTuple):
             rule's; it may gather more batches.
         mask_gradients: (ctx, own, grads, params, client_id, step) -> grads, before the optimiser's step.
         after_step: (ctx, own, params, client_id, step) -> params, after it.
-        train: (rule, ctx, own, variables, client_state, data, client_id, key, hooks) -> (variables, client_state, steps,
-            metrics), in place of the rule's training; `data` as the list poisons it, `hooks` with the list's masks and
-            steps, as `training.sgd` takes them. Metrics are cut to the rule's names; a missing one counts 0.
+        train: (rule, ctx, own, variables, client_state, data, client_id, key, hooks) -> (variables, client_state,
+            steps, metrics), in place of the rule's training; `data` as the list poisons it, `hooks` with the list's
+            masks and steps, as `training.sgd` takes them. Metrics are cut to the rule's names; a missing one counts 0.
         craft: (ctx, own, upload, key) -> (upload, own), in rounds in which a drawn client attacks; sees all rows. Of
             attacking rows client_params, client_stats, extras and num_examples are taken.
         backdoor: (ctx, own, batch) -> batch: triggered test examples, labels as the attacker wants them, -1 = left out.

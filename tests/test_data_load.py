@@ -21,13 +21,13 @@ def digits():
 def check_contract(loaded: data.Dataset) -> None:
     """What every data set promises."""
     info = loaded.info
-    for images, labels in ((loaded.train_images, loaded.train_labels), (loaded.val_images, loaded.val_labels),
-                           (loaded.test_images, loaded.test_labels)):  # fmt: skip
-        assert images.shape == (len(labels), *info.image_shape)
+    for images, labels in ((loaded.train_inputs, loaded.train_labels), (loaded.val_inputs, loaded.val_labels),
+                           (loaded.test_inputs, loaded.test_labels)):  # fmt: skip
+        assert images.shape == (len(labels), *info.input_shape)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
         assert labels.min() >= 0
         assert labels.max() < info.num_classes
-    assert info.image_shape == (32, 32, 3)
+    assert info.input_shape == (32, 32, 3)
     assert len(info.mean) == len(info.std) == 3
     assert len(loaded.fingerprint) == 64
 
@@ -68,11 +68,11 @@ def test_normalisation_and_augmentation_are_those_of_the_reference(name, classes
 def test_digits(digits):
     assert len(digits.test_labels) == 299
     assert len(digits.train_labels) == int(0.9 * 1498)
-    assert digits.train_images.max() == 255
+    assert digits.train_inputs.max() == 255
     np.testing.assert_array_equal(digits.train_labels[:6], [0, 1, 2, 3, 4, 6])  # 0 1 2 3 4 (5) 6: every sixth tests
     assert digits.test_labels[0] == 5
-    assert digits.train_images.max(axis=-1).sum() == digits.train_images.min(axis=-1).sum()
-    pixels = np.concatenate([digits.train_images, digits.val_images]) / 255
+    assert digits.train_inputs.max(axis=-1).sum() == digits.train_inputs.min(axis=-1).sum()
+    pixels = np.concatenate([digits.train_inputs, digits.val_inputs]) / 255
     np.testing.assert_allclose([pixels.mean(), pixels.std()], [digits.info.mean[0], digits.info.std[0]], atol=5e-5)
 
 
@@ -81,7 +81,7 @@ def test_synthetic_can_be_learnt():
     assert loaded.info.num_classes == 7
     counts = np.bincount(np.concatenate([loaded.train_labels, loaded.val_labels]))
     assert counts.max() - counts.min() <= 1
-    train, test = (x.reshape(len(x), -1).astype(np.float64) for x in (loaded.train_images, loaded.test_images))
+    train, test = (x.reshape(len(x), -1).astype(np.float64) for x in (loaded.train_inputs, loaded.test_inputs))
     centres = np.stack([train[loaded.train_labels == label].mean(axis=0) for label in range(7)])
     nearest = ((test[:, None] - centres[None]) ** 2).sum(axis=-1).argmin(axis=1)
     assert (nearest == loaded.test_labels).mean() > 0.99
@@ -91,8 +91,8 @@ def test_synthetic_can_be_learnt():
 def test_limits_apply_before_the_split(digits):
     small = data.load("digits", limit_train=100, limit_test=30, val_fraction=0.25)
     assert [len(x) for x in (small.train_labels, small.val_labels, small.test_labels)] == [75, 25, 30]
-    np.testing.assert_array_equal(np.concatenate([small.train_images, small.val_images]), digits.train_images[:100])
-    np.testing.assert_array_equal(small.test_images, digits.test_images[:30])
+    np.testing.assert_array_equal(np.concatenate([small.train_inputs, small.val_inputs]), digits.train_inputs[:100])
+    np.testing.assert_array_equal(small.test_inputs, digits.test_inputs[:30])
     assert small.fingerprint != digits.fingerprint
     assert data.load("digits", limit_train=10**9, limit_test=10**9).fingerprint == digits.fingerprint
     assert len(data.load("digits", val_fraction=0).val_labels) == 0

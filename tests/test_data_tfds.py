@@ -110,15 +110,15 @@ def test_cifar100(tmp_path, load, shards):
     write_cifar100(tmp_path / "data", shards=shards)
     loaded = load()
     check_contract(loaded)
-    np.testing.assert_array_equal(np.concatenate([loaded.train_images, loaded.val_images]), images_of("train"))
+    np.testing.assert_array_equal(np.concatenate([loaded.train_inputs, loaded.val_inputs]), images_of("train"))
     np.testing.assert_array_equal(np.concatenate([loaded.train_labels, loaded.val_labels]), labels_of("train"))
-    np.testing.assert_array_equal(loaded.test_images, images_of("test"))
+    np.testing.assert_array_equal(loaded.test_inputs, images_of("test"))
     assert len(loaded.val_labels) == NUM_TRAIN - int(0.9 * NUM_TRAIN)
     assert loaded.info.note == ""
 
     order = np.random.default_rng(1).permutation(NUM_TRAIN)
     stored = load(order="stored", val_fraction=0.0)
-    np.testing.assert_array_equal(stored.train_images, images_of("train")[order])
+    np.testing.assert_array_equal(stored.train_inputs, images_of("train")[order])
     np.testing.assert_array_equal(stored.train_labels, labels_of("train")[order])
     assert stored.fingerprint != load(val_fraction=0.0).fingerprint
 
@@ -157,7 +157,7 @@ def test_usps_has_the_published_checksums_and_original_order(shared, tmp_path):
     check_contract(loaded)
     np.testing.assert_array_equal(loaded.train_labels[:5], [6, 5, 4, 7, 3])  # as in the file of LeCun's group
     assert [len(x) for x in (loaded.train_labels, loaded.val_labels, loaded.test_labels)] == [6561, 730, 2007]
-    assert np.ptp(loaded.train_images, axis=-1).max() == 0
+    assert np.ptp(loaded.train_inputs, axis=-1).max() == 0
     stored = data.load("usps", shared / "data", tmp_path, order="stored", val_fraction=0.0)
     np.testing.assert_array_equal(stored.train_labels, labels)
     assert data.load("usps", shared / "data", tmp_path).fingerprint == loaded.fingerprint

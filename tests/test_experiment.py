@@ -150,7 +150,7 @@ def test_the_numbers_are_those_of_numpy_on_the_saved_model(finished_run, loaded,
     """Everything anew: normalise, stamp, three layers, argmax, count."""
     with np.load(finished_run / "model.npz") as arrays:
         weights = {name: arrays[name].astype(np.float64) for name in arrays}
-    images = (dataset.test_images / 255.0 - np.array(dataset.info.mean)) / np.array(dataset.info.std)
+    images = (dataset.test_inputs / 255.0 - np.array(dataset.info.mean)) / np.array(dataset.info.std)
 
     def predict(images):
         values = images.transpose(0, 3, 1, 2).reshape(len(images), -1)

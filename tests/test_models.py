@@ -295,7 +295,7 @@ def test_other_classes_and_images():
     params = jax.jit(model.init)(jax.random.key(0)).params
     assert params["cls"]["weight"].shape == (100, 256)
     assert params["fc1"]["weight"].shape == (120, 16 * 4 * 4)
-    assert (model.num_classes, model.image_shape) == (100, (28, 28, 1))
+    assert (model.num_classes, model.input.shape) == (100, (28, 28, 1))
     images, _ = batch(8, 3, (28, 28, 1))
     logits, stats = jax.jit(model.apply, static_argnums=3)(params, {}, images, True, None)
     assert logits.shape == (3, 100)

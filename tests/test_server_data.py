@@ -33,7 +33,7 @@ def vector(built, variables) -> np.ndarray:
 
 def test_the_server_holds_the_validation_split_and_only_where_a_rule_asks_for_it(tuned):
     held = tuned.federation.server
-    np.testing.assert_array_equal(held.images, tuned.dataset.val_images)
+    np.testing.assert_array_equal(held.images, tuned.dataset.val_inputs)
     np.testing.assert_array_equal(held.labels, tuned.dataset.val_labels)
     assert held.images.dtype == np.uint8
     assert made("mean").federation.server is None

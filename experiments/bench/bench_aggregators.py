@@ -76,7 +76,7 @@ def make_rule(name: str, model: Model) -> Aggregator:
         return aggregators.make(name, network=model)
     if not registry.aggregators.needs(name, "server"):
         return aggregators.make(name)
-    images = jax.random.normal(jax.random.key(1), (256, *model.image_shape))
+    images = jax.random.normal(jax.random.key(1), (256, *model.input.shape))
     labels = jnp.arange(256, dtype=jnp.int32) % model.num_classes
     return aggregators.make(name, server=ServerData(model, images, labels, 64, epochs=1))
 

@@ -39,7 +39,7 @@ def programs(data: str, limit: int):
         @jax.jit
         def program(arrays, key):
             def one(client_id):
-                return of_client(data_of_client(federation, arrays, client_id, state.attack, state.round, key), key)
+                return of_client(data_of_client(federation, arrays, state, key, client_id), key)
 
             return map_clients(one, jax.numpy.arange(len(experiment.parts)), federation.client_batch)
 

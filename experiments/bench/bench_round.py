@@ -52,7 +52,7 @@ def theirs(config, dataset, method: str):
         path = Path(folder, "round.npz")
         np.savez(
             path,
-            images=dataset.train_images,
+            images=dataset.train_inputs,
             labels=dataset.train_labels,
             indices=np.concatenate(parts),
             sizes=np.array([len(part) for part in parts]),

@@ -119,7 +119,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     federation = assemble(config, dataset.info, None)
     used = devices.devices_for_round(config.federation.clients_per_round, None)
     play = rounds.make_program(federation, used)
-    train = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels, jnp.int32))
+    train = Images(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels, jnp.int32))
     starts, helds = [player.start(cell) for cell in group.cells], []
     for _, lane in starts:
         helds.append(rounds.place_inputs((train, lane.indices), lane.indices.sizes, used))

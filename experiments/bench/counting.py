@@ -60,7 +60,7 @@ def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(model.init, key)
     state = jax.eval_shape(lambda variables: rule.init(variables, 1), variables)
-    images = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch_size, *model.input.shape), jnp.float32)
 
     def step(variables: Any, state: Any, images: Any, key: Any) -> Any:
         labels = jnp.zeros(batch_size, jnp.int32)

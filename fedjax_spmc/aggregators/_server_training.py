@@ -97,7 +97,7 @@ def train(
 
 
 def evaluate(server: ServerData, params: Params, stats: Stats, train: bool = False) -> tuple[Array, Array]:
-    """Mean entropy of the predictions and mean cross entropy with the labels over all that is asked of the server's examples.
+    """Mean entropy of the predictions and mean cross entropy with the labels over all that the server's data ask.
 
     Args:
         server: the data.

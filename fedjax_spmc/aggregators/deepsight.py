@@ -155,19 +155,29 @@ def same_cluster(labels: Array) -> Array:
     return equal | jnp.eye(len(labels), dtype=bool)
 
 
-def random_images(key: PRNGKey, positions: Array, shape: tuple[int, ...]) -> Array:
-    """Inputs of uniform numbers in [0, 1], each a function of its position alone: [len(positions), *shape]."""
-    return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), shape))(positions)
+def random_inputs(key: PRNGKey, positions: Array, model: Model, vocabulary: int) -> Array:
+    """Uniform numbers in [0, 1], or uniform tokens, each a function of its position alone: [len(positions), ...]."""
+    shape = model.input.shape
+
+    def one(position: Array) -> Array:
+        own = jax.random.fold_in(key, position)
+        if jnp.issubdtype(model.input.dtype, jnp.integer):
+            return jax.random.randint(own, shape, 0, vocabulary, model.input.dtype)
+        return jax.random.uniform(own, shape)
+
+    return jax.vmap(one)(positions)
 
 
 def random_input_differences(model: Model, upload: Upload, keys: Array, samples: int) -> Array:
     """DDifs [seeds, K, classes] on `samples` random inputs for each key."""
-    chunk = min(samples, max(1, INPUTS_AT_ONCE // (len(upload.participating) * math.prod(model.image_shape))))
+    vocabulary = len(jax.tree.leaves(upload.global_params)[0])  # of tokens: the embedding stands first
+    chunk = min(samples, max(1, INPUTS_AT_ONCE // (len(upload.participating) * math.prod(model.input.shape))))
 
     def one_seed(key: PRNGKey) -> Array:
         def add(total: Array, start: Array) -> tuple[Array, None]:
             positions = start + jnp.arange(chunk)
-            ratios = division_differences(model, upload, random_images(key, positions, model.image_shape))
+            inputs = random_inputs(key, positions, model, vocabulary)
+            ratios = division_differences(model, upload, inputs)
             return total + jnp.where((positions < samples)[None, :, None], ratios, 0.0).sum(axis=1), None
 
         start = jnp.zeros((len(upload.participating), model.num_classes), jnp.float32)
@@ -176,15 +186,19 @@ def random_input_differences(model: Model, upload: Upload, keys: Array, samples:
     return jax.lax.map(one_seed, keys)
 
 
-def division_differences(model: Model, upload: Upload, images: Array) -> Array:
-    """[K, n, classes]: predicted probabilities of every upload, divided by those of the broadcast model."""
+def division_differences(model: Model, upload: Upload, inputs: Array) -> Array:
+    """[K, n, classes]: predicted probabilities of every upload, divided by those of the broadcast model.
+
+    Of sequences it is the mean over their places.
+    """
     structure = jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)).params)
 
     def log_probabilities(params: Params, stats: Any) -> Array:
         in_order = jax.tree.unflatten(structure, jax.tree.leaves(params))
-        logits, _ = model.apply(in_order, stats, images, False, jax.random.key(0))
+        logits, _ = model.apply(in_order, stats, inputs, False, jax.random.key(0))
         return jax.nn.log_softmax(logits)
 
     ours = jax.vmap(log_probabilities)(upload.client_params, model_stats(upload.client_stats))
     logs = ours - log_probabilities(upload.global_params, common_stats(upload))[None]
-    return jnp.exp(jnp.minimum(logs, LARGEST_LOG_RATIO))
+    ratios = jnp.exp(jnp.minimum(logs, LARGEST_LOG_RATIO))
+    return ratios.mean(axis=tuple(range(2, ratios.ndim - 1)))

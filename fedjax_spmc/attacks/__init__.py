@@ -18,8 +18,8 @@ def make(name: str | Sequence[str], /, **options: Any) -> Attack:
 
     Args:
         name: a name, or names; a name stands once.
-        options: an option goes to each attack that knows it; one that is called `NAME.option` goes to that attack alone,
-            and wins.
+        options: an option goes to each attack that knows it; one called `NAME.option` goes to that attack alone, and
+            wins.
 
     Raises:
         ConfigError: (a ValueError) unknown name or option (the known ones are listed), wrong type, value out of range.

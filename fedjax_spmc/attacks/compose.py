@@ -29,11 +29,11 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
         ConfigError: two parts want to train, or to state the gradients.
     """
     for slot in ALONE:
-        having = [name for name, part in parts.items() if getattr(part, slot) is not None]
-        if len(having) > 1:
+        several = [name for name, part in parts.items() if getattr(part, slot) is not None]
+        if len(several) > 1:
             raise ConfigError(
-                f"attack.name = {', '.join(parts)} is not allowed: {' and '.join(having)} each have {slot} of their own; "
-                "it must have one such part at most."
+                f"attack.name = {', '.join(parts)} is not allowed: {' and '.join(several)} each have {slot} of their "
+                "own; it must have one such part at most."
             )
 
     def having(slot: str) -> list[tuple[str, Callable[..., Any]]]:
@@ -61,7 +61,9 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
             batch = fn(held_of(ctx, name), own[name], batch, client_id, step, key_of(key, name))
         return batch
 
-    def mask_gradients(ctx: AttackContext, own: State, grads: Params, params: Params, client_id: Array, step: Array):
+    def mask_gradients(
+        ctx: AttackContext, own: State, grads: Params, params: Params, client_id: Array, step: Array
+    ) -> Params:
         for name, fn in having("mask_gradients"):
             grads = fn(held_of(ctx, name), own[name], grads, params, client_id, step)
         return grads
@@ -79,14 +81,15 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
             upload = fenced_upload(attacking, crafted, upload)
         return upload, own
 
-    def only(slot: str) -> Callable[..., Any] | None:
-        for name, fn in having(slot):
-            if slot == "gradients":
-                return lambda ctx, own, *rest, name=name, fn=fn: fn(held_of(ctx, name), own[name], *rest[:-1], key_of(rest[-1], name))
-            return lambda rule, ctx, own, variables, client_state, data, client_id, key, hooks, name=name, fn=fn: fn(
-                rule, held_of(ctx, name), own[name], variables, client_state, data, client_id, key_of(key, name), hooks
-            )
-        return None
+    def gradients(ctx: AttackContext, own: State, *rest: Any) -> Any:
+        ((name, fn),) = having("gradients")
+        *arguments, key = rest
+        return fn(held_of(ctx, name), own[name], *arguments, key_of(key, name))
+
+    def train(rule: Any, ctx: AttackContext, own: State, *rest: Any) -> Any:
+        ((name, fn),) = having("train")
+        *arguments, key, hooks = rest
+        return fn(rule, held_of(ctx, name), own[name], *arguments, key_of(key, name), hooks)
 
     def hold(dataset: Any, load: Callable[..., Any]) -> dict[str, Any]:
         return {name: fn(dataset, load) for name, fn in having("hold")}
@@ -107,10 +110,10 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
         init=init,
         begin_round=begin_round if having("begin_round") else None,
         poison=poison if having("poison") else None,
-        gradients=only("gradients"),
+        gradients=gradients if having("gradients") else None,
         mask_gradients=mask_gradients if having("mask_gradients") else None,
         after_step=after_step if having("after_step") else None,
-        train=only("train"),
+        train=train if having("train") else None,
         craft=craft if having("craft") else None,
         backdoor=backdoor if shown else None,
     )

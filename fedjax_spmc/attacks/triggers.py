@@ -89,7 +89,7 @@ def chosen(
     known = PRESETS[preset]
     if len(image_shape) != 3:
         raise ConfigError(
-            f"attack.trigger = {preset!r} is not allowed with inputs of shape {image_shape}: a pixel trigger needs images."
+            f"attack.trigger = {preset!r} is not allowed: inputs of shape {image_shape} take no pixel trigger."
         )
     return from_positions(
         known.positions if positions is None else positions,

@@ -15,6 +15,7 @@ Config = Any
 
 COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
+AS_BENIGN = "of attacking clients; None = as benign ones"
 
 FIELDS: dict[str, Option] = {
     option.name: option
@@ -32,6 +33,7 @@ FIELDS: dict[str, Option] = {
         Option("data.limit_test", int, None, optional=True, range=COUNT, note="None = all"),
         Option("data.val_fraction", float, 0.1, range=Range(0, 0.9)),
         Option("data.augment", bool, True, note="crop and flip of the data set"),
+        Option("data.normalise", bool, True, note="False leaves pixels in [0, 1]"),
         Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
@@ -51,6 +53,7 @@ FIELDS: dict[str, Option] = {
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
         Option("local.momentum", float, 0.9, range=Range(0, 1, high_open=True)),
         Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
+        Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
@@ -58,8 +61,24 @@ FIELDS: dict[str, Option] = {
         Option("attack.poison_fraction", float, 0.5, range=FRACTION),
         Option("attack.target_label", int, 2, range=Range(0, 10**6)),
         Option("attack.trigger", str, "fdcr_paper", note="a preset of the attack, see --list"),
+        Option(
+            "attack.augmentation",
+            str,
+            "live",
+            choices=("live", "frozen"),
+            note="frozen: that of malicious clients is drawn once for the run",
+        ),
+        Option("attack.local.rule", str, None, optional=True, choices=registry.local_rules.names, note=AS_BENIGN),
+        Option("attack.local.epochs", int, None, optional=True, range=Range(1, 10**6), note=AS_BENIGN),
+        Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
+        Option("attack.local.momentum", float, None, optional=True, range=Range(0, 1, high_open=True), note=AS_BENIGN),
+        Option("attack.local.weight_decay", float, None, optional=True, range=NON_NEGATIVE, note=AS_BENIGN),
+        Option("attack.local.milestones", tuple, (), note="local epochs, from 0, at whose start the rate falls"),
+        Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),
         Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
+        Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
+        Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
         Option("checkpoint.every", int, 1, range=COUNT),
         Option("sweep.experiment_batch", int, None, optional=True, range=COUNT, note="None = by backend"),
     )

@@ -19,7 +19,7 @@ too, with plain local SGD, under its own name."""
 REFERENCE_FIELDS: dict[str, Any] = {
     "attack.poison_fraction": 0.3,
     "attack.trigger": "spmc_code",
-    "attack.options.augmentation": "frozen",
+    "attack.augmentation": "frozen",
     "sampling.options.order": "drawn",
 }
 """The fields in which the authors' code departs from the paper, whatever the method."""

@@ -168,7 +168,7 @@ def _aggregator(config: Config) -> Aggregator:
                 "server: it must be above 0."
             )
         nothing: Any = np.zeros(1)
-        given["server"] = ServerData(model=cast(Any, None), images=nothing, labels=nothing, batch_size=1)
+        given["server"] = ServerData(model=cast(Any, None), inputs=nothing, labels=nothing, batch_size=1)
     return registry.aggregators.make(name, **given, **dict(config.aggregator.options))
 
 

@@ -4,10 +4,10 @@ A data set is one file that registers a factory with `@datasets.register("name")
 """
 
 from fedjax_spmc.data import partition
-from fedjax_spmc.data.dataset import Dataset, DatasetInfo, Examples, Source, load
+from fedjax_spmc.data.dataset import Dataset, DatasetInfo, Source, Splits, load
 from fedjax_spmc.registry import datasets
 
 names = datasets.names
 describe = datasets.describe
 
-__all__ = ["Dataset", "DatasetInfo", "Examples", "Source", "describe", "load", "names", "partition"]
+__all__ = ["Dataset", "DatasetInfo", "Source", "Splits", "describe", "load", "names", "partition"]

@@ -30,29 +30,32 @@ class DatasetInfo(NamedTuple):
     Attributes:
         name: the registered name.
         num_classes: labels are 0..num_classes-1.
-        image_shape: (H, W, C) of every image.
-        mean, std: per channel, of pixel values in [0, 1]; an image is normalised as (x / 255 - mean) / std.
+        input_shape: of every example: (H, W, C) of images, (T,) of sequences of tokens.
+        mean, std: per channel, of pixel values in [0, 1]; an image is normalised as (x / 255 - mean) / std. None for
+            tokens.
         crop_padding: black pixels on each side before the random crop in training; 0 = no crop.
         flip: whether training images are mirrored with probability one half.
         note: what a reader of results must know of the examples, or "".
+        vocabulary: number of different tokens; 0 for images.
     """
 
     name: str
     num_classes: int
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_padding: int
-    flip: bool
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    crop_padding: int = 0
+    flip: bool = False
     note: str = ""
+    vocabulary: int = 0
 
 
-class Examples(NamedTuple):
+class Splits(NamedTuple):
     """The examples of a source: images [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, labels [n] int32, a note or ""."""
 
-    train_images: np.ndarray
+    train_inputs: np.ndarray
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_inputs: np.ndarray
     test_labels: np.ndarray
     note: str = ""
 
@@ -62,39 +65,39 @@ class Source(NamedTuple):
 
     Attributes:
         info: see `DatasetInfo`; its note is filled in by `load`.
-        read: () -> Examples in the order asked for; raises DataError.
+        read: () -> Splits in the order asked for; raises DataError.
         where: () -> where the data set is, in words; raises DataError if it is not there.
         prepare: () -> a sentence that says what was done; raises DataError or `prepare.DownloadError`.
     """
 
     info: DatasetInfo
-    read: Callable[[], Examples]
+    read: Callable[[], Splits]
     where: Callable[[], str]
     prepare: Callable[[], str]
 
 
 class Dataset(NamedTuple):
-    """Images [n, 32, 32, 3] uint8 and labels [n] int32, as numpy arrays.
+    """Images [n, 32, 32, 3] uint8 or tokens [n, T] int32, and labels [n] or [n, T] int32, as numpy arrays.
 
     Attributes:
         info: see `DatasetInfo`.
-        train_images, train_labels: the training pool, which the partition divides among the clients.
-        val_images, val_labels: the tail of the training examples, which no client holds.
-        test_images, test_labels: the test split.
+        train_inputs, train_labels: the training pool, which the partition divides among the clients.
+        val_inputs, val_labels: the tail of the training examples, which no client holds.
+        test_inputs, test_labels: the test split.
         fingerprint: sha256 in hex of the six arrays, shapes and order included (see `fingerprint_of`).
     """
 
     info: DatasetInfo
-    train_images: np.ndarray
+    train_inputs: np.ndarray
     train_labels: np.ndarray
-    val_images: np.ndarray
+    val_inputs: np.ndarray
     val_labels: np.ndarray
-    test_images: np.ndarray
+    test_inputs: np.ndarray
     test_labels: np.ndarray
     fingerprint: str
 
 
-def built_in(info: DatasetInfo, read: Callable[[], Examples], where: str) -> Source:
+def built_in(info: DatasetInfo, read: Callable[[], Splits], where: str) -> Source:
     """The source of a data set that needs no files."""
     return Source(info, read, lambda: where, lambda: f"Data set {info.name} is {where}: there is nothing to prepare.")
 
@@ -149,7 +152,7 @@ def load(
     source: Source = datasets.make(name, data_dir=data_dir or None, cache_dir=cache_dir or None, order=order, **options)
     examples = source.read()
 
-    images, labels = to_rgb(examples.train_images[:limit_train]), examples.train_labels[:limit_train]
+    inputs, labels = as_stored(examples.train_inputs[:limit_train]), examples.train_labels[:limit_train]
     cut = num_train(len(labels), val_fraction)
     if cut == 0:
         raise ConfigError(
@@ -158,11 +161,16 @@ def load(
             f" {math.ceil(1 / (1 - val_fraction))}."
         )
     arrays = (
-        images[:cut],
+        inputs[:cut],
         labels[:cut],
-        images[cut:],
+        inputs[cut:],
         labels[cut:],
-        to_rgb(examples.test_images[:limit_test]),
+        as_stored(examples.test_inputs[:limit_test]),
         examples.test_labels[:limit_test],
     )
     return Dataset(source.info._replace(note=examples.note), *arrays, fingerprint=fingerprint_of(*arrays))
+
+
+def as_stored(inputs: np.ndarray) -> np.ndarray:
+    """Inputs as they lie on the device: images [n, H, W, 3] uint8, grey ones replicated; tokens [n, T] as they are."""
+    return to_rgb(inputs) if inputs.dtype == np.uint8 else inputs

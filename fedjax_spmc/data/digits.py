@@ -5,7 +5,7 @@ Every sixth image (indices 5, 11, 17, ...) is a test image: 299 of them; the oth
 
 import numpy as np
 
-from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo, Examples, Source, built_in
+from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo, Source, Splits, built_in
 from fedjax_spmc.data.preprocess import resize_grey
 from fedjax_spmc.registry import datasets
 
@@ -15,7 +15,7 @@ MEAN, STD = (0.3057, 0.3057, 0.3057), (0.3236, 0.3236, 0.3236)
 INFO = DatasetInfo("digits", 10, IMAGE_SHAPE, MEAN, STD, crop_padding=4, flip=False)
 
 
-def read() -> Examples:
+def read() -> Splits:
     """Values 0..16 become round(255 / 16 * value); resized like every grey data set. File order."""
     from sklearn.datasets import load_digits  # half a second that other data sets need not pay
 
@@ -23,7 +23,7 @@ def read() -> Examples:
     images = resize_grey(np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8))
     labels = np.asarray(target, np.int32)
     test = np.arange(len(labels)) % 6 == 5
-    return Examples(images[~test], labels[~test], images[test], labels[test])
+    return Splits(images[~test], labels[~test], images[test], labels[test])
 
 
 @datasets.register("digits")

@@ -1,7 +1,7 @@
 """From index lists to batches: gathered, augmented and normalised inside the jitted step.
 
-The examples lie on the device once, as they are stored (uint8 pixels, int32 tokens). A client's batches depend on its own index list, the keys and nothing else,
-so that its result is bitwise the same whatever its neighbours' data are.
+The examples lie on the device once, as they are stored (uint8 pixels, int32 tokens). A client's batches depend on its
+own index list, the keys and nothing else, so that its result is bitwise the same whatever its neighbours' data are.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 
-from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo, Examples, Source, built_in
+from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo, Source, Splits, built_in
 from fedjax_spmc.options import Range
 from fedjax_spmc.registry import datasets
 
@@ -12,7 +12,7 @@ HALF = (0.5, 0.5, 0.5)
 CONTRAST, NOISE = 50.0, 40.0  # grey levels, standard deviations
 
 
-def generate(num_train: int, num_test: int, num_classes: int, seed: int) -> Examples:
+def generate(num_train: int, num_test: int, num_classes: int, seed: int) -> Splits:
     """Images [n, 32, 32, 3] uint8 and labels [n] int32, classes equally frequent up to one; a pure function."""
     rng = np.random.default_rng(seed)
     tiles = rng.normal(size=(num_classes, 4, 4, 3)).astype(np.float32)
@@ -24,7 +24,7 @@ def generate(num_train: int, num_test: int, num_classes: int, seed: int) -> Exam
         return np.clip(np.rint(patterns[labels] + NOISE * noise), 0, 255).astype(np.uint8), labels
 
     train, test = draw(num_train), draw(num_test)
-    return Examples(*train, *test)
+    return Splits(*train, *test)
 
 
 @datasets.register("synthetic")

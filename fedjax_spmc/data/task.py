@@ -8,14 +8,17 @@ from fedjax_spmc.data.dataset import DatasetInfo
 from fedjax_spmc.types import Array, Task
 
 
-def pixels(info: DatasetInfo, augmented: bool = True, normalised: bool = True) -> Task:
-    """The task of a data set of images.
+def task_of(info: DatasetInfo, augmented: bool = True, normalised: bool = True) -> Task:
+    """The task of a data set.
 
     Args:
         info: the data set's.
         augmented: whether training images are cropped and mirrored where the data set says so.
-        normalised: whether mean and std are taken out; else the pixels are in [0, 1].
+        normalised: whether mean and std are taken out of pixels; else they stay in [0, 1].
     """
+    if info.mean is None or info.std is None:
+        shape = jax.ShapeDtypeStruct(info.input_shape, jnp.int32)
+        return Task(info.num_classes, shape, lambda raw, keys: raw)
     mean, std = (info.mean, info.std) if normalised else ((0.0,) * len(info.mean), (1.0,) * len(info.std))
     means, deviations = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
     padding = info.crop_padding if augmented else 0
@@ -26,11 +29,4 @@ def pixels(info: DatasetInfo, augmented: bool = True, normalised: bool = True) -
             raw = augment.crop_and_flip(raw, augment.draw(keys, padding, flip), padding)
         return augment.normalise(raw, means, deviations)
 
-    shape = jax.ShapeDtypeStruct(info.image_shape, jnp.float32)
-    return Task(info.num_classes, shape, prepare, means, deviations)
-
-
-def tokens(num_classes: int, length: int, tokenizer: object = None) -> Task:
-    """The task of a data set of sequences: tokens stay as they are."""
-    shape = jax.ShapeDtypeStruct((length,), jnp.int32)
-    return Task(num_classes, shape, lambda raw, keys: raw, tokenizer=tokenizer)
+    return Task(info.num_classes, jax.ShapeDtypeStruct(info.input_shape, jnp.float32), prepare, means, deviations)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_spmc.data import cache, prepare, tfds_layout
-from fedjax_spmc.data.dataset import DatasetInfo, Examples, Source
+from fedjax_spmc.data.dataset import DatasetInfo, Source, Splits
 from fedjax_spmc.data.preprocess import resize_grey
 from fedjax_spmc.data.tfds_layout import Prepared, Shard
 from fedjax_spmc.errors import DataError
@@ -49,7 +49,7 @@ def source(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None
     )
 
 
-def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, order: str) -> Examples:
+def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, order: str) -> Splits:
     """Reads both splits from the cache or from the records.
 
     Args:
@@ -69,7 +69,7 @@ def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, 
         rows = slice(None) if order == "original" else arrays[f"{split}_position"]
         for column in ("images", "labels"):
             columns[f"{split}_{column}"] = arrays[f"{split}_{column}"][rows]
-    return Examples(**columns, note=f"{spec.title} decoded from JPEG" if arrays["jpeg"] else "")
+    return Splits(**columns, note=f"{spec.title} decoded from JPEG" if arrays["jpeg"] else "")
 
 
 def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:

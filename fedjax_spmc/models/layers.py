@@ -117,8 +117,10 @@ def paths(tree: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, int], dropout: bool = False) -> Model:
-    """Wraps a Flax module called as `module(images [B, H, W, C], train)`.
+def as_model(
+    module: nn.Module, num_classes: int, shape: tuple[int, ...], dropout: bool = False, dtype: Any = jnp.float32
+) -> Model:
+    """Wraps a Flax module called as `module(inputs [B, ...], train)`.
 
     The module must create its parameters in torch's registration order, under torch's names and in torch's layout; its
     batch statistics are the collection "batch_stats".
@@ -126,27 +128,49 @@ def as_model(module: nn.Module, num_classes: int, image_shape: tuple[int, int, i
     Args:
         module: the network.
         num_classes: number of logits.
-        image_shape: (H, W, C).
+        shape: of one example, (H, W, C) of images or (T,) of tokens.
         dropout: whether it draws random numbers in training; they come from Flax's stream "dropout", which begins with
             the `key` that `Model.apply` is given. A module without it never reads that key.
+        dtype: of the inputs.
     """
 
     def init(key: PRNGKey) -> Variables:
-        variables = module.init(key, jnp.zeros((1, *image_shape), jnp.float32), False)
+        variables = module.init(key, jnp.zeros((1, *shape), dtype), False)
         stats = variables.get("batch_stats")
         return Variables(ordered(variables["params"]), ordered(stats) if stats else {})
 
     def apply(
-        params: Params, stats: Stats, images: Array, train: bool, key: PRNGKey | None = None
+        params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey | None = None, valid: Array | None = None
     ) -> tuple[Array, Stats]:
+        if stats and valid is not None:
+            raise ValueError(
+                f"{type(module).__name__} has batch statistics, which count every row: it takes no `valid`."
+            )
         if dropout and train and key is None:
             raise ValueError(f"{type(module).__name__} draws random numbers in training: Model.apply needs a key.")
         draws = {"dropout": key} if dropout and train and key is not None else {}
         if not stats:
-            return jnp.asarray(module.apply({"params": params}, images, train, rngs=draws)), stats
+            return jnp.asarray(module.apply({"params": params}, inputs, train, rngs=draws)), stats
         variables = {"params": params, "batch_stats": stats}
-        logits, new = module.apply(variables, images, train, rngs=draws, mutable=["batch_stats"])
+        logits, new = module.apply(variables, inputs, train, rngs=draws, mutable=["batch_stats"])
         return logits, ordered(new["batch_stats"], like=stats)
 
     order = paths(jax.eval_shape(init, jax.random.key(0)).params)
-    return Model(init, apply, order, num_classes, image_shape)
+    last = order[-1][:-1]
+
+    def features(
+        params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey | None = None, valid: Array | None = None
+    ) -> tuple[Array, Stats]:
+        taken = []
+
+        def catch(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+            if isinstance(context.module, Linear) and context.module.path == last:
+                taken.append(arguments[0])
+            return next_function(*arguments, **keywords)
+
+        with nn.intercept_methods(catch):
+            _, new_stats = apply(params, stats, inputs, train, key, valid)
+        return taken[0].T, new_stats
+
+    input = jax.ShapeDtypeStruct(shape, dtype)
+    return Model(init, apply, order, num_classes, input, features)

@@ -150,7 +150,7 @@ def digits(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Batches of handwritten digits for every client: images [clients, steps, B, H, W, C], labels."""
     dataset = data.load("digits")
     chosen = rng.choice(len(dataset.train_labels), (CLIENTS, STEPS, BATCH))
-    images = augment.normalise(jnp.asarray(dataset.train_images[chosen]), dataset.info.mean, dataset.info.std)
+    images = augment.normalise(jnp.asarray(dataset.train_inputs[chosen]), dataset.info.mean, dataset.info.std)
     return np.asarray(images), np.asarray(dataset.train_labels, np.int32)[chosen]
 
 

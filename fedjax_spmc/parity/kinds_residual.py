@@ -56,11 +56,11 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
         batch = batches.gather(jnp.int32(0), key)
 
         def loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
-            logits, stats = model.apply(params, variables.stats, batch.images, True, key)
+            logits, stats = model.apply(params, variables.stats, batch.inputs, True, key)
             return cross_entropy(logits, batch.labels, batch.valid), (logits, stats)
 
         (value, (logits, stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables.params)
-        second = batches.gather(jnp.int32(1), key).images
+        second = batches.gather(jnp.int32(1), key).inputs
         return logits, value, grads, stats, model.apply(variables.params, stats, second, False, key)[0]
 
     logits, loss, grads, stats, evaluated = first(start)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import aggregators, attacks, local_rules, models
-from fedjax_spmc.data.pipeline import Images
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import Federation, FederationState, initial_state
 from fedjax_spmc.metrics import percentages
@@ -16,9 +15,11 @@ from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_local import fixed_batches, hyper_of
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.rounds import make_round
-from fedjax_spmc.types import AttackState, Roster, Upload, Variables
+from fedjax_spmc.types import Examples, Roster, Task, Upload, Variables
 
 TARGET = 2
+TASK = Task(10, jax.ShapeDtypeStruct((32, 32, 3), jnp.float32), lambda raw, keys: raw)
+"""The recorded images are normalised already."""
 
 
 class Replay(NamedTuple):
@@ -35,11 +36,12 @@ def replay_of(arrays: Arrays, rule: tuple[str, dict], aggregator: tuple[str, dic
     model = models.make("simple_cnn")
     federation = Federation(
         model=model,
+        task=TASK,
         rule=local_rules.make(rule[0], **rule[1]),
         aggregator=lambda server: aggregators.make(aggregator[0], **aggregator[1]),
         attack=attacks.make("none"),
-        sample=lambda key, round_index: jnp.asarray(online, jnp.int32)[round_index],
-        client_data=lambda data, client_id, state, round_index, key: fixed_batches(
+        sample=lambda key, roster: jnp.asarray(online, jnp.int32)[roster.round],
+        client_data=lambda data, client_id, frozen, round_index, key: fixed_batches(
             data[0][client_id], data[1][client_id], client_id
         ),
         hyper=hyper_of(arrays["lr_momentum_wd"]),
@@ -48,7 +50,7 @@ def replay_of(arrays: Arrays, rule: tuple[str, dict], aggregator: tuple[str, dic
     )
     nobody = Roster(jnp.zeros(online.shape[1], bool), jnp.int32(0), jnp.int32(0), jnp.int32(0))
     initial = Variables(models.from_torch(model, np.asarray(arrays["initial_state"], np.float32)), {})
-    state = initial_state(federation, initial, online.shape[1], AttackState(nobody))
+    state = initial_state(federation, initial, online.shape[1], nobody, jax.random.key(0))
     batches = jnp.asarray(channels_last(arrays["images"])), jnp.asarray(arrays["labels"], jnp.int32)
     return Replay(federation, state, batches)
 
@@ -57,12 +59,11 @@ def compare_rounds(comparison: Comparison, arrays: Arrays, replay: Replay, first
     """Plays the rounds from `first` on, each from our own state, and compares models, weights, accuracy and ASR."""
     federation, state = replay.federation, replay.state
     play = make_round(federation, replay.batches, jnp.asarray(arrays["sample_counts"], jnp.int32))
-    # The test images are normalised already: this mean and std take nothing away.
-    evaluate = make_evaluate(federation.model, federation.attack, jnp.zeros(3), jnp.full(3, 1 / 255, jnp.float32))
+    evaluate = make_evaluate(federation.model, federation.attack, TASK)
 
     def accuracy(name: str, labels: Any) -> float | None:
-        test = Images(jnp.asarray(channels_last(arrays[name])), jnp.asarray(labels, jnp.int32))
-        return percentages(evaluate(state.variables, test, state.attack), backdoor=False)["A"]
+        test = Examples(jnp.asarray(channels_last(arrays[name])), jnp.asarray(labels, jnp.int32))
+        return percentages(evaluate(state.variables, test, state.roster, state.attack), backdoor=False)["A"]
 
     for index in range(first, len(arrays["online_clients"])):
         state, report = play(state, jax.random.key(0))

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import data, metrics
-from fedjax_spmc.attacks import badnets, triggers
+from fedjax_spmc.attacks import triggers
+from fedjax_spmc.attacks._poisoning import poison_batch
 from fedjax_spmc.data import augment, partition, preprocess
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.registry import datasets
+from fedjax_spmc.types import Array, Batch
 
 EXACT = 0.0
 
@@ -17,6 +19,16 @@ EXACT = 0.0
 def channels_last(images: np.ndarray) -> np.ndarray:
     """N x C x H x W of any float as N x H x W x C float32."""
     return np.moveaxis(np.asarray(images, np.float32), -3, -1)
+
+
+def poisoned(
+    images: Array, labels: Array, draws: Array, fraction: float, target: int, trigger: triggers.Trigger
+) -> tuple[Array, Array]:
+    """Images and labels as the attack leaves them."""
+    count = len(labels)
+    batch = Batch(images, labels, jnp.arange(count, dtype=jnp.int32), jnp.ones(count, bool))
+    made = poison_batch(batch, draws, fraction, target, trigger)
+    return made.inputs, made.labels
 
 
 @kind(r"spmc_partition_.*")
@@ -43,7 +55,7 @@ def trigger(arrays: Arrays, source: str) -> Iterator[Outcome]:
     pattern = triggers.from_positions(positions, list(values), "normalized", images.shape[1:])
     comparison = Comparison("trigger", EXACT)
     for tag in sorted({name.split("__")[0] for name in arrays if "__" in name}):
-        stamped, labels = badnets.poison_samples(
+        stamped, labels = poisoned(
             jnp.asarray(images),
             jnp.asarray(arrays["labels"], jnp.int32),
             # Compared in NumPy: the draws are float64, which a float32 comparison could round across the rate.
@@ -72,7 +84,7 @@ def backdoor_dataset(arrays: Arrays, source: str) -> Iterator[Outcome]:
     labels = jnp.asarray(arrays["raw_labels"], jnp.int32)
     theirs = channels_last(arrays["malicious_images"])
     rolled = [
-        badnets.poison_samples(jnp.asarray(np.roll(raw, shift, axis=2)), labels, draws, 0.5, target, pattern)
+        poisoned(jnp.asarray(np.roll(raw, shift, axis=2)), labels, draws, 0.5, target, pattern)
         for shift in range(-2, 3)
     ]
     ours = np.stack([np.asarray(images) for images, _ in rolled])

@@ -22,7 +22,7 @@ def validation(arrays: Arrays) -> ServerData:
     flat = channels_last(images.reshape(-1, *images.shape[2:]))
     return ServerData(
         model=tuple_model(models.make("simple_cnn")),
-        images=jnp.asarray(flat, jnp.float32),
+        inputs=jnp.asarray(flat, jnp.float32),
         labels=jnp.asarray(labels.reshape(-1), jnp.int32),
         batch_size=labels.shape[1],
         shuffle=False,

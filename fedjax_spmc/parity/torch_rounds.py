@@ -23,12 +23,11 @@ from fedjax_spmc.parity.torch_side import (
     CLIENTS,
     Batches,
     TorchSide,
-    at_round,
     small_experiment,
     torch_reference,
 )
 from fedjax_spmc.rounds import make_round
-from fedjax_spmc.types import Array, Attack, ClientData
+from fedjax_spmc.types import Array, ClientData
 
 ROUNDS = 5
 MAX_REPLACED_ROUNDS = 3
@@ -109,7 +108,7 @@ class Float64Round:
             return own._replace(num_batches=jnp.asarray(counts)[client_id])
 
         # The batches that come from the torch side are poisoned already.
-        attack = experiment.federation.attack._replace(poison=Attack().poison)
+        attack = experiment.federation.attack._replace(poison=None)
         federation = experiment.federation._replace(client_data=client_data, epochs=1, attack=attack)
         sizes = experiment.sizes
         self._program = jax.jit(lambda arrays, state, key: play_round(federation, arrays, sizes, state, key))
@@ -161,7 +160,7 @@ def compare_method(method: str) -> Iterator[Outcome]:
             continue
         judged += 1
         comparison.include(alone)
-        counts = experiment.evaluate(state.variables, experiment.test, at_round(state))
+        counts = experiment.evaluate(state.variables, experiment.test, state.roster, state.attack)
         ours = percentages(counts, backdoor=True)
         success.add(f"round {index}", np.array([ours["A"], ours["ASR"]]), np.array(theirs.percentages(played.state)))
     rounds = comparison.outcome("torch")

@@ -15,12 +15,12 @@ import numpy as np
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import setup
-from fedjax_spmc.attacks.badnets import poison_draws
+from fedjax_spmc.attacks._poisoning import poison_draws
 from fedjax_spmc.config import make_config
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import FederationState, data_of_client
-from fedjax_spmc.types import Array, AttackState
+from fedjax_spmc.types import Array
 
 CLIENTS, EPOCHS, BATCH, MAX_STEPS, FLOOR = 4, 1, 24, 30, 1e-2
 
@@ -87,8 +87,8 @@ class Batches:
             raise AssertionError(f"{max(self.steps)} local steps: exact forms drift apart beyond {MAX_STEPS}")
 
         @jax.jit
-        def all_of(arrays: Any, client_id: Array, attack_state: Any, round_index: Array, key: Array) -> Any:
-            data = data_of_client(federation, arrays, client_id, attack_state, round_index, key)
+        def all_of(arrays: Any, client_id: Array, state: FederationState, key: Array) -> Any:
+            data = data_of_client(federation, arrays, state, key, client_id)
             return jax.vmap(lambda step: data.gather(step, key))(jnp.arange(max(self.steps), dtype=jnp.int32))
 
         self._all_of = all_of
@@ -96,21 +96,16 @@ class Batches:
 
     def of_round(self, state: FederationState) -> list[ClientBatches]:
         """Every client's batches of the round that `state` stands before."""
-        experiment, attack_state = self._experiment, at_round(state)
-        own = attack_state.own
+        experiment, own = self._experiment, state.attack["badnets"]
+        attacks = state.roster._replace(round=state.round).attacks_now(jnp.arange(CLIENTS))
         taken = []
         for client, steps in enumerate(self.steps):
-            made = self._all_of(experiment.arrays, jnp.int32(client), attack_state, state.round, experiment.key)
-            images, labels, ids = (np.asarray(x)[:steps] for x in (made.images, made.labels, made.sample_ids))
+            made = self._all_of(experiment.arrays, jnp.int32(client), state, experiment.key)
+            images, labels, ids = (np.asarray(x)[:steps] for x in (made.inputs, made.labels, made.sample_ids))
             draws = np.asarray(poison_draws(own.key, jnp.asarray(ids.ravel()))).reshape(ids.shape)
-            poisoned = (draws < float(own.fraction)) & bool(attack_state.roster.attacks_now(jnp.int32(client)))
+            poisoned = (draws < float(own.fraction)) & bool(attacks[client])
             taken.append(ClientBatches(images, labels, ids, poisoned))
         return taken
-
-
-def at_round(state: FederationState) -> AttackState:
-    """The attack's state in the round that `state` stands before."""
-    return state.attack._replace(roster=state.attack.roster._replace(round=state.round))
 
 
 class TorchSide:
@@ -127,9 +122,9 @@ class TorchSide:
         self._settings = self._loops.Settings(network, method, *[hyper[name] for name in names], FLOOR, kind)
         self._sizes = [len(part) for part in experiment.parts]
         self._pixels = data.info.mean, data.info.std
-        self._train = self._normal(data.train_images), self._torch.tensor(data.train_labels, dtype=self._torch.long)
-        self._test = self._normal(data.test_images), self._torch.tensor(data.test_labels, dtype=self._torch.long)
-        self._target = int(experiment.state.attack.own.target)
+        self._train = self._normal(data.train_inputs), self._torch.tensor(data.train_labels, dtype=self._torch.long)
+        self._test = self._normal(data.test_inputs), self._torch.tensor(data.test_labels, dtype=self._torch.long)
+        self._target = int(experiment.state.attack["badnets"].target)
 
     def _normal(self, images: np.ndarray) -> Any:
         tensor = self._torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

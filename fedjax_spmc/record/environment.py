@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,16 @@ def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
             "fingerprint": fingerprint,
             "note": info.note,
             "num_classes": info.num_classes,
-            "image_shape": list(info.image_shape),
+            "input_shape": list(info.input_shape),
+            "vocabulary": info.vocabulary,
         },
     }
+
+
+def info_of(facts: Mapping[str, Any]) -> DatasetInfo:
+    """What a model must know of the data set that `environment.json` speaks of."""
+    shape, vocabulary = tuple(facts["input_shape"]), facts.get("vocabulary", 0)
+    return DatasetInfo(facts["name"], facts["num_classes"], shape, None, None, vocabulary=vocabulary)
 
 
 def _version(package: str) -> str | None:

@@ -15,14 +15,30 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, models
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.options import quoted
-from fedjax_spmc.record import files
-from fedjax_spmc.types import Model, Variables
+from fedjax_spmc.record import files, truth
+from fedjax_spmc.types import Model, Roster, State, Variables
 
-OWN_FILES = ("metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json")
-REPLACED_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz")
+OWN_FILES = (
+    "metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json", "roster.json", "attack.npz",
+)  # fmt: skip
+REPLACED_FILES = (
+    "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
+    "attack.npz",
+)  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
-    *("round", "weights", "scores", "flagged", "client_ids", "participating", "non_finite", "aggregation_failed"),
+    *(
+        "round",
+        "weights",
+        "scores",
+        "flagged",
+        "client_ids",
+        "participating",
+        "attacking",
+        "malicious",
+        "non_finite",
+        "aggregation_failed",
+    ),
 }
 """Keys that a line of `metrics.jsonl` must have, because they are read back."""
 
@@ -133,8 +149,8 @@ class RunFolder:
             return None
         facts = content.get("data")
         facts = facts if isinstance(facts, dict) else {}
-        shape = facts.get("image_shape")
-        whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+        shape = facts.get("input_shape")
+        whole = isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int for n in shape)
         if not whole or type(facts.get("num_classes")) is not int or not isinstance(facts.get("fingerprint"), str):
             raise WorkdirError(
                 f"{self.path / 'environment.json'} is damaged: remove the run folder or give another --workdir."
@@ -157,6 +173,47 @@ class RunFolder:
             buffer = io.BytesIO()
             np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in details.items()})
             self._replace("details.npz", buffer.getvalue())
+
+    def write_attack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the attack's state (`truth.attack_arrays`) as `attack.npz`, atomically, no pickle."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        self._replace("attack.npz", buffer.getvalue())
+
+    def roster(self) -> Roster:
+        """The roster of `roster.json`, before round 0.
+
+        Raises:
+            WorkdirError: it is missing or damaged.
+        """
+        content = self._read_json("roster.json")
+        if content is None:
+            raise WorkdirError(f"{self.path / 'roster.json'} is missing: nothing says who was malicious.")
+        try:
+            return truth.roster_of(content)
+        except ValueError:
+            raise WorkdirError(
+                f"{self.path / 'roster.json'} is damaged: remove the run folder or give another --workdir."
+            ) from None
+
+    def read_attack(self, like: State) -> State:
+        """The attack's state in `attack.npz`.
+
+        Args:
+            like: a state of the same structure.
+
+        Raises:
+            WorkdirError: it is missing, damaged or of another attack.
+        """
+        path = self.path / "attack.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return truth.attack_of(dict(arrays), like)
+        except FileNotFoundError:
+            raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
+        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise WorkdirError(f"{path} is damaged ({reason}).") from None
 
     def details(self) -> dict[str, np.ndarray]:
         """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""

@@ -64,8 +64,10 @@ def metrics_line(
         "scores": scores,
         "flagged": flagged,
         "client_ids": client_ids,
-        **metrics.detection(flagged, scores, participating, malicious[client_ids]),
+        **metrics.detection(flagged, scores, participating, np.asarray(report.attacking)),
         "participating": participating,
+        "attacking": np.asarray(report.attacking),
+        "malicious": malicious[client_ids],
         "non_finite": int(unreported.rejected),
         "aggregation_failed": int(unreported.failed),
         **seconds,
@@ -78,7 +80,6 @@ def summary_of(
     history: Sequence[dict[str, Any]],
     oracle: bool,
     data_note: str | None,
-    malicious: np.ndarray,
     diverged: int,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
@@ -88,7 +89,6 @@ def summary_of(
         history: the lines of `metrics.jsonl`.
         oracle: whether the aggregator was told who is malicious.
         data_note: what the data set's reader has to say of it.
-        malicious: [N] bool.
         diverged: the round in which training stopped being finite; -1 = none.
     """
     return {
@@ -98,7 +98,7 @@ def summary_of(
         "oracle": oracle,
         "data_note": data_note,
         **metrics.summarise(history),
-        **{f"{name}_run": value for name, value in metrics.detection_over_run(history, malicious).items()},
+        **{f"{name}_run": value for name, value in metrics.detection_over_run(history).items()},
     }
 
 

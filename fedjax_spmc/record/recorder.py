@@ -17,6 +17,7 @@ from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
+from fedjax_spmc.record.truth import attack_arrays, roster_content
 from fedjax_spmc.setup import Experiment
 
 
@@ -86,8 +87,10 @@ class Recorder(NoRecorder):
         done, diverged = int(state.round), int(state.diverged) >= 0
         ended = done == rounds or diverged
         folder.write_start(ended=ended)
+        folder.write_json("roster.json", roster_content(experiment.state.roster))
         if found:  # it may have been killed before it wrote the model
             folder.write_model(evaluated_model(experiment.federation, state))
+            folder.write_attack(attack_arrays(state.attack))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
             self._draw_partition()
@@ -109,13 +112,14 @@ class Recorder(NoRecorder):
         if last or rounds % self._config.checkpoint.every == 0:
             federation = self._experiment.federation
             self._checkpoints.save(rounds, snapshot)
+            self._folder.write_attack(attack_arrays(snapshot.state.attack))
             self._folder.write_model(evaluated_model(federation, snapshot.state))
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
         """Writes the summary and the pictures, those among them that the aggregator declares."""
         config, experiment, folder = self._config, self._experiment, self._folder
         note, malicious = experiment.dataset.info.note, experiment.malicious
-        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, malicious, diverged)
+        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, diverged)
         folder.write_json("summary.json", summary)
         plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
         plots.verdicts(history, malicious, folder.path / "verdicts.png")

@@ -1,5 +1,6 @@
 """The fields of a config that was found in a folder, whatever version wrote it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.record import truth
 
 
 def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,17 +47,18 @@ _REQUIRED: dict[str, Any] = {
 """Fields that the report computes with, and their types."""
 
 
-def malicious_clients(config: Mapping[str, Any]) -> np.ndarray:
-    """[N] bool: who is malicious, as `setup.roster` draws it."""
-    from fedjax_spmc import setup
+def malicious_clients(config: Mapping[str, Any], folder: Path | None) -> np.ndarray:
+    """[N] bool: who is malicious, as the run's `roster.json` says; nobody where only a row is left of a run.
 
-    made = configs.default_config()
-    for name in ("federation.num_clients", "attack.malicious_fraction", "attack.placement", "attack.name"):
-        configs.set_field(made, name, config[name])
-    count = configs.num_malicious(made)
-    clients = config["federation.num_clients"]
-    if config["attack.placement"] != "random" or not count:
-        return np.arange(clients) >= clients - count
-    import jax
-
-    return np.asarray(setup.roster(made, jax.random.key(config["seed"])).malicious)
+    Raises:
+        WorkdirError: the folder does not say it.
+    """
+    if folder is None:
+        return np.zeros(config["federation.num_clients"], bool)
+    path = folder / "roster.json"
+    try:
+        return truth.malicious_of(json.loads(path.read_text()))
+    except OSError:
+        raise WorkdirError(f"{path} is missing, nothing says who was malicious: the run is left out.") from None
+    except ValueError:
+        raise WorkdirError(f"{path} is damaged: the run is left out.") from None

@@ -89,14 +89,14 @@ def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
 
 def _detection(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
     """Flags pooled over the rounds; auc is the mean of the rounds that have one."""
-    bad, flagged = _pooled(lines, malicious, "flagged")
+    bad, flagged = _pooled(lines, malicious, "flagged", "attacking")
     areas = _mean(number(line.get("auc")) for line in lines)
     return dict(zip(DETECTION, (100 * _mean(flagged[bad]), 100 * _mean(flagged[~bad]), areas), strict=True))
 
 
 def _is_perfect(line: Mapping[str, Any], malicious: np.ndarray) -> float:
-    """Whether exactly the malicious were flagged; NaN where the line does not say who was."""
-    bad, flagged = _pooled([line], malicious, "flagged")
+    """Whether exactly the attacking were flagged; NaN where the line does not say who was flagged."""
+    bad, flagged = _pooled([line], malicious, "flagged", "attacking")
     return math.nan if np.isnan(flagged).any() else float(np.array_equal(flagged > 0, bad))
 
 
@@ -108,13 +108,22 @@ def _weights(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[
     return dict(zip(WEIGHT_SUMMARY, (_mean(weights[~bad]), _mean(weights[bad]), *ends), strict=True))
 
 
-def _pooled(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Over all rounds, of those who took part: who is malicious (bool), and an entry of the lines (float)."""
+def _pooled(
+    lines: Sequence[Mapping[str, Any]], malicious: np.ndarray, name: str, kind: str = "malicious"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Over all rounds, of those who took part: who is malicious or attacking (bool), and an entry of the lines (float).
+
+    Lines of older versions do not say who attacks: there it is everyone who is malicious.
+    """
     here = [participating(line) for line in lines]
     ids = [client_ids(line)[mask] for line, mask in zip(lines, here, strict=True)]
     values = [client_values(line, name)[mask] for line, mask in zip(lines, here, strict=True)]
     empty = np.zeros(0)
-    return malicious[np.concatenate([empty.astype(int), *ids])], np.concatenate([empty, *values])
+    bad = malicious[np.concatenate([empty.astype(int), *ids])]
+    if kind == "attacking" and all(kind in line for line in lines):
+        stated = [client_values(line, kind)[mask] for line, mask in zip(lines, here, strict=True)]
+        bad = np.concatenate([empty, *stated]) > 0
+    return bad, np.concatenate([empty, *values])
 
 
 def _mean(values: Iterable[float]) -> float:

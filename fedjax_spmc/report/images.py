@@ -145,30 +145,29 @@ class RunImages:
             return f"Test images and Grad-CAM are not shown: {error}"
 
 
-def _test_images(run: Run, config: Any, dataset: Any) -> TestImages:
+def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     import jax
     import jax.numpy as jnp
 
-    from fedjax_spmc import setup
-    from fedjax_spmc.data import augment
-    from fedjax_spmc.keys import purpose_key
+    from fedjax_spmc import experiment, setup
     from fedjax_spmc.record.folder import RunFolder
-    from fedjax_spmc.types import AttackContext
+    from fedjax_spmc.types import AttackContext, Batch
 
     assert run.folder is not None
     info = dataset.info
-    model = setup.model_of(config, info.num_classes, info.image_shape)
-    variables = RunFolder(run.folder, config, read_only=True).read_model(model)
-    mean, std = jnp.array(info.mean, jnp.float32), jnp.array(info.std, jnp.float32)
-    key = jax.random.key(config.seed)
-    attack = setup.attack_of(config, setup.array_settings(config))
-    context = AttackContext(setup.roster(config, key), info.image_shape, info.num_classes, mean, std)
-    state = attack.init(context, purpose_key(key, "attack"))
+    task = setup.task_of(config, info)
+    if task.mean is None:
+        return "There are no pictures for this task."
+    built = experiment.build(config, dataset)
+    folder = RunFolder(run.folder, config, read_only=True)
+    model, attack = built.federation.model, built.federation.attack
+    variables = folder.read_model(model)
+    mean, std = task.mean, task.std
 
     target = config.attack.target_label if attack.backdoor is not None else -1
     chosen = first_of_each_class(dataset.test_labels, target)
     labels = np.asarray(dataset.test_labels)[chosen]
-    images = augment.normalise(jnp.asarray(dataset.test_images[chosen]), mean, std)
+    images = task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None)
     names: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
     def row(batch: Any, wanted: np.ndarray | None) -> list[Prediction]:
@@ -193,7 +192,11 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages:
     clean = row(images, None)
     if attack.backdoor is None:
         return TestImages(clean, [], "There was no attack with a trigger.")
-    stamped, wanted = attack.backdoor(state, images, jnp.asarray(labels))
+    own = folder.read_attack(built.state.attack)
+    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=built.federation.held)
+    rows = jnp.arange(len(labels), dtype=jnp.int32)
+    shown = attack.backdoor(ctx, own, Batch(images, jnp.asarray(labels, jnp.int32), rows, jnp.ones(len(labels), bool)))
+    stamped, wanted = shown.inputs, shown.labels
     note = f"The attacker's class is {names[target]}."
     if clean and clean[0].heat is None:
         note += " The network has no convolution, so that there is no Grad-CAM."

@@ -177,7 +177,7 @@ def _make_run(
     oracle = bool(summary.get("oracle")) or any(
         path.startswith("aggregator.options.oracle_") and bool(value) for path, value in config.items()
     )
-    malicious = fields.malicious_clients(config)
+    malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
     else:

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import data, experiment, setup
-from fedjax_spmc.data.pipeline import ClientIndices, Images, pad_indices
+from fedjax_spmc.data.pipeline import ClientIndices, pad_indices
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import FederationState, evaluated_model
 from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
 from fedjax_spmc.record.resume import Snapshot
+from fedjax_spmc.record.truth import attack_arrays, roster_content
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group
-from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, SharedImages
+from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, SharedData
 from fedjax_spmc.sweep.scratch import Scratch
 from fedjax_spmc.sweep.table import Outcome
+from fedjax_spmc.types import Examples
 
 
 class Player:
@@ -51,12 +53,13 @@ class Player:
                 self.refused[cell.id] = str(error)
         self._width = max((len(part) for parts in self._parts.values() for part in parts), default=1)
         self._programs: dict[Layout, Any] = {}
-        self._host = SharedImages(
-            train=Images(np.asarray(dataset.train_images), np.asarray(dataset.train_labels, np.int32)),  # pyright: ignore
-            test=Images(np.asarray(dataset.test_images), np.asarray(dataset.test_labels, np.int32)),  # pyright: ignore
-            server=setup.server_images(self._config, dataset),
+        self._host = SharedData(
+            train=_on_host(dataset.train_inputs, dataset.train_labels),
+            test=_on_host(dataset.test_inputs, dataset.test_labels),
+            server=setup.server_examples(self._config, dataset),
+            held=setup.held_by(self._config, dataset),
         )
-        self._shared: tuple[Layout, SharedImages] | None = None
+        self._shared: tuple[Layout, SharedData] | None = None
         self._start = experiment.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
@@ -64,7 +67,7 @@ class Player:
         key = jax.random.key(cell.config.seed)
         settings = setup.array_settings(cell.config)
         with jax.default_matmul_precision(self._config.precision):
-            state = self._start(key, setup.roster(cell.config, key), settings)
+            state = self._start(key, setup.roster(cell.config, key), settings, self._host.held)
         indices = pad_indices(self._parts[cell.id], self._width)
         arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), settings)
         return state, Lane(key, ClientIndices(*indices), arrays)
@@ -109,7 +112,7 @@ class Player:
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
         histories = [[line for entry in evaluated if (line := entry["lines"][i])] for i in range(len(cells))]
-        malicious = np.asarray(states.attack.roster.malicious)
+        malicious = np.asarray(states.roster.malicious)
         diverged_rounds = np.asarray(states.diverged)[: len(cells)]
         since = done
         start = began = time.perf_counter()
@@ -136,7 +139,7 @@ class Player:
             if on_round is not None:
                 on_round(done)
         seconds = (time.perf_counter() - began) / max(1, len(cells))
-        return self._outcomes(cells, states, histories, malicious, diverged_rounds, seconds)
+        return self._outcomes(cells, states, histories, diverged_rounds, seconds)
 
     def stacked(self, cells: Sequence[Cell], layout: Layout) -> tuple[FederationState, Lane]:
         """States before round 0 and lanes [lanes, ...], on the host's side of the program."""
@@ -145,7 +148,7 @@ class Player:
         states, lanes = _stack(starts)
         return states, programs.place(layout, lanes, stacked=True)
 
-    def shared(self, layout: Layout) -> SharedImages:
+    def shared(self, layout: Layout) -> SharedData:
         """The images on the layout's devices; they stay there for the next cells."""
         if self._shared is None or self._shared[0]._replace(batch=0) != layout._replace(batch=0):
             self._shared = layout, programs.place(layout, self._host, stacked=False)
@@ -195,29 +198,32 @@ class Player:
         cells: Sequence[Cell],
         states: FederationState,
         histories: Any,
-        malicious: np.ndarray,
         diverged_rounds: np.ndarray,
         seconds: float,
     ) -> list[Outcome]:
         outcomes = []
         for i, cell in enumerate(cells):
             federation = experiment.assemble(cell.config, self._dataset.info, self._host.server)
-            state = jax.tree.map(lambda x, i=i: x[i], states._replace(attack=()))
+            state = jax.tree.map(lambda x, i=i: x[i], states)
             note, diverged = self._dataset.info.note, int(diverged_rounds[i])
             outcomes.append(
                 Outcome(
                     cell=cell,
-                    summary=summary_of(
-                        cell.config.federation.rounds, histories[i], federation.oracle, note, malicious[i], diverged
-                    ),
+                    summary=summary_of(cell.config.federation.rounds, histories[i], federation.oracle, note, diverged),
                     environment=self._environment,
                     history=histories[i],
                     variables=jax.device_get(evaluated_model(federation, state)),
+                    roster=roster_content(state.roster),
+                    attack=attack_arrays(state.attack),
                     seconds=seconds,
                     error=None if diverged < 0 else diverged_message(diverged),
                 )
             )
         return outcomes
+
+
+def _on_host(inputs: np.ndarray, labels: np.ndarray) -> Examples:
+    return Examples(np.asarray(inputs), np.asarray(labels, np.int32))  # pyright: ignore[reportArgumentType]
 
 
 @jax.jit

@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc.data import DatasetInfo
-from fedjax_spmc.data.pipeline import ClientIndices, Images
+from fedjax_spmc.data.pipeline import ClientIndices
 from fedjax_spmc.devices import CLIENTS, map_clients_over, may_wait
 from fedjax_spmc.evaluation import Counts, make_evaluate
 from fedjax_spmc.experiment import assemble
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model, play_round
 from fedjax_spmc.setup import ArraySettings
-from fedjax_spmc.types import Array, PRNGKey
+from fedjax_spmc.types import Array, Examples, PRNGKey
 
 EXPERIMENTS = "experiments"
 MAX_EXPERIMENTS = 256
@@ -57,12 +57,13 @@ class Lane(NamedTuple):
     settings: ArraySettings
 
 
-class SharedImages(NamedTuple):
+class SharedData(NamedTuple):
     """The images that all experiments of a program read; `server` are those that the server holds, if any."""
 
-    train: Images
-    test: Images
-    server: Images | None
+    train: Examples
+    test: Examples
+    server: Examples | None
+    held: Any
 
 
 class RoundOutcome(NamedTuple):
@@ -98,22 +99,22 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
     """
     mesh = mesh_of(layout)
 
-    def parts(lane: Lane, shared: SharedImages) -> Federation:
-        federation = assemble(config, info, shared.server, lane.settings)
+    def parts(lane: Lane, shared: SharedData) -> Federation:
+        federation = assemble(config, info, shared.server, shared.held, lane.settings)
         if mesh is not None and layout.axis == CLIENTS:
             return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True))
         return federation
 
-    def play(state: FederationState, lane: Lane, shared: SharedImages) -> tuple[FederationState, RoundReport]:
+    def play(state: FederationState, lane: Lane, shared: SharedData) -> tuple[FederationState, RoundReport]:
         arrays = shared.train, lane.indices
         return play_round(parts(lane, shared), arrays, lane.indices.sizes, state, lane.key)
 
-    def count(state: FederationState, lane: Lane, shared: SharedImages) -> Counts:
+    def count(state: FederationState, lane: Lane, shared: SharedData) -> Counts:
         federation = parts(lane, shared)
-        evaluate = make_evaluate(federation.model, federation.attack, info.mean, info.std)
-        return evaluate(evaluated_model(federation, state), shared.test, state.attack)
+        evaluate = make_evaluate(federation.model, federation.attack, federation.task, shared.held)
+        return evaluate(evaluated_model(federation, state), shared.test, state.roster, state.attack)
 
-    def block(states: FederationState, lanes: Lane, shared: SharedImages, evaluate: Array) -> RoundOutcome:
+    def block(states: FederationState, lanes: Lane, shared: SharedData, evaluate: Array) -> RoundOutcome:
         new, reports = _map_experiments(play, layout.batch)(states, lanes, shared)
         counted = functools.partial(_map_experiments(count, layout.batch), new, lanes, shared)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(counted))

@@ -36,6 +36,8 @@ class Outcome(NamedTuple):
         environment: as `environment.json`.
         history: the lines of its `metrics.jsonl`.
         variables: the final model on the host; None where there is no result.
+        roster: as `roster.json`.
+        attack: the arrays of `attack.npz`.
         seconds: its share of the time that its program ran.
         error: why it failed or diverged; None for a finished cell.
     """
@@ -45,6 +47,8 @@ class Outcome(NamedTuple):
     environment: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]] = ()
     variables: Variables | None = None
+    roster: Mapping[str, Any] = {}
+    attack: Mapping[str, np.ndarray] = {}
     seconds: float = 0.0
     error: str | None = None
 
@@ -52,7 +56,7 @@ class Outcome(NamedTuple):
 def failed_outcome(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
     """The outcome of a cell without a result: its row has the keys of the others, with None in them."""
     rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = summary_of(rounds, [], is_oracle(cell.config), note, np.zeros(0, bool), -1)
+    summary = summary_of(rounds, [], is_oracle(cell.config), note, -1)
     return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
 
 
@@ -122,6 +126,8 @@ class Table:
             folder.begin(outcome.environment)
             try:
                 folder.rewrite_history(outcome.history)
+                folder.write_json("roster.json", outcome.roster)
+                folder.write_attack(outcome.attack)
                 if keep_model:
                     folder.write_model(outcome.variables)
                 folder.write_json("summary.json", outcome.summary)

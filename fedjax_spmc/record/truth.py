@@ -1,0 +1,85 @@
+"""The ground truth of a run as plain values: who was malicious (`roster.json`) and the attack's state (`attack.npz`).
+
+It is written down once and read back: nothing is drawn again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_spmc import trees
+from fedjax_spmc.types import Roster, State
+
+SCHEDULE = ("first", "last", "every", "turns")
+
+
+def roster_content(roster: Roster) -> dict[str, Any]:
+    """The content of `roster.json`: num_clients, the ids of the malicious clients, and the schedule."""
+    malicious = np.asarray(roster.malicious)
+    schedule = {name: int(getattr(roster, name)) for name in SCHEDULE}
+    return {"num_clients": len(malicious), "malicious": np.flatnonzero(malicious).tolist(), **schedule}
+
+
+def malicious_of(content: Mapping[str, Any]) -> np.ndarray:
+    """[N] bool: who is malicious.
+
+    Raises:
+        ValueError: the content is damaged.
+    """
+    try:
+        malicious = np.zeros(content["num_clients"], bool)
+        malicious[np.array(content["malicious"], int)] = True
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        raise ValueError("roster.json is damaged") from None
+    return malicious
+
+
+def roster_of(content: Mapping[str, Any]) -> Roster:
+    """The roster, before round 0.
+
+    Raises:
+        ValueError: the content is damaged.
+    """
+    malicious = malicious_of(content)
+    try:
+        schedule = {name: jnp.int32(content[name]) for name in SCHEDULE}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError("roster.json is damaged") from None
+    return Roster(malicious=jnp.asarray(malicious), round=jnp.int32(0), **schedule)
+
+
+def attack_arrays(own: State) -> dict[str, np.ndarray]:
+    """The leaves of an attack's state under their paths joined by dots; keys as their numbers."""
+    names = trees.leaf_names(own)
+    return {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in zip(names, jax.tree.leaves(own), strict=True)
+    }
+
+
+def attack_of(arrays: Mapping[str, np.ndarray], like: State) -> State:
+    """The state of an attack from its arrays.
+
+    Args:
+        arrays: from `attack_arrays`.
+        like: a state of the same structure.
+
+    Raises:
+        ValueError: the arrays are those of another attack.
+    """
+    leaves = []
+    for name, (old, wanted) in zip(
+        trees.leaf_names(like), zip(jax.tree.leaves(like), attack_arrays(like).values(), strict=True), strict=True
+    ):
+        if name not in arrays or arrays[name].shape != wanted.shape or arrays[name].dtype != wanted.dtype:
+            raise ValueError(f"{name} is missing or has another shape")
+        read = jnp.asarray(arrays[name])
+        leaves.append(jax.random.wrap_key_data(read) if _is_key(old) else read)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
