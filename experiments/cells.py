@@ -22,7 +22,7 @@ from fedjax_spmc.report import overview, read, tables
 from fedjax_spmc.report.settings import group
 
 RESULTS = Path(__file__).resolve().parent / "results"
-KEPT_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
+KEPT_FILES = ("config.json", "environment.json", "roster.json", "metrics.jsonl", "summary.json")
 
 Cell = tuple[str, Mapping[str, Any]]
 """A preset, and the fields that are set on top of it: dotted path -> value."""

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import fisher, local_rules, models
-from fedjax_spmc.data.pipeline import Images, Pipeline, client_data, in_order
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.data.pipeline import Pipeline, client_data, in_order
+from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
 from fedjax_spmc.training import train_client
-from fedjax_spmc.types import Context, Model, Variables
+from fedjax_spmc.types import Context, Examples, Model, Variables
 
 MLP = models.make("mlp", hidden=(7,), num_classes=4, image_shape=(4, 4, 3))
 START = MLP.init(jax.random.key(0))
@@ -139,8 +141,9 @@ def test_what_is_not_allowed():
 def test_the_local_rule_estimates_at_the_trained_model_on_an_epoch_of_its_own():
     """Shuffled and augmented anew: not the pass of any local epoch, and every sample once."""
     size, epochs = 20, 2
-    train = Images(jnp.asarray(RNG.integers(0, 255, (size, 4, 4, 3)), jnp.uint8), LABELS[:size])
-    pipeline = Pipeline(5, epochs + 1, jnp.full(3, 0.5), jnp.full(3, 0.25), padding=1, flip=True)
+    train = Examples(jnp.asarray(RNG.integers(0, 255, (size, 4, 4, 3)), jnp.uint8), LABELS[:size])
+    info = DatasetInfo("four", 4, (4, 4, 3), (0.5,) * 3, (0.25,) * 3, crop_padding=1, flip=True)
+    pipeline = Pipeline(5, epochs + 1, task_of(info).prepare)
     live = jnp.zeros((), bool)
     data = client_data(pipeline, train, jnp.arange(size), jnp.int32(size), jnp.int32(0), live, jnp.int32(0), KEY)
     order = [

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import attacks, evaluation, metrics
-from fedjax_spmc.data.pipeline import Images
 from fedjax_spmc.evaluation import Counts
-from fedjax_spmc.types import AttackContext, Model, Roster, Variables
+from fedjax_spmc.types import AttackContext, Examples, Model, Roster, Variables
 
 
 def test_percentages_with_and_without_the_target_class():
@@ -69,7 +68,7 @@ def test_evaluate_counts_every_image_once(num_images):
     images = np.zeros((num_images, 8, 8, 3), np.uint8)
     images[:, 5, 5, 0] = labels * 85
     evaluate = evaluation.make_evaluate(model, attack, jnp.zeros(3), jnp.ones(3))
-    counts = evaluate(Variables({}, {}), Images(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
+    counts = evaluate(Variables({}, {}), Examples(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
     np.testing.assert_array_equal(counts.total, np.bincount(labels, minlength=4))
     np.testing.assert_array_equal(counts.correct, counts.total)
     np.testing.assert_array_equal(counts.hits, [0, 0, (labels == 2).sum(), 0])

@@ -99,16 +99,13 @@ def test_a_whole_round_equals_a_plain_loop(experiment):
     upload = locals_of(experiment, experiment.arrays)
     federation, state = experiment.federation, experiment.state
     ctx = Context(federation.model, state.variables, state.variables, federation.hyper, 1, jnp.int32(0))
-    attack_state = federation.attack.begin_round(ctx, state.attack, experiment.arrays, experiment.key)
 
     @jax.jit
     def gradients(params, batch, teacher):
         return federation.rule.gradients(ctx, params, {}, batch, teacher, jax.random.key(1))[0]
 
     for client in (0, 4):
-        batches = data_of_client(
-            federation, experiment.arrays, jnp.int32(client), attack_state, jnp.int32(0), experiment.key
-        )
+        batches = data_of_client(federation, experiment.arrays, state, experiment.key, jnp.int32(client))
         teacher = trees.take_rows(state.rule.clients, client)
         params = state.variables.params
         velocity = None
@@ -126,7 +123,11 @@ def test_batches_differ_by_client_round_and_epoch(experiment):
 
     def ids(client, round_index, step=0):
         made = data_of_client(
-            federation, experiment.arrays, jnp.int32(client), state.attack, jnp.int32(round_index), experiment.key
+            federation,
+            experiment.arrays,
+            state._replace(round=jnp.int32(round_index)),
+            experiment.key,
+            jnp.int32(client),
         )
         return np.asarray(made.gather(jnp.int32(step), experiment.key).sample_ids)
 
@@ -141,7 +142,7 @@ def test_batches_differ_by_client_round_and_epoch(experiment):
 def test_an_epoch_visits_every_sample_once():
     config = small_config(**{"local.epochs": 3})
     built = build(config)
-    made = data_of_client(built.federation, built.arrays, jnp.int32(2), built.state.attack, jnp.int32(0), built.key)
+    made = data_of_client(built.federation, built.arrays, built.state, built.key, jnp.int32(2))
     count = int(made.num_batches)
     orders = [
         np.concatenate([np.asarray(made.gather(jnp.int32(e * count + b), built.key).sample_ids) for b in range(count)])
@@ -188,13 +189,17 @@ def test_frozen_augmentation_stays_and_live_augmentation_moves():
     images = {}
     for augmentation in ("live", "frozen"):
         config = make_config("", data__name="digits", model__name="mlp", local__batch_size=16, local__epochs=2)
-        configs.set_field(config, "attack.options.augmentation", augmentation)
+        configs.set_field(config, "attack.augmentation", augmentation)
         config = configs.resolve(config)
         built = build(config)
         for client in (0, 9):
             made = [
                 data_of_client(
-                    built.federation, built.arrays, jnp.int32(client), built.state.attack, jnp.int32(r), built.key
+                    built.federation,
+                    built.arrays,
+                    built.state._replace(round=jnp.int32(r)),
+                    built.key,
+                    jnp.int32(client),
                 )
                 for r in (0, 1)
             ]
@@ -203,7 +208,7 @@ def test_frozen_augmentation_stays_and_live_augmentation_moves():
                 count = 2 * int(one.num_batches)
                 batches = [jax.jit(one.gather)(jnp.int32(s), built.key) for s in range(count)]
                 by_sample.append(
-                    {int(i): np.asarray(x) for b in batches for i, x in zip(b.sample_ids, b.images, strict=True)}
+                    {int(i): np.asarray(x) for b in batches for i, x in zip(b.sample_ids, b.inputs, strict=True)}
                 )
             shared = sorted(by_sample[0].keys() & by_sample[1].keys())
             images[augmentation, client] = np.mean([np.array_equal(by_sample[0][i], by_sample[1][i]) for i in shared])
@@ -277,5 +282,5 @@ def test_no_step_leaves_the_model_alone():
 
 
 def test_data_is_on_the_device_once_as_uint8(experiment):
-    assert experiment.arrays[0].images.dtype == jnp.uint8
+    assert experiment.arrays[0].inputs.dtype == jnp.uint8
     assert isinstance(experiment.dataset, data.Dataset)

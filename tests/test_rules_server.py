@@ -85,7 +85,7 @@ def sageflow_program():
 
 
 def call_sageflow(upload: Upload, server: ServerData, threshold: float, exponent: float = 1.0):
-    return sageflow_program()(upload, threshold, exponent, server.images, server.labels)
+    return sageflow_program()(upload, threshold, exponent, server.inputs, server.labels)
 
 
 def rows64(upload: Upload) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def probabilities(vector: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def sgd64(vector, server, order, rate, momentum, decay, shake=None):
     """Softmax regression by SGD, written out; `shake` maps (vector, gradient) to the point whose gradient counts."""
-    images = np.asarray(server.images, np.float64).reshape(len(server.labels), -1)
+    images = np.asarray(server.inputs, np.float64).reshape(len(server.labels), -1)
     labels = np.eye(CLASSES)[np.asarray(server.labels)]
 
     def gradient(at, batch):
@@ -159,7 +159,7 @@ def test_every_epoch_has_an_order_of_its_own_and_drops_the_incomplete_batch():
 def test_evaluation_covers_the_incomplete_batch_too():
     server, upload = make_server(21), linear_upload(3, 0)
     entropy, loss = jax.jit(lambda params: on_server.evaluate(server, params, {}))(upload.global_params)
-    chances = probabilities(flat(upload.global_params), np.asarray(server.images).reshape(21, -1))
+    chances = probabilities(flat(upload.global_params), np.asarray(server.inputs).reshape(21, -1))
     np.testing.assert_allclose(entropy, -(chances * np.log(chances)).sum(axis=1).mean(), rtol=1e-5)
     np.testing.assert_allclose(loss, -np.log(chances[np.arange(21), server.labels]).mean(), rtol=1e-5)
 
@@ -220,7 +220,7 @@ def test_fltrust_trusts_nobody_who_stands_still_and_moves_by_the_servers_rate():
 def test_sageflow(seed, absent):
     upload, server = linear_upload(ROWS, seed, absent), make_server()
     _, clients, sizes, present = rows64(upload)
-    images, labels = np.asarray(server.images, np.float64).reshape(21, -1), np.asarray(server.labels)
+    images, labels = np.asarray(server.inputs, np.float64).reshape(21, -1), np.asarray(server.labels)
     chances = np.stack([probabilities(client, images) for client in clients])
     entropy = -(chances * np.log(chances)).sum(axis=2).mean(axis=1)
     losses = -np.log(chances[:, np.arange(21), labels]).mean(axis=1)

@@ -33,9 +33,9 @@ def vector(built, variables) -> np.ndarray:
 
 def test_the_server_holds_the_validation_split_and_only_where_a_rule_asks_for_it(tuned):
     held = tuned.federation.server
-    np.testing.assert_array_equal(held.images, tuned.dataset.val_inputs)
+    np.testing.assert_array_equal(held.inputs, tuned.dataset.val_inputs)
     np.testing.assert_array_equal(held.labels, tuned.dataset.val_labels)
-    assert held.images.dtype == np.uint8
+    assert held.inputs.dtype == np.uint8
     assert made("mean").federation.server is None
 
 
@@ -52,7 +52,7 @@ def test_its_images_are_arguments_of_the_compiled_round_and_no_constants(tuned):
     calls = [equation for equation in outer.eqns if "jaxpr" in equation.params]
     consts = [const for call in calls for const in call.params["jaxpr"].consts]
     assert max(map(np.size, consts), default=0) < federation.server.labels.size
-    taken = [var.aval.shape == federation.server.images.shape for call in calls for var in call.invars]
+    taken = [var.aval.shape == federation.server.inputs.shape for call in calls for var in call.invars]
     assert sum(taken) == 1, "the server's part alone takes its images"
 
 
@@ -82,10 +82,10 @@ def test_the_evaluated_model_is_the_one_that_is_saved_reported_and_loaded(tuned,
     assert np.abs(expected - vector(tuned, state.variables)).max() > 1e-3
     np.testing.assert_array_equal(vector(tuned, result.variables), expected)
     np.testing.assert_array_equal(vector(tuned, experiment.load(tmp_path).variables), expected)
-    counts = tuned.evaluate(result.variables, tuned.test, state.attack)
+    counts = tuned.evaluate(result.variables, tuned.test, state.roster, state.attack)
     values = metrics.percentages(counts, backdoor=tuned.federation.attack.backdoor is not None)
     assert {name: result.history[-1][name] for name in values} == values
-    broadcast = tuned.evaluate(state.variables, tuned.test, state.attack)
+    broadcast = tuned.evaluate(state.variables, tuned.test, state.roster, state.attack)
     assert any(
         not np.array_equal(*pair) for pair in zip(jax.tree.leaves(broadcast), jax.tree.leaves(counts), strict=True)
     )

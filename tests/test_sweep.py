@@ -285,10 +285,10 @@ def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
         state, lane = built.start(cell)
         alone = build(cell.config, dataset)
         np.testing.assert_array_equal(jax.random.key_data(lane.key), jax.random.key_data(alone.key))
-        np.testing.assert_array_equal(state.attack.roster.malicious, alone.malicious)
-        assert state.attack.own.fraction == alone.state.attack.own.fraction
+        np.testing.assert_array_equal(state.roster.malicious, alone.malicious)
+        assert state.attack["badnets"].fraction == alone.state.attack["badnets"].fraction
         np.testing.assert_array_equal(
-            jax.random.key_data(state.attack.own.key), jax.random.key_data(alone.state.attack.own.key)
+            jax.random.key_data(state.attack["badnets"].key), jax.random.key_data(alone.state.attack["badnets"].key)
         )
         for client, part in enumerate(alone.parts):
             assert int(lane.indices.sizes[client]) == len(part)

@@ -63,7 +63,7 @@ def _trained_on_the_server():
     server = server_data()
 
     def loss(params):
-        logits, _ = server.model.apply(params, {}, server.images, True, None)
+        logits, _ = server.model.apply(params, {}, server.inputs, True, None)
         return cross_entropy(logits, server.labels, jnp.ones(len(server.labels), bool))
 
     def step(_, params):
