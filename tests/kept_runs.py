@@ -31,8 +31,8 @@ def line_of(index: int, accuracy: float, asr: float, clients: int = 10, bad: int
         "weights": [1 / clients] * clients, "scores": [0.1 * k + index for k in range(clients)], "flagged": flagged,
         "client_ids": list(range(clients)), "tpr": 100.0 * (index % 2), "fpr": 0.0, "precision": None, "f1": None,
         "auc": 1.0, "participating": [True] * clients, "attacking": [k >= clients - bad for k in range(clients)],
-        "malicious": [k >= clients - bad for k in range(clients)], "non_finite": 0, "aggregation_failed": 0, "round_seconds": 1.0,
-        "eval_seconds": 0.5,
+        "malicious": [k >= clients - bad for k in range(clients)], "non_finite": 0, "aggregation_failed": 0,
+        "round_seconds": 1.0, "eval_seconds": 0.5,
     }  # fmt: skip
     return {name: value for name, value in line.items() if not (old and name in OLD_KEYS)}
 

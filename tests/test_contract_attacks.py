@@ -1,122 +1,140 @@
-"""What every registered attack must do, and BadNets in particular."""
+"""What every registered attack must do in every slot that it has, and BadNets in particular."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks
+from fedjax_spmc import attacks, models
 from fedjax_spmc.attacks import triggers
-from fedjax_spmc.types import AttackContext, Context, Roster
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.data.task import task_of
+from fedjax_spmc.types import Attack, AttackContext, Batch, Roster
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
 SHAPE = (32, 32, 3)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+TASK = task_of(DatasetInfo("made up", 10, SHAPE, MEAN, STD))
+KEY = jax.random.key(1)
 
 
-def attack_context(malicious=(False, True, False, True), first=0, last=10):
-    roster = Roster(jnp.array(malicious), jnp.int32(first), jnp.int32(last), jnp.int32(0))
-    return AttackContext(roster, SHAPE, 10, jnp.array([0.5, 0.4, 0.3]), jnp.array([0.2, 0.25, 0.3]))
+def context(**fields: Any) -> AttackContext:
+    """Four clients, of whom 1 and 3 attack."""
+    malicious = jnp.array([False, True, False, True])
+    roster = Roster(malicious, jnp.int32(0), jnp.int32(10), jnp.int32(0))
+    ids = jnp.arange(4, dtype=jnp.int32)
+    return AttackContext(task=TASK, roster=roster, client_ids=ids, round=jnp.int32(0), epochs=1)._replace(**fields)
 
 
-def at_round(attack, state, round_index):
-    ctx = Context(None, None, None, {}, 1, jnp.int32(round_index))  # type: ignore[arg-type]
-    return attack.begin_round(ctx, state, None, jax.random.key(0))
-
-
-def batch(seed=0, size=64):
+def batch(size: int = 64, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
-    images = jnp.asarray(rng.normal(size=(size, *SHAPE)), jnp.float32)
-    return images, jnp.asarray(rng.integers(0, 10, size), jnp.int32), jnp.arange(size, dtype=jnp.int32)
+    inputs = jnp.asarray(rng.normal(size=(size, *SHAPE)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, size), jnp.int32)
+    return Batch(inputs, labels, jnp.arange(size, dtype=jnp.int32), jnp.ones(size, bool))
 
 
-@pytest.fixture(params=[*NAMES, ("badnets", "none")], ids=str)
-def attack(request):
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+@pytest.fixture(params=[*NAMES, ("badnets", "dba")], ids=str)
+def attack(request) -> Attack:
     return attacks.make(request.param)
 
 
-def test_benign_clients_are_left_alone(attack):
-    state = at_round(attack, attack.init(attack_context(), jax.random.key(1)), 0)
-    images, labels, ids = batch()
-    for client in (0, 2):
-        poisoned, changed = attack.poison(state, images, labels, ids, jnp.int32(client), jax.random.key(0))
-        np.testing.assert_array_equal(poisoned, images)
-        np.testing.assert_array_equal(changed, labels)
-        assert not attack.freezes(state, jnp.int32(client))
-
-
-def test_outside_its_schedule_an_attack_does_nothing(attack):
-    state = attack.init(attack_context(first=2, last=3), jax.random.key(1))
-    images, labels, ids = batch()
-    for round_index in (0, 1, 4):
-        now = at_round(attack, state, round_index)
-        poisoned, changed = attack.poison(now, images, labels, ids, jnp.int32(1), jax.random.key(0))
-        np.testing.assert_array_equal(poisoned, images)
-        np.testing.assert_array_equal(changed, labels)
-
-
-def test_craft_returns_the_uploads_shape(attack):
-    state = at_round(attack, attack.init(attack_context(), jax.random.key(1)), 0)
+def test_every_slot_keeps_the_shapes(attack):
+    """Of slots that an attack has; the round calls each of them in this way."""
+    ctx, given = context(), batch(8)
+    own = attack.init(ctx, KEY)
+    client, step = jnp.int32(1), jnp.int32(0)
+    if attack.begin_round is not None:
+        assert shapes(attack.begin_round(ctx, own, KEY)) == shapes(own)
+    if attack.poison is not None:
+        assert shapes(attack.poison(ctx, own, given, client, step, KEY)) == shapes(given)
+    if attack.backdoor is not None:
+        assert shapes(attack.backdoor(ctx, own, given)) == shapes(given)
     upload = random_upload(4)
-    crafted = attack.craft(state, upload, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, crafted) == jax.tree.map(jnp.shape, upload.client_params)
+    one = jax.tree.map(lambda x: x[0], upload.client_params)
+    if attack.mask_gradients is not None:
+        assert shapes(attack.mask_gradients(ctx, own, one, one, client, step)) == shapes(one)
+    if attack.after_step is not None:
+        assert shapes(attack.after_step(ctx, own, one, client, step)) == shapes(one)
+    if attack.craft is not None:
+        crafted, new = attack.craft(ctx, own, upload, KEY)
+        assert shapes(crafted.client_params) == shapes(upload.client_params)
+        assert shapes(new) == shapes(own)
+
+
+def test_the_state_is_arrays(attack):
+    """So that it can be saved, stacked in a sweep and read back."""
+    for leaf in jax.tree.leaves(attack.init(context(), KEY)):
+        assert isinstance(leaf, jax.Array)
 
 
 def test_jit_and_vmap_over_clients(attack):
-    state = at_round(attack, attack.init(attack_context(), jax.random.key(1)), 0)
-    images, labels, ids = batch(size=16)
+    if attack.poison is None:
+        pytest.skip("poisons nothing")
+    ctx, given = context(), batch(16)
+    own = attack.init(ctx, KEY)
 
     def poison(client):
-        return attack.poison(state, images, labels, ids, client, jax.random.key(0))
+        return attack.poison(ctx, own, given, client, jnp.int32(0), KEY)
 
     together = jax.jit(jax.vmap(poison))(jnp.arange(4))
     for client in range(4):
         alone = poison(jnp.int32(client))
-        np.testing.assert_allclose(together[0][client], alone[0], atol=1e-6)
-        np.testing.assert_array_equal(together[1][client], alone[1])
+        np.testing.assert_allclose(together.inputs[client], alone.inputs, atol=1e-6)
+        np.testing.assert_array_equal(together.labels[client], alone.labels)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
-def test_every_attack_changes_something(name):
+def test_every_attack_has_something_to_do(name):
     attack = attacks.make(name)
-    state = at_round(attack, attack.init(attack_context(), jax.random.key(1)), 0)
-    images, labels, ids = batch()
-    poisoned, _ = attack.poison(state, images, labels, ids, jnp.int32(1), jax.random.key(0))
-    crafted = attack.craft(state, random_upload(4), jax.random.key(0))
-    assert not np.array_equal(poisoned, images) or not np.array_equal(
-        crafted["head"], random_upload(4).client_params["head"]
-    )
+    assert any(getattr(attack, slot) is not None for slot in Attack._fields if slot not in ("init", "hold", "test"))
+    if attack.poison is not None:
+        ctx, given = context(), batch()
+        poisoned = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
+        assert not np.array_equal(poisoned.inputs, given.inputs)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if attacks.make(name).poison is not None])
+def test_rows_that_are_not_asked_stay_so(name):
+    attack, ctx = attacks.make(name, poison_fraction=1.0), context()
+    given = batch(8)._replace(labels=jnp.full(8, -1))
+    own = attack.init(ctx, KEY)
+    assert (attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).labels == -1).all()
+    assert attack.backdoor is not None
+    assert (attack.backdoor(ctx, own, given).labels == -1).all()
 
 
 def test_badnets_poisons_its_share_once_for_all_rounds_and_clients():
-    attack = attacks.make("badnets", poison_fraction=0.3)
-    state = attack.init(attack_context(), jax.random.key(1))
-    images, labels, ids = batch(size=2000)
-    first = attack.poison(at_round(attack, state, 0), images, labels, ids, jnp.int32(1), jax.random.key(0))[0]
-    later = attack.poison(at_round(attack, state, 5), images, labels, ids, jnp.int32(3), jax.random.key(9))[0]
+    attack, ctx, given = attacks.make("badnets", poison_fraction=0.3), context(), batch(2000)
+    own = attack.init(ctx, KEY)
+    first = attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).inputs
+    later = attack.poison(ctx, own, given, jnp.int32(3), jnp.int32(7), jax.random.key(9)).inputs
     np.testing.assert_array_equal(first, later)
-    changed = np.any(np.asarray(first) != np.asarray(images), axis=(1, 2, 3))
+    changed = np.any(np.asarray(first) != np.asarray(given.inputs), axis=(1, 2, 3))
     assert abs(changed.mean() - 0.3) < 0.04
-    other = attacks.make("badnets", poison_fraction=0.3).init(attack_context(), jax.random.key(2))
-    again = attack.poison(at_round(attack, other, 0), images, labels, ids, jnp.int32(1), jax.random.key(0))[0]
-    assert not np.array_equal(first, again)
+    other = attack.init(ctx, jax.random.key(2))
+    assert not np.array_equal(first, attack.poison(ctx, other, given, jnp.int32(1), jnp.int32(0), KEY).inputs)
 
 
 def test_raw_space_equals_stamping_before_the_normalisation():
-    ctx = attack_context()
-    attack = attacks.make("badnets", trigger="fdcr_paper", poison_fraction=1.0)
-    state = at_round(attack, attack.init(ctx, jax.random.key(0)), 0)
+    attack, ctx = attacks.make("badnets", trigger="fdcr_paper", poison_fraction=1.0), context()
     raw = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
 
     def normalise(pixels):
-        return (pixels - np.asarray(ctx.mean)) / np.asarray(ctx.std)
+        return (pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
     stamped = raw.copy()
     stamped[:, :2, :6, :] = 1.0
-    labels = jnp.arange(5, dtype=jnp.int32)
-    ours, targets = attack.poison(state, jnp.asarray(normalise(raw)), labels, labels, jnp.int32(1), jax.random.key(0))
-    np.testing.assert_allclose(ours, normalise(stamped), atol=1e-6)
-    np.testing.assert_array_equal(targets, 2)
+    given = batch(5)._replace(inputs=jnp.asarray(normalise(raw)))
+    ours = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
+    np.testing.assert_allclose(ours.inputs, normalise(stamped), atol=1e-6)
+    np.testing.assert_array_equal(ours.labels, 2)
 
 
 def test_presets_are_the_published_triggers():
@@ -127,32 +145,28 @@ def test_presets_are_the_published_triggers():
 
 
 def test_backdoor_stamps_every_test_image_and_keeps_the_rest():
-    attack = attacks.make("badnets", trigger="spmc_code")
-    state = attack.init(attack_context(malicious=(False,) * 4), jax.random.key(0))
-    images, labels, _ = batch(size=7)
-    stamped, targets = attack.backdoor(state, images, labels)
-    different = np.asarray(stamped) != np.asarray(images)
+    attack, ctx, given = attacks.make("badnets", trigger="spmc_code"), context(), batch(7)
+    shown = attack.backdoor(ctx, attack.init(ctx, KEY), given)
+    different = np.asarray(shown.inputs) != np.asarray(given.inputs)
     assert different.any(axis=0).sum() == 12
-    np.testing.assert_array_equal(np.asarray(stamped)[:, 0, [0, 1, 2, 4, 5, 6], 0], 1.0)
-    np.testing.assert_array_equal(targets, 2)
+    np.testing.assert_array_equal(np.asarray(shown.inputs)[:, 0, [0, 1, 2, 4, 5, 6], 0], 1.0)
+    np.testing.assert_array_equal(shown.labels, 2)
 
 
 def test_a_trigger_can_be_spelt_out():
     options = {"positions": ((0, 31, 31), (2, 0, 5)), "value": -0.5, "space": "normalized"}
-    attack = attacks.make("badnets", poison_fraction=1.0, **options)
-    state = at_round(attack, attack.init(attack_context(), jax.random.key(0)), 0)
-    images, labels, ids = batch(size=3)
-    stamped, _ = attack.poison(state, images, labels, ids, jnp.int32(3), jax.random.key(0))
+    attack, ctx, given = attacks.make("badnets", poison_fraction=1.0, **options), context(), batch(3)
+    stamped = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(3), jnp.int32(0), KEY).inputs
     np.testing.assert_array_equal(np.asarray(stamped)[:, 31, 31, 0], -0.5)
     np.testing.assert_array_equal(np.asarray(stamped)[:, 0, 5, 2], -0.5)
-    assert (np.asarray(stamped) != np.asarray(images)).sum() == 6
+    assert (np.asarray(stamped) != np.asarray(given.inputs)).sum() == 6
 
 
 @pytest.mark.parametrize("position", [(0, 32, 0), (3, 0, 0), (0, -1, 0), (0, 0), (0, 0.5, 1)])
 def test_a_position_outside_the_image_is_refused(position):
     attack = attacks.make("badnets", positions=(position,))
     with pytest.raises(ValueError, match=r"attack\.options\.positions"):
-        attack.init(attack_context(), jax.random.key(0))
+        attack.init(context(), KEY)
 
 
 def test_stamp_blends_between_zero_and_one():
@@ -169,3 +183,45 @@ def test_unknown_names_and_options_are_refused():
         attacks.make(("badnets", "none"), strength=1)
     with pytest.raises(ValueError, match=r"poison_fraction = 1\.5"):
         attacks.make("badnets", poison_fraction=1.5)
+
+
+def test_a_name_stands_once_and_one_part_trains():
+    with pytest.raises(ValueError, match=r"attack\.name = badnets, badnets is not allowed"):
+        attacks.make(("badnets", "badnets"))
+    training = Attack(train=lambda *arguments: arguments)
+    with pytest.raises(ValueError, match=r"attack\.name = a, b is not allowed: a and b each have train"):
+        attacks.compose({"a": training, "b": training})
+    attacks.compose({"a": training, "b": Attack(gradients=lambda *arguments: arguments)})
+
+
+def test_an_option_of_one_part_wins():
+    made = attacks.options_by_part(("badnets", "dba"), {"target_label": 3, "dba.target_label": 4})
+    assert made == {"badnets": {"target_label": 3}, "dba": {"target_label": 4}}
+    attack, ctx = attacks.make(("badnets", "dba"), **{"target_label": 3, "dba.target_label": 4}), context()
+    own = attack.init(ctx, KEY)
+    assert (int(own["badnets"].target), int(own["dba"].whole.target)) == (3, 4)
+    assert (attack.backdoor(ctx, own, batch(3)).labels == 4).all(), "the last part's trigger is tested"
+
+
+def test_features_are_what_the_last_layer_takes():
+    for name in ("mlp", "simple_cnn", "resnet10"):
+        model = models.make(name, num_classes=4, image_shape=(16, 16, 3))
+        variables, inputs = model.init(KEY), jax.random.normal(KEY, (3, 16, 16, 3))
+        weight, bias = jax.tree.leaves(variables.params)[-2:]
+        features, _ = model.features(variables.params, variables.stats, inputs, False, KEY)
+        logits, _ = model.apply(variables.params, variables.stats, inputs, False, KEY)
+        ours = np.matmul(np.asarray(features), np.asarray(weight).T) + np.asarray(bias)[None]
+        np.testing.assert_allclose(ours, logits, atol=1e-5)
+
+
+def test_turns_and_every():
+    """FLIP's single shot: rounds 12, 14, 16 and 18, one attacker after another."""
+    malicious = jnp.array([True, False, True, False, True, True])
+    roster = Roster(malicious, jnp.int32(12), jnp.int32(18), jnp.int32(0), every=2, turns=1)
+    attacking = {
+        now: np.flatnonzero(roster._replace(round=jnp.int32(now)).attacks_now(jnp.arange(6))).tolist()
+        for now in range(11, 22)
+    }
+    assert attacking == {now: [] for now in range(11, 22)} | {12: [0], 14: [2], 16: [4], 18: [5]}
+    together = roster._replace(turns=0, round=jnp.int32(14)).attacks_now(jnp.arange(6))
+    np.testing.assert_array_equal(together, malicious)

@@ -15,7 +15,6 @@ from fedjax_spmc import evaluate, experiment, rounds, setup
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
-from fedjax_spmc.types import AttackState
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("small_cache")
@@ -28,13 +27,15 @@ FILES = {
     "metrics.jsonl",
     "model.npz",
     "partition.png",
+    "roster.json",
+    "attack.npz",
     "summary.json",
     "verdicts.png",
     "tensorboard",
 }
 KEYS = (
     "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr precision "
-    "f1 auc participating non_finite aggregation_failed round_seconds eval_seconds"
+    "f1 auc participating attacking malicious non_finite aggregation_failed round_seconds eval_seconds"
 )
 
 
@@ -83,7 +84,7 @@ def test_the_environment_says_what_the_run_was_made_with(finished_run, dataset):
     assert environment["versions"]["jax"] == jax.__version__
     assert environment["device"]["platform"] == "cpu"
     assert environment["data"]["fingerprint"] == dataset.fingerprint
-    assert environment["data"]["image_shape"] == [32, 32, 3]
+    assert environment["data"]["input_shape"] == [32, 32, 3]
 
 
 def test_the_summary_means_the_last_five_rounds(finished_run, loaded):
@@ -230,14 +231,14 @@ def test_the_attack_keeps_to_its_schedule(dataset):
     """Outside of the schedule the models are those of a run without poison; inside they are not."""
     config = configs.resolve(small.config(attack__schedule__first=1, attack__schedule__last=5))
     built = build(config, dataset)
-    roster, own = built.state.attack
+    roster, own = built.state.roster, built.state.attack["badnets"]
     assert (int(roster.first), int(roster.last)) == (1, 5)
     play = rounds.make_round(built.federation, built.arrays, built.sizes)
 
     def models(first, last, fraction=0.5):
         who = roster._replace(first=jnp.int32(first), last=jnp.int32(last))
-        attack = AttackState(who, own._replace(fraction=jnp.float32(fraction)))
-        state, leaves = built.state._replace(attack=attack), []
+        attack = {"badnets": own._replace(fraction=jnp.float32(fraction))}
+        state, leaves = built.state._replace(roster=who, attack=attack), []
         for _ in range(3):
             state, _ = play(state, built.key)
             leaves.append(np.asarray(jax.tree.leaves(state.variables.params)[0]))

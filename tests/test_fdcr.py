@@ -13,8 +13,10 @@ from fedjax_spmc import aggregators, attacks, clustering, metrics, run
 from fedjax_spmc.aggregators import fdcr
 from fedjax_spmc.aggregators._clipping import standard_noise
 from fedjax_spmc.attacks import dba, triggers
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.types import AttackContext, Roster
+from fedjax_spmc.types import AttackContext, Batch, Roster
 from tests import small
 from tests.uploads import flat, random_upload
 
@@ -246,25 +248,25 @@ def test_a_run_with_the_leak_is_marked_and_draws_its_pictures(tmp_path, small_ca
 def test_the_attackers_of_dba_share_the_trigger_out():
     preset = triggers.PRESETS["fdcr_code"]
     roster = Roster(jnp.array([False, True, False, True, True]), jnp.int32(0), jnp.int32(9), jnp.int32(0))
-    context = AttackContext(roster, (32, 32, 3), 10, jnp.zeros(3), jnp.ones(3))
+    task = task_of(DatasetInfo("made up", 10, (32, 32, 3), (0.0,) * 3, (1.0,) * 3))
+    context = AttackContext(task=task, roster=roster)
     split, whole = (
         attacks.make(name, poison_fraction=1.0, trigger="fdcr_code", target_label=2) for name in ("dba", "badnets")
     )
-    state, whole_state = (attack.init(context, KEY) for attack in (split, whole))
-    images, labels = jnp.full((2, 32, 32, 3), -7.0), jnp.array([5, 2], jnp.int32)
+    own, whole_own = (attack.init(context, KEY) for attack in (split, whole))
+    rows = jnp.arange(2, dtype=jnp.int32)
+    batch = Batch(jnp.full((2, 32, 32, 3), -7.0), jnp.array([5, 2], jnp.int32), rows, jnp.ones(2, bool))
     stamped = {}
-    for client in range(5):
-        poisoned, changed = split.poison(state, images, labels, jnp.arange(2), jnp.int32(client), KEY)
-        stamped[client] = {tuple(int(i) for i in at) for at in np.argwhere(np.asarray(poisoned[0]) != -7.0)}
-        np.testing.assert_array_equal(changed, labels if client in (0, 2) else [2, 2])
-    assert not stamped[0]
-    assert not stamped[2]
+    for client in (1, 3, 4):
+        poisoned = split.poison(context, own, batch, jnp.int32(client), jnp.int32(0), KEY)
+        stamped[client] = {tuple(int(i) for i in at) for at in np.argwhere(np.asarray(poisoned.inputs[0]) != -7.0)}
+        np.testing.assert_array_equal(poisoned.labels, [2, 2])
     for rank, client in enumerate((1, 3, 4)):  # one colour channel each
         assert {channel for _, _, channel in stamped[client]} == {rank}
         assert len(stamped[client]) == 12
     assert set.union(*stamped.values()) == {(row, column, channel) for channel, row, column in preset.positions}
-    tested = split.backdoor(state, images, labels)
-    chex.assert_trees_all_equal(tested, whole.backdoor(whole_state, images, labels))
+    tested = split.backdoor(context, own, batch)
+    chex.assert_trees_all_equal(tested, whole.backdoor(context, whole_own, batch))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 36, 40])
@@ -279,17 +281,19 @@ def test_parts_are_contiguous_and_nearly_equal(parts):
 
 
 def test_detection_over_a_run_pools_the_flags():
-    truth = np.array([False, False, True, True])
+    """Client 2 attacks in the first round alone: what is flagged of it later is a false alarm."""
     lines = [
-        {"flagged": [False, False, True, True], "client_ids": [0, 1, 2, 3], "participating": [True] * 4, "auc": 1.0},
-        {"flagged": [True, False], "client_ids": [3, 0], "participating": [True, True], "auc": None},
-        {"flagged": [True, True], "client_ids": [0, 2], "participating": [True, False], "auc": 0.5},
+        {"flagged": [False, False, True, True], "attacking": [False, False, True, True], "auc": 1.0},
+        {"flagged": [True, False], "attacking": [True, False], "auc": None},
+        {"flagged": [True, True, True], "attacking": [False, True, False], "auc": 0.5},
     ]
-    found = metrics.detection_over_run(lines, truth)
+    for line, present in zip(lines, ([True] * 4, [True] * 2, [True, False, True]), strict=True):
+        line["participating"] = present
+    found = metrics.detection_over_run(lines)
     assert found["tpr"] == 100.0  # two and one; the absent one is not counted
-    assert found["fpr"] == 25.0  # one of two, one, one
-    assert found["precision"] == 75.0
-    assert found["f1"] == pytest.approx(600 / 7)
+    assert found["fpr"] == 40.0  # none of two, none of one, both of two
+    assert found["precision"] == 60.0
+    assert found["f1"] == 75.0
     assert found["auc"] == 0.75
     assert found["perfect_rounds"] == pytest.approx(200 / 3)
-    assert set(metrics.detection_over_run([], truth).values()) == {None}
+    assert set(metrics.detection_over_run([]).values()) == {None}

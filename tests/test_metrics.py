@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import attacks, evaluation, metrics
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.data.task import task_of
 from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.types import AttackContext, Examples, Model, Roster, Variables
 
 
 def test_percentages_with_and_without_the_target_class():
     # class 1 is the target: 4 images, all "hit"; of the 6 others 3 are hit.
-    counts = Counts(*(np.array(x) for x in ([4, 4, 2], [3, 4, 1], [2, 4, 1], [0, 4, 0])))
+    counts = Counts(*(np.array(x) for x in ([4, 4, 2], [3, 4, 1], 10, 7, 6, 3)))
     values = metrics.percentages(counts, backdoor=True)
     assert values["A"] == 80.0
     assert values["ASR"] == 50.0
@@ -25,7 +27,7 @@ def test_percentages_with_and_without_the_target_class():
 
 
 def test_undefined_is_none():
-    counts = Counts(*(np.array(x) for x in ([2, 0], [1, 0], [0, 0], [0, 0])))
+    counts = Counts(*(np.array(x) for x in ([2, 0], [1, 0], 0, 0, 0, 0)))
     values = metrics.percentages(counts, backdoor=False)
     assert values["A"] == 50.0
     assert values["per_class"] == [50.0, None]
@@ -37,10 +39,10 @@ def test_undefined_is_none():
 def test_detection_counts_participants_only():
     flagged = np.array([True, True, False, True])
     present = np.array([True, True, True, False])
-    malicious = np.array([True, False, True, True])
-    found = metrics.detection(flagged, np.array([3.0, 2.0, 2.0, 9.0]), present, malicious)
+    attacking = np.array([True, False, True, True])
+    found = metrics.detection(flagged, np.array([3.0, 2.0, 2.0, 9.0]), present, attacking)
     assert found == {"tpr": 50.0, "fpr": 100.0, "precision": 50.0, "f1": 50.0, "auc": 0.75}
-    assert metrics.detection(flagged, np.zeros(4), present, malicious)["auc"] is None
+    assert metrics.detection(flagged, np.zeros(4), present, attacking)["auc"] is None
 
 
 def test_the_summary_is_the_mean_of_the_last_five():
@@ -60,16 +62,19 @@ def test_evaluate_counts_every_image_once(num_images):
     def apply(params, stats, images, train, key):
         return jax.nn.one_hot(jnp.round(images[:, 5, 5, 0] * 3 + images[:, 0, 0, 0] * 9).astype(jnp.int32), 4), stats
 
-    model = Model(lambda key: Variables({}, {}), apply, (), 4, (8, 8, 3))
+    task = task_of(DatasetInfo("made up", 4, (8, 8, 3), (0.0,) * 3, (1.0,) * 3))
+    model = Model(lambda key: Variables({}, {}), apply, (), 4, task.input)
     attack = attacks.make("badnets", positions=((0, 0, 0),), value=0.0, target_label=2)
     roster = Roster(jnp.zeros(1, bool), jnp.int32(0), jnp.int32(0), jnp.int32(0))
-    state = attack.init(AttackContext(roster, (8, 8, 3), 4, jnp.zeros(3), jnp.ones(3)), jax.random.key(0))
+    own = attack.init(AttackContext(task=task, roster=roster), jax.random.key(0))
     labels = np.random.default_rng(0).integers(0, 4, num_images)
     images = np.zeros((num_images, 8, 8, 3), np.uint8)
     images[:, 5, 5, 0] = labels * 85
-    evaluate = evaluation.make_evaluate(model, attack, jnp.zeros(3), jnp.ones(3))
-    counts = evaluate(Variables({}, {}), Examples(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
-    np.testing.assert_array_equal(counts.total, np.bincount(labels, minlength=4))
-    np.testing.assert_array_equal(counts.correct, counts.total)
-    np.testing.assert_array_equal(counts.hits, [0, 0, (labels == 2).sum(), 0])
-    np.testing.assert_array_equal(counts.targeted, [0, 0, (labels == 2).sum(), 0])
+    evaluate = evaluation.make_evaluate(model, attack, task)
+    test = Examples(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    counts = evaluate(Variables({}, {}), test, roster, own)
+    np.testing.assert_array_equal(counts.asked, np.bincount(labels, minlength=4))
+    np.testing.assert_array_equal(counts.correct, counts.asked)
+    targets = (labels == 2).sum()
+    assert (counts.triggered, counts.hits) == (num_images, targets)
+    assert (counts.triggered_others, counts.hits_others) == (num_images - targets, 0)

@@ -203,17 +203,16 @@ def test_rows_of_a_sweep_stand_for_cells_that_have_no_folder(tmp_path):
     assert by_method["fedavg"].config["attack.malicious_fraction"] == 0.3
 
 
-def test_random_placement_is_drawn_as_the_run_draws_it(tmp_path):
-    import jax
-
-    from fedjax_spmc import config as configs
-    from fedjax_spmc import setup
-
+def test_who_was_malicious_is_read_and_not_drawn_anew(tmp_path):
     folder = make_run(tmp_path / "run", attack__placement="random", seed=5)
-    resolved = configs.resolve(json.loads((folder / "config.json").read_text()))
+    content = json.loads((folder / "roster.json").read_text())
+    (folder / "roster.json").write_text(json.dumps(content | {"malicious": [1, 4, 6]}))
     (run,) = read.read([folder]).runs
-    np.testing.assert_array_equal(run.malicious, setup.roster(resolved, jax.random.key(5)).malicious)
-    assert run.malicious.sum() == 3
+    assert np.flatnonzero(run.malicious).tolist() == [1, 4, 6]
+    (folder / "roster.json").unlink()
+    other = make_run(tmp_path / "other")
+    (run,) = read.read([folder, other]).runs
+    assert run.folder == other
 
 
 # The papers' tables.

@@ -260,7 +260,11 @@ def _other(path, now):
         return next(choice for choice in choices if choice != now)
     if field.kind is bool:
         return not now
-    return now / 2 if field.kind is float else (now or 0) + 1
+    if field.kind is tuple:
+        return (*now, 1)
+    if field.kind is float:
+        return 0.125 if now is None else now / 2
+    return (now or 0) + 1
 
 
 @pytest.mark.parametrize("path", CHANGEABLE)

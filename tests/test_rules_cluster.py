@@ -11,7 +11,7 @@ from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
 
 from fedjax_spmc import aggregators
 from fedjax_spmc.aggregators._clipping import standard_noise
-from fedjax_spmc.aggregators.deepsight import normalised_energies, random_images, threshold_exceedings
+from fedjax_spmc.aggregators.deepsight import normalised_energies, random_inputs, threshold_exceedings
 from fedjax_spmc.aggregators.flame import cosine_distances
 from fedjax_spmc.aggregators.signguard import draw_coordinates, sign_statistics
 from fedjax_spmc.errors import ConfigError
@@ -246,7 +246,7 @@ def deepsight_keeps(upload, ddifs, seeds=2, samples=30):
     if ddifs:
         by_seed = []
         for key in jax.random.split(KEY, seeds):
-            images = np.asarray(random_images(key, jnp.arange(samples), (2, 2, 3)), np.float64)
+            images = np.asarray(random_inputs(key, jnp.arange(samples), server_data().model, 0), np.float64)
             base = probabilities(start, images)
             ratios = [(probabilities([x[k] for x in ours], images) / base).mean(axis=0) for k in range(len(present))]
             by_seed.append(apart(deepsight_labels(gaps(np.stack(ratios)), present)))

@@ -12,6 +12,8 @@ from fedjax_spmc import aggregators, trees
 from fedjax_spmc.aggregators import _server_training as on_server
 from fedjax_spmc.aggregators import fedcpa, ft_sam, multi_metrics, sageflow
 from fedjax_spmc.aggregators.fltrust import combine
+from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Model, ServerData, Upload, Variables
 from tests.uploads import flat, random_upload, scale_row
@@ -32,7 +34,13 @@ def make_server(num_images: int = 21, **fields: Any) -> ServerData:
     """Softmax regression, whose gradient is known in closed form, on random images."""
     rng = np.random.default_rng(5)
     shapes = {"bias": jnp.zeros(CLASSES), "weight": jnp.zeros((CLASSES, FEATURES))}
-    model = Model(lambda key: Variables(shapes, {}), linear_apply, (("bias",), ("weight",)), CLASSES, (2, 2, 3))
+    model = Model(
+        lambda key: Variables(shapes, {}),
+        linear_apply,
+        (("bias",), ("weight",)),
+        CLASSES,
+        jax.ShapeDtypeStruct((2, 2, 3), jnp.float32),
+    )
     images = jnp.asarray(rng.normal(size=(num_images, 2, 2, 3)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, CLASSES, num_images), jnp.int32)
     return ServerData(model, images, labels, BATCH, epochs=2, weight_decay=1e-2)._replace(**fields)
@@ -77,7 +85,7 @@ def sageflow_program():
     """Sageflow as one program of the upload, its options and the server's data."""
 
     def aggregate(upload, threshold, exponent, images, labels):
-        server = make_server()._replace(images=images, labels=labels)
+        server = make_server()._replace(inputs=images, labels=labels)
         rule = aggregators.make("sageflow", server=server, threshold=threshold, exponent=exponent)
         return rule.aggregate(upload, (), KEY)[:2]
 
@@ -167,8 +175,9 @@ def test_evaluation_covers_the_incomplete_batch_too():
 def test_bytes_are_normalised_batch_by_batch():
     mean, std = np.array([0.3, 0.5, 0.6], np.float32), np.array([0.2, 0.25, 0.3], np.float32)
     pixels = np.random.default_rng(0).integers(0, 256, (21, 2, 2, 3)).astype(np.uint8)
-    as_bytes = make_server(images=jnp.asarray(pixels), mean=mean, std=std)
-    as_floats = make_server(images=jnp.asarray((pixels / np.float32(255) - mean) / std))
+    task = task_of(DatasetInfo("bytes", CLASSES, (2, 2, 3), tuple(mean), tuple(std)))
+    as_bytes = make_server(inputs=jnp.asarray(pixels), task=task)
+    as_floats = make_server(inputs=jnp.asarray((pixels / np.float32(255) - mean) / std))
     upload = linear_upload(5, 0)
     evaluate = jax.jit(lambda server_of: on_server.evaluate(server_of(), upload.global_params, {}), static_argnums=0)
     ours, expected = evaluate(lambda: as_bytes), evaluate(lambda: as_floats)
@@ -235,7 +244,7 @@ def test_sageflow(seed, absent):
 
 def test_sageflow_by_hand():
     """On a black image the bias alone speaks: (3/4, 1/4) has the entropy 0.562, (1/2, 1/2) has 0.693."""
-    server = make_server(images=jnp.zeros((21, 2, 2, 3)), labels=jnp.zeros(21, jnp.int32))
+    server = make_server(inputs=jnp.zeros((21, 2, 2, 3)), labels=jnp.zeros(21, jnp.int32))
     upload = linear_upload(ROWS, 0, range(3, ROWS))
     bias = jnp.array([[np.log(3.0), 0, -99], [0, 0, -99], [np.log(9.0), 0, -99]] + 9 * [[0, 0, 0]], jnp.float32)
     sizes = jnp.array([1.0, 5, 2] + 9 * [7])
@@ -251,7 +260,7 @@ def test_sageflow_by_hand():
 
 
 def test_sageflow_filters_a_model_whose_loss_is_not_finite():
-    server = make_server(images=make_server().images * 1e25)
+    server = make_server(inputs=make_server().inputs * 1e25)
     upload = scale_row(linear_upload(ROWS, 0), 1, 1e15)
     model, verdict = call_sageflow(upload, server, 2.0)
     assert verdict.flagged[1]

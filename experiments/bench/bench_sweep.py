@@ -50,11 +50,11 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import devices, rounds, setup
 from fedjax_spmc.command import read_config
 from fedjax_spmc.config import make_config, set_field
-from fedjax_spmc.data.pipeline import Images
 from fedjax_spmc.experiment import assemble
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
 from fedjax_spmc.sweep.player import Player
+from fedjax_spmc.types import Examples
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
@@ -119,7 +119,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     federation = assemble(config, dataset.info, None)
     used = devices.devices_for_round(config.federation.clients_per_round, None)
     play = rounds.make_program(federation, used)
-    train = Images(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels, jnp.int32))
+    train = Examples(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels, jnp.int32))
     starts, helds = [player.start(cell) for cell in group.cells], []
     for _, lane in starts:
         helds.append(rounds.place_inputs((train, lane.indices), lane.indices.sizes, used))

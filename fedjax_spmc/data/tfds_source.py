@@ -67,8 +67,8 @@ def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, 
     columns: dict[str, np.ndarray] = {}
     for split in tfds_layout.SPLITS:
         rows = slice(None) if order == "original" else arrays[f"{split}_position"]
-        for column in ("images", "labels"):
-            columns[f"{split}_{column}"] = arrays[f"{split}_{column}"][rows]
+        columns[f"{split}_inputs"] = arrays[f"{split}_images"][rows]
+        columns[f"{split}_labels"] = arrays[f"{split}_labels"][rows]
     return Splits(**columns, note=f"{spec.title} decoded from JPEG" if arrays["jpeg"] else "")
 
 
