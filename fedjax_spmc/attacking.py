@@ -58,13 +58,16 @@ class Attackers:
             task=federation.task,
         )
 
-    def context(self, own: State, upload: Upload | None = None, client_id: Array | None = None) -> AttackContext:
+    def context(
+        self, own: State, client_id: Array | None = None, num_batches: Array | None = None, crafting: bool = False
+    ) -> AttackContext:
         """What a slot of the attack sees.
 
         Args:
             own: the attack's state.
-            upload: all rows, in `craft`.
             client_id: the client in question, in the slots of a client.
+            num_batches: of that client, in an epoch.
+            crafting: whether it is for `craft`.
         """
         federation = self._federation
         attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
@@ -73,7 +76,7 @@ class Attackers:
             **self.rule_context()._asdict() | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
             roster=self._roster,
             client_ids=self._client_ids,
-            num_batches=None if client_id is None else self.clean_data(client_id).num_batches,
+            num_batches=num_batches,
             held=federation.held,
             clean_data=self.clean_data,
             poisoned_data=lambda client_id: self.poisoned_data(own, client_id),
@@ -82,7 +85,7 @@ class Attackers:
         if federation.attack.backdoor is not None:
             show = federation.attack.backdoor
             ctx = ctx._replace(backdoor=lambda batch: show(ctx, own, batch))
-        if upload is not None:
+        if crafting:
             ctx = ctx._replace(defend=self._defend)
         return ctx
 
@@ -98,9 +101,9 @@ class Attackers:
         if poison is None:
             return clean
         attacks = self._roster.attacks_now(client_id)
+        ctx = self.context(own, client_id, clean.num_batches)
 
         def poisoned(batch: Batch, step: Array, key: PRNGKey) -> Batch:
-            ctx = self.context(own, client_id=client_id)
             made = poison(ctx, own, batch, client_id, step, key)
             return batch._replace(
                 inputs=jnp.where(attacks, made.inputs, batch.inputs),
@@ -137,7 +140,7 @@ class Attackers:
         def attacking() -> Trained:
             mine = federation.rule if other is None else other
             if attack.train is not None:
-                step, slot_ctx = attack.train, self.context(own, client_id=client_id)
+                step, slot_ctx = attack.train, self.context(own, client_id, data.num_batches)
 
                 def train(rule: Any, ctx: Any, variables: Any, state: Any, data: Any, key: Any, hooks: Any) -> Any:
                     return step(rule, slot_ctx, own, variables, state, data, client_id, key, hooks)
@@ -162,7 +165,7 @@ class Attackers:
     def _hooks(self, own: State, client_id: Array, attacks: Array, num_batches: Array) -> Hooks:
         """What the attack does within local steps, for clients that attack."""
         attack, attacker, hooks = self._federation.attack, self._federation.attacker, Hooks()
-        ctx = self.context(own, client_id=client_id)
+        ctx = self.context(own, client_id, num_batches)
         if attack.gradients is not None:
             bend = attack.gradients
 

@@ -84,7 +84,7 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
         if attack.test is None:
             return batches(test, lambda batch: Counts(*clean(batch), *triggered(batch)))
         nothing = jnp.zeros(places, jnp.int32), jnp.zeros(places, jnp.int32)
-        own_test = attack.test(held)
+        own_test = jax.tree.map(jnp.asarray, attack.test(held))
         first = batches(test, lambda batch: Counts(*clean(batch), *[jnp.zeros((), jnp.int32)] * 4))
         second = batches(own_test, lambda batch: Counts(*nothing, *triggered(batch)))
         return jax.tree.map(jnp.add, first, second)

@@ -235,7 +235,7 @@ def aggregate(
         attacking = roster.attacks_now(client_ids)
 
         def crafted() -> tuple[Any, ...]:
-            new, new_own = craft(attackers.context(own, upload), own, upload, craft_key)
+            new, new_own = craft(attackers.context(own, crafting=True), own, upload, craft_key)
             new = fenced_upload(attacking, new, upload)
             return new.client_params, new.client_stats, new.num_examples, dict(new.extras), new_own
 

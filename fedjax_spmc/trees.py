@@ -77,9 +77,15 @@ def client_dot(a: Tree, b: Tree) -> Array:
     return functools.reduce(jnp.add, jax.tree.leaves(products))
 
 
+def root(squares: Array) -> Array:
+    """Square roots whose gradient is 0, and not NaN, where the square is 0."""
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+
+
 def client_norm(stacked: Tree) -> Array:
     """[K] Euclidean norms of the rows."""
-    return jnp.sqrt(client_dot(stacked, stacked))
+    return root(client_dot(stacked, stacked))
 
 
 def client_cosine(a: Tree, b: Tree, eps: float | Array = 0.0) -> Array:

@@ -128,6 +128,7 @@ class Traits(NamedTuple):
         robust: one outlier g + 10 (w - g) moves it less than it moves the mean. This is a weak demand, and far from a
             promise against a backdoor.
         stateless: nothing is carried from round to round.
+        differentiable: the new model has a useful gradient with respect to the uploads, almost everywhere.
     """
 
     linear: bool
@@ -135,6 +136,7 @@ class Traits(NamedTuple):
     permutation: bool
     robust: bool
     stateless: bool
+    differentiable: bool = True
 
 
 class Picture(NamedTuple):

@@ -38,6 +38,28 @@ def _flip_negative(bits: Array) -> Array:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+@jax.custom_jvp
+def picked(value: Array, block: Array, shares: Array) -> Array:
+    """`value` [B], which was picked out of `block` [K, B]; its gradient is that of the rows that hold it, by `shares`.
+
+    Finding a number goes by its bits, which have no gradient of their own.
+    """
+    del block, shares
+    return value
+
+
+@picked.defjvp
+def _picked_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    value, _, shares = primals
+    return value, (shares * tangents[1]).sum(axis=0)
+
+
+def equal_shares(keys: Array, key: Array) -> Array:
+    """[K, B]: shares of sum 1 of the rows whose key is `key` [B]."""
+    equal = keys == key[None]
+    return equal / jnp.maximum(equal.sum(axis=0), 1).astype(jnp.float32)[None]
+
+
 def present_keys(block: Array, present: Array) -> Array:
     """`sort_keys` of the rows in `present` [K] and `ABSENT` elsewhere."""
     return jnp.where(present[:, None], sort_keys(block), ABSENT)
@@ -104,7 +126,8 @@ def sum_of_smallest(values: Array, keys: Array, count: Array | int) -> Array:
     below = keys < edge[None]
     inside = jnp.where(below, values, 0.0).sum(axis=0)
     missing = count - below.sum(axis=0)
-    return jnp.where(jnp.asarray(count) > 0, inside + missing * values_of(edge), 0.0)
+    at_edge = picked(values_of(edge), values, equal_shares(keys, edge))
+    return jnp.where(jnp.asarray(count) > 0, inside + missing * at_edge, 0.0)
 
 
 def median(block: Array, present: Array) -> tuple[Array, Array]:
@@ -124,7 +147,8 @@ def median(block: Array, present: Array) -> tuple[Array, Array]:
         equal = keys == key[None]
         return equal * (0.5 / equal.sum(axis=0))[None]
 
-    return value, held_by(low) + held_by(high)
+    shares = held_by(low) + held_by(high)
+    return picked(value, block, shares), shares
 
 
 def trimmed_mean(block: Array, present: Array, cut: Array | int) -> tuple[Array, Array]:
@@ -146,7 +170,7 @@ def trimmed_mean(block: Array, present: Array, cut: Array | int) -> tuple[Array,
     kept_high = jnp.where(high > low, kept - kept_low - inside.sum(axis=0), 0)
     shares = inside + at_low * (kept_low / num_low)[None] + at_high * (kept_high / num_high)[None]
     shares = shares / jnp.maximum(kept, 1)
-    return _mean_around(values_of(low), block, shares), shares
+    return _mean_around(jax.lax.stop_gradient(values_of(low)), block, shares), shares
 
 
 def nearest_mean(block: Array, present: Array, center: Array, count: Array | int) -> tuple[Array, Array]:

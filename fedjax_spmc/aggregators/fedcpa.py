@@ -102,6 +102,7 @@ def fedcpa(
             permutation=True,
             robust=not (paper or install),
             stateless=not paper,
+            differentiable=paper or install,
         ),
     )
 

@@ -71,7 +71,9 @@ def rsa(
     return Aggregator(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
-        traits=Traits(linear=False, consensus=False, permutation=paper, robust=True, stateless=True),
+        traits=Traits(
+            linear=False, consensus=False, permutation=paper, robust=True, stateless=True, differentiable=False
+        ),
         chosen=lambda num_clients: dict(missing),
     )
 

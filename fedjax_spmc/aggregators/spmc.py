@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED
+from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
@@ -58,8 +58,13 @@ def spmc(
         eps: added to the product of norms in the cosine; the code's value is 1e-5.
 
     Raises:
-        ConfigError: updates compared with the global model, whose update is zero.
+        ConfigError: updates compared with the global model, whose update is zero; `eps` without the cosine, or
+            `coalition_weights` with partner="global", where they have no effect.
     """
+    if score != "cosine":
+        refuse_unused(spmc, f"score = {score!r}", {"eps": eps})
+    if partner == "global":
+        refuse_unused(spmc, "partner = 'global'", {"coalition_weights": coalition_weights})
     if space == "updates" and partner == "global":
         raise ConfigError(
             "aggregator.options.partner = 'global' is not allowed with space = 'updates', in which the global model is "

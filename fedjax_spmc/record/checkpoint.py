@@ -1,8 +1,10 @@
 """The whole state on disk (Orbax), with a sum of every file: resuming gives the same bits, damage is noticed."""
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL + 1)  # an error is raised and reported in one sentence
         self._ocp = ocp
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
@@ -44,8 +45,9 @@ class Checkpoints:
         """Writes `state`, to be found under `rounds`."""
         args = self._ocp.args
         try:
-            self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
-            manifest = {"rounds": rounds, "sha256": self._sums(rounds)}
+            with _quiet_absl():
+                self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
+            manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         except Exception as error:  # a full disk comes as an exception of Orbax's storage, not as an OSError
             raise WorkdirError(
@@ -60,12 +62,13 @@ class Checkpoints:
             like: a state of the same structure, shapes and dtypes.
 
         Raises:
-            WorkdirError: it is missing, truncated, corrupt, or of another shape.
+            WorkdirError: it is missing, truncated, corrupt, or of another structure.
         """
         # The files are checked first: on a damaged one Orbax leaves reads behind that complain on standard error.
-        self._check(rounds)
+        self._check(rounds, _structure(like))
         try:
-            restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
+            with _quiet_absl():  # an error is raised and reported in one sentence
+                restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
             return jax.tree.map(_restored, like, restored)
         except Exception as error:
             raise self.damaged(error) from None
@@ -83,10 +86,11 @@ class Checkpoints:
                 sums[str(path.relative_to(step))] = hashlib.file_digest(file, "sha256").hexdigest()
         return sums
 
-    def _check(self, rounds: int) -> None:
+    def _check(self, rounds: int, structure: dict[str, str]) -> None:
         try:
             manifest = json.loads((self._folder / MANIFEST).read_text())
             noted, sums = int(manifest["rounds"]), dict(manifest["sha256"])
+            saved = dict(manifest.get("structure", structure))
         except FileNotFoundError:
             return  # killed between the first checkpoint and its manifest
         except (OSError, ValueError, KeyError, TypeError):
@@ -98,6 +102,13 @@ class Checkpoints:
             for name in sorted(sums.keys() | found.keys()):
                 if sums.get(name) != found.get(name):
                     raise self.damaged(f"{rounds}/{name} {'has changed' if name in found else 'is missing'}")
+        for name in sorted(saved.keys() | structure.keys()):
+            if saved.get(name) != structure.get(name):
+                raise WorkdirError(
+                    f"checkpoint {self._folder} holds a state of another structure ({name} is {saved.get(name)} there "
+                    f"and {structure.get(name)} here): it was made by another version of the program or of a plug-in; "
+                    "give another --workdir."
+                )
 
     def damaged(self, reason: Any) -> WorkdirError:
         """The error that says that no checkpoint can be read, and why."""
@@ -105,6 +116,27 @@ class Checkpoints:
             f"checkpoint {self._folder} is damaged ({_first_line(reason)}): remove the run folder or give another "
             "--workdir to start anew."
         )
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Keeps absl's log silent for the length of a `with` block."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _structure(state: Any) -> dict[str, str]:
+    """The leaves of a state: path -> dtype and shape."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
 
 
 def _is_key(leaf: Any) -> bool:

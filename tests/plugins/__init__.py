@@ -1,0 +1,1 @@
+"""Attacks of a stranger, one file each, as docs/design.md shows them."""
