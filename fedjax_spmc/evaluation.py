@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_spmc.losses import asked
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Examples, Model, Roster, State, Task, Variables
 
 TEST_BATCH = 500
@@ -63,9 +64,9 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
             return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(count_batch, starts))
 
         def spread(labels: Array, mask: Array) -> Array:
-            asked = (labels >= 0) & mask
+            counted = (labels >= 0) & mask
             places_of = jnp.maximum(labels, 0) if by_class else jnp.zeros_like(labels)
-            return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(asked.ravel().astype(jnp.int32))
+            return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(counted.ravel().astype(jnp.int32))
 
         def clean(batch: Batch) -> tuple[Array, Array]:
             everywhere = jnp.ones(batch.labels.shape, bool)
@@ -76,7 +77,7 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
                 zero = jnp.zeros((), jnp.int32)
                 return zero, zero, zero, zero
             shown = attack.backdoor(ctx, own, batch)
-            wanted = shown.labels >= 0
+            wanted = asked(shown.labels, batch.valid)
             hit = wanted & (predict(shown.inputs) == shown.labels)
             other = wanted & (shown.labels != batch.labels)
             return tuple(mask.sum(dtype=jnp.int32) for mask in (wanted, hit, other, hit & other))  # pyright: ignore
