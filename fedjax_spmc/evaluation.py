@@ -1,5 +1,6 @@
 """The global model on the test set, clean and triggered: counts, which `metrics` turns into percentages."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from fedjax_spmc.losses import asked
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Examples, Model, Roster, State, Task, Variables
 
 TEST_BATCH = 500
+LOGITS_AT_ONCE = 2**26
+"""Numbers in the logits of a batch at most: sequences with a large vocabulary go in smaller batches."""
 MOST_CLASSES = 1000
 """Up to so many classes are counted each by itself."""
 
@@ -50,7 +53,8 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
 
         def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
             total = examples.labels.shape[0]
-            size = min(TEST_BATCH, total)
+            logits = model.num_classes * math.prod(examples.labels.shape[1:])
+            size = min(TEST_BATCH, total, max(1, LOGITS_AT_ONCE // logits))
 
             def count_batch(start: Array) -> Counts:
                 rows = start + jnp.arange(size, dtype=jnp.int32)

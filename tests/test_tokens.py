@@ -161,7 +161,7 @@ def test_rows_that_fill_up_a_batch_are_not_wanted_whatever_an_attack_says(monkey
     def careless(ctx, own, batch):
         return batch._replace(labels=jnp.zeros_like(batch.labels))
 
-    monkeypatch.setattr(evaluation, "TEST_BATCH", 8)
+    monkeypatch.setattr(evaluation, "LOGITS_AT_ONCE", 8 * tokens.CLASSES)  # 13 sequences in two batches of 8
     loaded = data.load("topics")
     test = Examples(jnp.asarray(MADE.tokens), jnp.asarray(MADE.topics))
     evaluate_model = evaluation.make_evaluate(model_of("topics"), Attack(backdoor=careless), task_of(loaded.info))
