@@ -1,14 +1,18 @@
 """The global model on the test set, clean and triggered: counts, which `metrics` turns into percentages."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_spmc.losses import asked
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Examples, Model, Roster, State, Task, Variables
 
 TEST_BATCH = 500
+LOGITS_AT_ONCE = 2**26
+"""Numbers in the logits of a batch at most: sequences with a large vocabulary go in smaller batches."""
 MOST_CLASSES = 1000
 """Up to so many classes are counted each by itself."""
 
@@ -49,7 +53,8 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
 
         def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
             total = examples.labels.shape[0]
-            size = min(TEST_BATCH, total)
+            logits = model.num_classes * math.prod(examples.labels.shape[1:])
+            size = min(TEST_BATCH, total, max(1, LOGITS_AT_ONCE // logits))
 
             def count_batch(start: Array) -> Counts:
                 rows = start + jnp.arange(size, dtype=jnp.int32)
@@ -63,9 +68,9 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
             return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(count_batch, starts))
 
         def spread(labels: Array, mask: Array) -> Array:
-            asked = (labels >= 0) & mask
+            counted = (labels >= 0) & mask
             places_of = jnp.maximum(labels, 0) if by_class else jnp.zeros_like(labels)
-            return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(asked.ravel().astype(jnp.int32))
+            return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(counted.ravel().astype(jnp.int32))
 
         def clean(batch: Batch) -> tuple[Array, Array]:
             everywhere = jnp.ones(batch.labels.shape, bool)
@@ -76,7 +81,7 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
                 zero = jnp.zeros((), jnp.int32)
                 return zero, zero, zero, zero
             shown = attack.backdoor(ctx, own, batch)
-            wanted = shown.labels >= 0
+            wanted = asked(shown.labels, batch.valid)
             hit = wanted & (predict(shown.inputs) == shown.labels)
             other = wanted & (shown.labels != batch.labels)
             return tuple(mask.sum(dtype=jnp.int32) for mask in (wanted, hit, other, hit & other))  # pyright: ignore

@@ -91,7 +91,7 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
     """Index lists of all clients, with the reference's draws: the validation tail is shuffled first.
 
     Raises:
-        ConfigError: no client has a full batch, or the partition cannot be made.
+        ConfigError: no client has a full batch where others are dropped, or the partition cannot be made.
     """
     rng = np.random.RandomState(config.seed)
     num_examples = len(dataset.train_labels) + len(dataset.val_labels)
@@ -101,10 +101,10 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
     draw = registry.partitions.make(config.partition.name, **options)
     parts = draw(dataset.train_labels, config.federation.num_clients, rng)
     largest = max(len(part) for part in parts)
-    if config.local.batch_size > largest:
+    if config.local.drop_last and config.local.batch_size > largest:
         raise ConfigError(
             f"local.batch_size = {config.local.batch_size} is not allowed: it must be at most {largest}, the number of "
-            "training images of the largest client."
+            "training examples of the largest client, or local.drop_last must be False."
         )
     return parts
 
@@ -293,13 +293,29 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a config that does not fit the data set.
 
     Raises:
-        ConfigError: the attacker's target is no class of it.
+        ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
     """
     if config.attack.target_label >= info.num_classes:
         raise ConfigError(
             f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
             f"0 to {info.num_classes - 1}."
         )
+    if not config.local.drop_last:
+        _check_statistics(config, info)
+
+
+def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
+    """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
+    name, model = config.model.name, model_of(config, info)
+    if not jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats):
+        return
+    given, instead = f"model.name = {name!r}", ""
+    if "norm" in registry.models.options(name):
+        given, instead = f"{given} and model.norm = {config.model.norm!r}", ", or model.norm 'group' or 'none'"
+    raise ConfigError(
+        f"local.drop_last = False is not allowed with {given}, whose batch statistics would count the rows that an "
+        f"incomplete batch lacks: it must be True{instead}."
+    )
 
 
 def is_oracle(config: Any) -> bool:

@@ -4,7 +4,8 @@ Source: Rieger, Nguyen, Miettinen, Sadeghi, "DeepSight: Mitigating Backdoor Atta
     Model Inspection", NDSS 2022: division differences (DDifs), normalised update energies (NEUPs), threshold
     exceedings, Algorithm 1 (classification), Algorithm 2 (clustering), and clipping.
 Assumes: less than half of the uploads are malicious, and malicious data have fewer classes than benign ones. The
-    network's last two parameters are the output layer's weight and bias.
+    network's last two parameters are the output layer's weight and bias; of one that takes tokens the first is the
+    embedding, a row for each.
 Cost: O(K D + K^2) and, for DDifs, `seeds` x `samples` forward passes of every upload.
 Deviations:
     * The paper names no distribution of the random inputs (here uniform in [0, 1]) and no sizes for HDBSCAN (here
@@ -32,7 +33,7 @@ from fedjax_spmc.types import Aggregator, Array, Model, Params, PRNGKey, State, 
 
 LARGEST_LOG_RATIO = 40.0
 INPUTS_AT_ONCE = 2**23
-"""Numbers in the random inputs of all the forward passes that run together, over all clients."""
+"""Numbers in the random inputs, or in the logits, of all the forward passes that run together, over all clients."""
 
 
 @aggregators.register("deepsight")
@@ -171,7 +172,8 @@ def random_inputs(key: PRNGKey, positions: Array, model: Model, vocabulary: int)
 def random_input_differences(model: Model, upload: Upload, keys: Array, samples: int) -> Array:
     """DDifs [seeds, K, classes] on `samples` random inputs for each key."""
     vocabulary = len(jax.tree.leaves(upload.global_params)[0])  # of tokens: the embedding stands first
-    chunk = min(samples, max(1, INPUTS_AT_ONCE // (len(upload.participating) * math.prod(model.input.shape))))
+    largest = max(math.prod(model.input.shape), math.prod(_logits(model).shape))
+    chunk = min(samples, max(1, INPUTS_AT_ONCE // (len(upload.participating) * largest)))
 
     def one_seed(key: PRNGKey) -> Array:
         def add(total: Array, start: Array) -> tuple[Array, None]:
@@ -184,6 +186,16 @@ def random_input_differences(model: Model, upload: Upload, keys: Array, samples:
         return jax.lax.scan(add, start, jnp.arange(0, samples, chunk))[0] / samples
 
     return jax.lax.map(one_seed, keys)
+
+
+def _logits(model: Model) -> jax.ShapeDtypeStruct:
+    """Of one example: [1, classes], or [1, T, vocabulary] where every place is asked."""
+
+    def run(key: PRNGKey) -> Array:
+        variables, inputs = model.init(key), jnp.zeros((1, *model.input.shape), model.input.dtype)
+        return model.apply(variables.params, variables.stats, inputs, False, key)[0]
+
+    return jax.eval_shape(run, jax.random.key(0))
 
 
 def division_differences(model: Model, upload: Upload, inputs: Array) -> Array:

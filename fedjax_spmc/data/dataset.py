@@ -51,7 +51,11 @@ class DatasetInfo(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The examples of a source: images [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, labels [n] int32, a note or ""."""
+    """The examples of a source, and a note or "".
+
+    Images are [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, tokens [n, T] of any other whole numbers; labels are [n] or
+    [n, T] int32.
+    """
 
     train_inputs: np.ndarray
     train_labels: np.ndarray
@@ -172,5 +176,5 @@ def load(
 
 
 def as_stored(inputs: np.ndarray) -> np.ndarray:
-    """Inputs as they lie on the device: images [n, H, W, 3] uint8, grey ones replicated; tokens [n, T] as they are."""
-    return to_rgb(inputs) if inputs.dtype == np.uint8 else inputs
+    """Inputs as they lie on the device: images [n, H, W, 3] uint8, grey ones replicated; tokens [n, T] int32."""
+    return to_rgb(inputs) if inputs.dtype == np.uint8 else inputs.astype(np.int32, copy=False)

@@ -4,7 +4,7 @@ Every function returns one int32 index array per client; together they hold ever
 registered factories return `fn(labels, num_clients, rng)`, so that all partitions are called alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedjax_spmc.options import Range
 from fedjax_spmc.registry import partitions
 
 Partition = Callable[[np.ndarray, int, np.random.RandomState], list[np.ndarray]]
-"""(labels [n], num_clients, rng) -> index arrays, one per client."""
+"""(labels [n] or [n, T], num_clients, rng) -> index arrays, one per client."""
 
 MAX_ATTEMPTS = 10_000
 
@@ -57,9 +57,10 @@ def dirichlet(
         min_size: fewest examples that a client may hold.
 
     Raises:
-        ConfigError: too few examples, or no division with `min_size` was found.
+        ConfigError: too few examples, labels at every place, or no division with `min_size` was found.
     """
     labels = np.asarray(labels)
+    _check_one_label(labels, "dirichlet")
     _check_sizes(len(labels), num_clients, min_size)
     for _ in range(MAX_ATTEMPTS):
         clients = _dirichlet_attempt(labels, num_clients, beta, rng)
@@ -118,8 +119,9 @@ def shards(
     This is the pathological division of McMahan et al. (2017): a client sees about `shards_per_client` classes.
 
     Raises:
-        ConfigError: fewer examples than runs.
+        ConfigError: fewer examples than runs, or labels at every place.
     """
+    _check_one_label(np.asarray(labels), "shards")
     _check_sizes(len(labels), num_clients, shards_per_client, "partition.shards")
     by_label = np.argsort(np.asarray(labels), kind="stable").astype(np.int32)
     runs = np.array_split(by_label, num_clients * shards_per_client)
@@ -152,6 +154,28 @@ def quantity(
         if min(len(client) for client in clients) >= min_size:
             return clients
     raise _too_many_attempts(beta, min_size, num_clients, len(labels))
+
+
+def counts(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> np.ndarray | None:
+    """Examples of each client by class: [N, classes]; None where an example has labels at every place, and no class.
+
+    Args:
+        labels: [n] or [n, T] integers; -1 = no label, which counts nowhere.
+        parts: index arrays, one per client.
+        num_classes: labels are 0..num_classes-1.
+    """
+    if np.ndim(labels) > 1:
+        return None
+    of_clients = [np.asarray(labels)[part] for part in parts]
+    return np.stack([np.bincount(own[own >= 0], minlength=num_classes) for own in of_clients])
+
+
+def _check_one_label(labels: np.ndarray, name: str) -> None:
+    if labels.ndim > 1:
+        raise ConfigError(
+            f"partition.name = {name!r} is not allowed with data that have a label at every place of a sequence: it "
+            "must be one that goes by no class, such as iid or quantity."
+        )
 
 
 def _check_sizes(num_examples: int, num_clients: int, least: int, field: str = "partition.min_size") -> None:

@@ -41,6 +41,10 @@ def estimate(
       the log-probabilities with the whole label vector, which pairs every image with every label of its batch; train
       mode. It is no Fisher information, and is rebuilt as it is.
 
+    A sequence with a label at every place is one sample, and -log p(y_i | x_i) the mean over its asked places; the mean
+    loss of a "batch" is over all asked places of the batch, as in training, and "authors" pairs every asked place with
+    every asked label of the batch.
+
     Cost: memory O(D) beside the data's own: nothing is stacked over batches. One gradient a batch;
         "per_sample" takes about one and a half for the networks of `sample_squares`, one a sample for others.
 
@@ -48,7 +52,7 @@ def estimate(
         kind: see above.
         model: the network.
         variables: where the gradients are taken, the client's model after training.
-        data: the client's batches 0..num_batches-1; rows that are not `valid` count for nothing.
+        data: the client's batches 0..num_batches-1; rows that are not `valid`, or ask nothing, count for nothing.
         chunk: samples vmapped at a time ("per_sample" only), whose gradients are held at once, D numbers each. None =
             one backward pass that squares within the layers, where all layers are known to `sample_squares`; else 1 on
             a CPU, a whole batch on an accelerator.
@@ -74,8 +78,9 @@ def estimate(
         batch = Batch(*data.gather(step, step_key))
         if drop_last:
             batch = batch._replace(valid=batch.valid & batch.valid.all())
-        # A batch without valid rows has a loss of 0, and so adds zeros.
-        count = batch.valid.sum(dtype=jnp.int32)
+        # A batch that asks nothing has a loss of 0, and so adds zeros.
+        answers = asked(batch.labels, batch.valid)
+        count = answers.any(axis=tuple(range(1, answers.ndim))).sum(dtype=jnp.int32)
         if kind == "per_sample" and one_pass:
             squares = sample_squares.sum_of_squared_gradients(model, variables, batch, step_key)
             return jax.tree.map(jnp.add, total, squares), weight + count
@@ -121,14 +126,14 @@ def add_sample_squares(
         filled = jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)]) if missing else x
         return filled.reshape(-1, chunk, *x.shape[1:])
 
-    def squares(image: Array, label: Array, valid: Array) -> Params:
-        single = Batch(image[None], label[None], jnp.zeros(1, jnp.int32), valid[None])
+    def squares(example: Array, label: Array, valid: Array) -> Params:
+        single = Batch(example[None], label[None], jnp.zeros(1, jnp.int32), valid[None])
         return jax.tree.map(jnp.square, batch_gradient(model, variables, single, key))
 
     def add(total: Params, piece: tuple[Array, Array, Array]) -> tuple[Params, None]:
         if chunk == 1:
-            image, label, valid = (x[0] for x in piece)
-            return jax.tree.map(jnp.add, total, squares(image, label, valid)), None
+            example, label, valid = (x[0] for x in piece)
+            return jax.tree.map(jnp.add, total, squares(example, label, valid)), None
         return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, jax.vmap(squares)(*piece)), None
 
     rows = (pieces(batch.inputs), pieces(batch.labels), pieces(batch.valid))
@@ -137,7 +142,7 @@ def add_sample_squares(
 
 
 def marginal_gradient(model: Model, variables: Variables, batch: Batch, key: PRNGKey) -> Params:
-    """Gradient of the authors' objective: every valid image against the labels of all valid rows, in train mode."""
+    """Gradient of the authors' objective: every asked place of valid rows against all their labels, in train mode."""
 
     def loss(params: Params) -> Array:
         logits, _ = model.apply(params, variables.stats, batch.inputs, True, key)

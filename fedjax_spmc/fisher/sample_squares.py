@@ -38,12 +38,17 @@ def sum_of_squared_gradients(model: Model, variables: Variables, batch: Batch, k
 
 
 def supports(model: Model, variables: Variables) -> bool:
-    """Whether every parameter of a network belongs to a layer that is known here."""
-    paths: set[tuple[str, ...]] = set()
+    """Whether every parameter of a network belongs to a layer that is known here and sees each sample once.
+
+    A layer over the places of a sequence has many columns a sample, whose gradients are summed before they are squared.
+    """
+    paths: list[tuple[str, ...]] = []
+    columns: set[int] = set()
 
     def collect(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         if isinstance(context.module, SUPPORTED_LAYERS):
-            paths.update((*context.module.path, leaf) for leaf in ("weight", "bias"))
+            paths.extend((*context.module.path, leaf) for leaf in ("weight", "bias"))
+            columns.add(arguments[0].shape[-1])
         return next_function(*arguments, **keywords)
 
     def run(variables: Variables) -> Any:
@@ -52,7 +57,7 @@ def supports(model: Model, variables: Variables) -> bool:
             return model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
 
     jax.eval_shape(run, variables)
-    return set(model.param_order) == paths
+    return sorted(model.param_order) == sorted(paths) and columns == {1}
 
 
 def _with_squared_gradients(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:

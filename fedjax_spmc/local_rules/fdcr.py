@@ -24,7 +24,7 @@ def fdcr(
     """SGD; sends extras["fisher"] at the trained model, over one epoch that is shuffled and augmented anew.
 
     The data are the client's training data, which are poisoned where the client is malicious; an incomplete batch is
-    left out.
+    left out where training leaves it out (`local.drop_last`).
 
     Args:
         fisher_kind: "per_sample" (the paper's Eq. 5), "batch" (a public reproduction) or "authors" (the authors'
@@ -40,6 +40,6 @@ def fdcr(
         del client_state
         trained = ctx.epochs * data.num_batches
         behind = data._replace(gather=lambda step, key: data.gather(trained + step, key))
-        return {"fisher": fisher.estimate(fisher_kind, ctx.model, variables, behind, fisher_chunk, key=key)}
+        return {"fisher": fisher.estimate(fisher_kind, ctx.model, variables, behind, fisher_chunk, False, key)}
 
     return LocalRule(gradients=sgd().gradients, finish=finish, sends=("fisher",), extra_passes=1)

@@ -50,10 +50,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:
-    """Training images by client and class; malicious clients are marked.
+    """Training examples by client and class; malicious clients are marked.
 
     Args:
-        counts: [N, classes] images.
+        counts: [N, classes] examples.
         malicious: [N] bool.
         path: the PNG to write.
     """
@@ -80,7 +80,7 @@ def draw_partition(axis: Any, counts: np.ndarray, malicious: np.ndarray) -> None
         )
         mark_malicious(axis.get_yticklabels(), malicious)
         axis.set_xticks(range(num_classes))
-    axis.set(xlabel="class", ylabel="client (images)", title="training images by client and class")
+    axis.set(xlabel="class", ylabel="client (examples)", title="training examples by client and class")
     axis.figure.colorbar(image, ax=axis)
 
 

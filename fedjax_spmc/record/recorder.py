@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
+from fedjax_spmc.data import partition
 from fedjax_spmc.federation import RoundReport, evaluated_model
 from fedjax_spmc.record import plots
 from fedjax_spmc.record.checkpoint import Checkpoints
@@ -137,9 +138,9 @@ class Recorder(NoRecorder):
 
     def _draw_partition(self) -> None:
         dataset = self._experiment.dataset
-        labels, classes = dataset.train_labels, dataset.info.num_classes
-        counts = np.stack([np.bincount(labels[part], minlength=classes) for part in self._experiment.parts])
-        plots.partition(counts, self._experiment.malicious, self._folder.path / "partition.png")
+        counts = partition.counts(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
+        if counts is not None:
+            plots.partition(counts, self._experiment.malicious, self._folder.path / "partition.png")
 
 
 def make_recorder(

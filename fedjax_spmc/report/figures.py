@@ -267,7 +267,7 @@ def _read_details(folder: Path | None) -> dict[str, np.ndarray]:
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray) -> Picture:
-    """Training images by client and class: counts [N, classes]."""
+    """Training examples by client and class: counts [N, classes]."""
     height = min(1.6 + 0.28 * len(counts), 11)
     paint = lambda axis: plots.draw_partition(axis, counts, malicious)  # noqa: E731
-    return draw(paint, "training images by client and class", width=6.2, height=height, margins=(1.5, 0.1, 0.35, 0.5))
+    return draw(paint, "training examples by client and class", width=6.2, height=height, margins=(1.5, 0.1, 0.35, 0.5))

@@ -114,8 +114,9 @@ class RunImages:
         return config, dataset
 
     def partition(self, run: Run) -> Picture | str:
-        """Images by client and class, or why they cannot be shown."""
+        """Examples by client and class, or why they cannot be shown."""
         from fedjax_spmc import setup
+        from fedjax_spmc.data import partition
 
         if run.folder is None:
             return "The partition is not shown: only the row of the run is left."
@@ -127,12 +128,14 @@ class RunImages:
                 kept = (run.folder / "partition.png").read_bytes()
             except OSError:
                 return f"The partition is not shown: {error}"
-            caption = "training images by client and class (the run's own picture)"
+            caption = "training examples by client and class (the run's own picture)"
             return Picture(figures.png(kept, caption, "light"), caption)
         classes = dataset.info.num_classes
+        counts = partition.counts(dataset.train_labels, parts, classes)
+        if counts is None:
+            return "The partition is not shown: a sequence with a label at every place has no class."
         if len(parts) > 100 or classes > 100:
             return f"The partition is not shown: {len(parts)} clients by {classes} classes are too many for a picture."
-        counts = np.stack([np.bincount(dataset.train_labels[part], minlength=classes) for part in parts])
         return figures.partition(counts, run.malicious)
 
     def test_images(self, run: Run) -> TestImages | str:
