@@ -1,12 +1,13 @@
 """Randomness: every key is folded from (seed, round, client, purpose); there is no global generator."""
 
+import zlib
 from typing import Any
 
 import jax
 
 PURPOSES = (
     "init", "roster", "attack", "sampling", "begin_round", "craft", "aggregate", "shuffle", "augment", "frozen_augment",
-    "train", "prepare", "finish", "poison", "take", "defend", "benign",
+    "train", "prepare", "finish", "poison", "take", "defend", "benign", "step",
 )  # fmt: skip
 """The purposes of draws. Append only: the position is the number that is folded in."""
 
@@ -17,3 +18,8 @@ def purpose_key(key: Any, purpose: str, *indices: Any) -> Any:
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
+
+
+def name_key(key: Any, name: str) -> Any:
+    """The key of a part by its name, whatever stands beside it."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

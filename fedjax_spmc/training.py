@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_spmc import lanes
+from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.types import Array, ClientData, Context, LocalRule, Params, PRNGKey, State, Variables
 
 
@@ -83,8 +84,8 @@ def steps_of_sgd(
     update = optimizer(ctx.hyper)
 
     def gradients(params: Params, stats: Any, step: Array) -> tuple[Params, Any, dict[str, Array]]:
-        step_key = jax.random.fold_in(key, step)
-        batch = data.gather(step, step_key)
+        step_key = purpose_key(key, "step", step)
+        batch = data.gather(step, purpose_key(key, "poison", step))
 
         def plain() -> tuple[Params, Any, dict[str, Array]]:
             return rule.gradients(ctx, params, stats, batch, client_state, step_key)
@@ -117,7 +118,7 @@ def train_client(
     rule: LocalRule, ctx: Context, client_state: State, data: ClientData, key: PRNGKey, hooks: Hooks = Hooks()
 ) -> Trained:
     """One client's part of a round: prepare, local steps, finish. Starts from the variables in `ctx`."""
-    prepare_key, train_key, finish_key = jax.random.split(key, 3)
+    prepare_key, train_key, finish_key = (purpose_key(key, purpose) for purpose in ("prepare", "train", "finish"))
     client_state = rule.prepare(ctx, client_state, data, prepare_key)
     train = sgd if rule.train is None else rule.train
     variables, client_state, steps, metrics = train(rule, ctx, ctx.variables, client_state, data, train_key, hooks)

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-FIXTURE = Path(__file__).parent / "fixtures" / "numbers.json"
+FOLDER = Path(__file__).parent / "fixtures"
+FIXTURE = FOLDER / "numbers.json"
 METHODS = ("fedavg", "spmc", "fdcr", "krum", "spmc,reference")
 DATA: dict[str, dict[str, Any]] = {
     "digits": {"federation.rounds": 3},
@@ -20,18 +21,29 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
-def play(data: str, method: str) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` without what holds times, as JSON gives them back."""
+def kept(name: str) -> dict[str, Any]:
+    """A fixture: "made_on", and "runs" by data set and method."""
+    return json.loads((FOLDER / name).read_text())
+
+
+def config_of(data: str, method: str) -> Any:
+    """The config of a run."""
     from configs import cifar10, digits
     from fedjax_spmc import config as configs
-    from fedjax_spmc import experiment
-    from tests import small
 
     config = {"digits": digits, "cifar10": cifar10}[data].get_config(method)
     for path, value in DATA[data].items():
         configs.set_field(config, path, value)
     configs.set_field(config, "federation.devices", 1)
-    history = experiment.run(config).history
+    return config
+
+
+def play(data: str, method: str) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` without what holds times, as JSON gives them back."""
+    from fedjax_spmc import experiment
+    from tests import small
+
+    history = experiment.run(config_of(data, method)).history
     return [small.without_times(json.loads(json.dumps(line))) for line in history]
 
 

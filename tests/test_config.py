@@ -193,7 +193,7 @@ def test_lists_of_attacks(value, names, malicious):
     assert ("positions" in resolved.attack.options) == ("badnets" in names)
 
 
-def test_malicious_clients_are_counted_as_the_authors_do():
+def test_malicious_clients_are_counted_in_exact_decimals():
     def count(clients, fraction):
         config = small.config(
             federation__num_clients=clients, federation__clients_per_round=1, attack__malicious_fraction=fraction
@@ -201,6 +201,7 @@ def test_malicious_clients_are_counted_as_the_authors_do():
         return configs.num_malicious(configs.resolve(config))
 
     assert [count(10, 0.3), count(10, 0.29), count(4, 1.0), count(4, 0), count(1, 0.99)] == [3, 2, 4, 0, 0]
+    assert [count(100, 0.29), count(50, 0.58), count(1000, 0.001)] == [29, 29, 1]
 
 
 # The command line.

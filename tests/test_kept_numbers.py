@@ -1,12 +1,10 @@
 """The metrics of short runs are the kept ones, bit for bit, on the kind of machine on which those were made."""
 
-import json
-
 import pytest
 
 from tests import kept_numbers
 
-KEPT = json.loads(kept_numbers.FIXTURE.read_text())
+KEPT = kept_numbers.kept("numbers.json")
 
 
 @pytest.fixture(autouse=True)

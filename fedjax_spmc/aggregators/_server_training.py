@@ -9,6 +9,7 @@ import optax
 
 from fedjax_spmc import trees
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.losses import asked, cross_entropy
 from fedjax_spmc.training import optimizer
 from fedjax_spmc.types import Array, Params, PRNGKey, ServerData, Stats, Upload
@@ -54,7 +55,7 @@ def batch_order(server: ServerData, epochs: int, key: PRNGKey) -> Array:
         order = jax.random.permutation(key, count) if server.shuffle else jnp.arange(count)
         return order[: batches * size].reshape(batches, size).astype(jnp.int32)
 
-    return jax.vmap(epoch_order)(jax.random.split(key, epochs)).reshape(epochs * batches, size)
+    return jax.vmap(epoch_order)(jax.random.split(purpose_key(key, "shuffle"), epochs)).reshape(epochs * batches, size)
 
 
 def train(
@@ -63,11 +64,12 @@ def train(
     stats: Stats,
     order: Array,
     hyper: dict[str, Any],
+    key: PRNGKey,
     step_gradient: Callable[[Gradient, Params], tuple[Params, Stats]] = lambda gradient, params: gradient(params),
 ) -> Params:
     """SGD on the server's data with a fresh optimiser, in train mode; a pure function of the batches' order.
 
-    A network with dropout draws anew in every step, and the same in every round.
+    A network with dropout draws anew in every step and in every round.
 
     Args:
         server: the data.
@@ -75,6 +77,7 @@ def train(
         stats: the model's batch statistics; they move along, and only the parameters come back.
         order: [steps, B] int32, the samples of each batch.
         hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
+        key: what dropout draws with.
         step_gradient: (gradient, params) -> (what the optimiser steps along, new batch statistics).
     """
     update = optimizer(hyper)
@@ -87,8 +90,9 @@ def train(
     def step(carry: tuple[Params, Stats, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Stats, Any], None]:
         params, stats, moments = carry
         positions, index = batch
-        key = jax.random.fold_in(jax.random.key(0), index)
-        direction, new_stats = step_gradient(lambda at: jax.grad(loss, has_aux=True)(at, stats, positions, key), params)
+        step_key = purpose_key(key, "step", index)
+        gradient = jax.grad(loss, has_aux=True)
+        direction, new_stats = step_gradient(lambda at: gradient(at, stats, positions, step_key), params)
         updates, moments = update.update(direction, moments, params)
         return (optax.apply_updates(params, updates), new_stats, moments), None
 

@@ -52,7 +52,7 @@ def finetuning(
     def tune(upload: Upload, params: Params, key: PRNGKey) -> Params:
         data = required(server, "finetuning")
         hyper = hyper_of(data, upload, learning_rate, momentum, weight_decay)
-        return train(data, params, common_stats(upload), batch_order(data, epochs, key), hyper)
+        return train(data, params, common_stats(upload), batch_order(data, epochs, key), hyper, key)
 
     return mean_then(tune, reference=variant == "reference")
 

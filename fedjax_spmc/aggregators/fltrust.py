@@ -64,7 +64,7 @@ def fltrust(
         default_epochs = data.epochs if variant == "paper" else 10
         order = batch_order(data, default_epochs if root_epochs is None else root_epochs, key)
         hyper = hyper_of(data, upload, momentum=momentum, weight_decay=weight_decay)
-        root = train(data, upload.global_params, common_stats(upload), order, hyper)
+        root = train(data, upload.global_params, common_stats(upload), order, hyper, key)
         root_update = jax.tree.map(jnp.subtract, root, upload.global_params)
         combined, verdict = combine(upload, root_update, variant == "reference", server_rate)
         return jax.tree.map(jnp.add, upload.global_params, combined), verdict, state

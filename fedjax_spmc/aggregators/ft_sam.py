@@ -67,7 +67,7 @@ def ft_sam(
     def tune(upload: Upload, params: Params, key: PRNGKey) -> Params:
         data = required(server, "ft_sam")
         hyper = hyper_of(data, upload, learning_rate, momentum, weight_decay)
-        return train(data, params, common_stats(upload), batch_order(data, epochs, key), hyper, step_gradient)
+        return train(data, params, common_stats(upload), batch_order(data, epochs, key), hyper, key, step_gradient)
 
     return mean_then(tune, reference=variant == "reference")
 

@@ -7,10 +7,9 @@ alone and in company.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from fedjax_spmc import trees
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.keys import name_key
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Params, PRNGKey, State, Upload
 
 ALONE = ("train", "gradients")
@@ -39,26 +38,21 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
     def having(slot: str) -> list[tuple[str, Callable[..., Any]]]:
         return [(name, fn) for name, part in parts.items() if (fn := getattr(part, slot)) is not None]
 
-    def key_of(key: PRNGKey, name: str) -> PRNGKey:
-        if len(parts) == 1:
-            return key
-        return jax.random.fold_in(key, list(parts).index(name))
-
     def init(ctx: AttackContext, key: PRNGKey) -> State:
         return {
-            name: part.init(held_of(ctx, name), key_of(key, name)) if part.init is not None else ()
+            name: part.init(held_of(ctx, name), name_key(key, name)) if part.init is not None else ()
             for name, part in parts.items()
         }
 
     def begin_round(ctx: AttackContext, own: State, key: PRNGKey) -> State:
         own = dict(own)
         for name, fn in having("begin_round"):
-            own[name] = fn(held_of(ctx, name), own[name], key_of(key, name))
+            own[name] = fn(held_of(ctx, name), own[name], name_key(key, name))
         return own
 
     def poison(ctx: AttackContext, own: State, batch: Batch, client_id: Array, step: Array, key: PRNGKey) -> Batch:
         for name, fn in having("poison"):
-            batch = fn(held_of(ctx, name), own[name], batch, client_id, step, key_of(key, name))
+            batch = fn(held_of(ctx, name), own[name], batch, client_id, step, name_key(key, name))
         return batch
 
     def mask_gradients(
@@ -77,19 +71,19 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
         own = dict(own)
         attacking = ctx.roster.attacks_now(ctx.client_ids)
         for name, fn in having("craft"):
-            crafted, own[name] = fn(held_of(ctx, name), own[name], upload, key_of(key, name))
+            crafted, own[name] = fn(held_of(ctx, name), own[name], upload, name_key(key, name))
             upload = fenced_upload(attacking, crafted, upload)
         return upload, own
 
     def gradients(ctx: AttackContext, own: State, *rest: Any) -> Any:
         ((name, fn),) = having("gradients")
         *arguments, key = rest
-        return fn(held_of(ctx, name), own[name], *arguments, key_of(key, name))
+        return fn(held_of(ctx, name), own[name], *arguments, name_key(key, name))
 
     def train(rule: Any, ctx: AttackContext, own: State, *rest: Any) -> Any:
         ((name, fn),) = having("train")
         *arguments, key, hooks = rest
-        return fn(rule, held_of(ctx, name), own[name], *arguments, key_of(key, name), hooks)
+        return fn(rule, held_of(ctx, name), own[name], *arguments, name_key(key, name), hooks)
 
     def hold(dataset: Any, load: Callable[..., Any]) -> dict[str, Any]:
         return {name: fn(dataset, load) for name, fn in having("hold")}

@@ -1,6 +1,7 @@
 """From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
 
 import math
+from decimal import Decimal
 from typing import Any, cast
 
 import jax
@@ -205,8 +206,11 @@ def method_title(config: Config) -> str:
 
 
 def num_malicious(config: Config) -> int:
-    """int(N * malicious_fraction), truncated as the authors' codes do; 0 without an attack."""
+    """The floor of N * malicious_fraction in exact decimal arithmetic: 0.29 of 100 is 29; 0 without an attack.
+
+    Deviation: the authors' codes truncate the product of floats, which gives 28 there.
+    """
     names = resolved_name(config, "attack")
     if set(names if isinstance(names, tuple) else (names,)) == {"none"}:
         return 0
-    return math.floor(config.federation.num_clients * config.attack.malicious_fraction)
+    return math.floor(config.federation.num_clients * Decimal(repr(config.attack.malicious_fraction)))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
+from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.losses import asked, cross_entropy
 from fedjax_spmc.types import Array, Batch, ClientData, Model, Params, PRNGKey, Variables
 
@@ -74,8 +75,8 @@ def estimate(
 
     def add(step: Array, so_far: tuple[Params, Array]) -> tuple[Params, Array]:
         total, weight = so_far
-        step_key = jax.random.fold_in(base, step)
-        batch = Batch(*data.gather(step, step_key))
+        step_key = purpose_key(base, "step", step)
+        batch = Batch(*data.gather(step, purpose_key(base, "poison", step)))
         if drop_last:
             batch = batch._replace(valid=batch.valid & batch.valid.all())
         # A batch that asks nothing has a loss of 0, and so adds zeros.

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.local_rules.sgd import sgd
 from fedjax_spmc.options import refuse_unused
 from fedjax_spmc.registry import local_rules
@@ -132,8 +133,8 @@ def mean_gradient(rule: LocalRule, ctx: Context, variables: Variables, data: Cli
     """Mean of a rule's gradients at fixed variables over one epoch of batches."""
 
     def add(step: Array, total: Params) -> Params:
-        step_key = jax.random.fold_in(key, step)
-        batch = data.gather(step, step_key)
+        batch = data.gather(step, purpose_key(key, "poison", step))
+        step_key = purpose_key(key, "step", step)
         grads, _, _ = rule.gradients(ctx, variables.params, variables.stats, batch, (), step_key)
         return jax.tree.map(jnp.add, total, grads)
 
