@@ -82,6 +82,8 @@ class Attackers:
         if federation.attack.backdoor is not None:
             show = federation.attack.backdoor
             ctx = ctx._replace(backdoor=lambda batch: show(ctx, own, batch))
+        if federation.server_optimizer is not None:
+            ctx = ctx._replace(server_learning_rate=federation.server_optimizer.learning_rate)
         if upload is not None:
             ctx = ctx._replace(defend=self._defend)
         return ctx

@@ -123,6 +123,7 @@ def assemble(
         epochs=config.local.epochs,
         client_batch=config.federation.client_batch or auto_client_batch(clients),
         oracle=setup.is_oracle(config),
+        server_optimizer=setup.server_optimizer_of(config, settings),
         server=server,
         held=held,
         attacker=setup.attacker_of(config, rule),

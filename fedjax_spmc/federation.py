@@ -14,6 +14,7 @@ from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks.compose import fenced_upload
 from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.server import ServerOptimizer
 from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
     Aggregator,
@@ -42,6 +43,7 @@ class FederationState(NamedTuple):
         previous: the global model one round earlier.
         rule: state of the local rule.
         aggregator: state of the aggregator.
+        server_optimizer: state of the server's optimiser; () without one.
         roster: who is malicious and when they attack: the ground truth.
         attack: state of the attack.
         round: int32 scalar, the next round.
@@ -52,6 +54,7 @@ class FederationState(NamedTuple):
     previous: Variables
     rule: RuleState
     aggregator: State
+    server_optimizer: State
     roster: Roster
     attack: State
     round: Array
@@ -122,6 +125,7 @@ class Federation(NamedTuple):
         epochs: local epochs.
         client_batch: clients vmapped at a time.
         oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
+        server_optimizer: steps towards the aggregator's model; None = that model is installed.
         server: clean images and labels that the aggregator holds on the server, or None.
         held: arrays that the attack holds, see `Attack.hold`.
         attacker: how attacking clients train where they do not train as benign ones.
@@ -141,6 +145,7 @@ class Federation(NamedTuple):
     epochs: int
     client_batch: int
     oracle: bool = False
+    server_optimizer: ServerOptimizer | None = None
     server: Any = None
     held: Any = ()
     attacker: Attacker = Attacker()
@@ -170,12 +175,13 @@ def initial_state(
     ctx = AttackContext(
         model=federation.model, variables=variables, task=federation.task, roster=roster, held=federation.held
     )
-    init = federation.attack.init
+    init, optimizer = federation.attack.init, federation.server_optimizer
     return FederationState(
         variables=variables,
         previous=variables,
         rule=federation.rule.init(variables, num_clients),
         aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
+        server_optimizer=() if optimizer is None else optimizer.init(variables.params),
         roster=roster,
         attack=() if init is None else init(ctx, key),
         round=jnp.int32(0),
@@ -250,8 +256,17 @@ def aggregate(
     aggregate_key = purpose_key(key, "aggregate", state.round)
     params, verdict, aggregator_state = aggregator.aggregate(upload, state.aggregator, aggregate_key)
     usable = usable_rows(upload)
-    failed = verdict.weights.sum() == 0
     variables = Variables(params, average_stats(upload, usable, verdict, state.variables.stats))
+    optimizer_state = state.server_optimizer
+    if federation.server_optimizer is not None:
+        stepped, moved, finite = federation.server_optimizer.step(state.variables, variables, optimizer_state)
+        verdict = verdict._replace(weights=jnp.where(finite, verdict.weights, 0.0))
+        variables, optimizer_state, aggregator_state = trees.where(
+            verdict.weights.sum() > 0,
+            (stepped, moved, aggregator_state),
+            (state.variables, optimizer_state, state.aggregator),
+        )
+    failed = verdict.weights.sum() == 0
     rule_state = state.rule._replace(
         clients=trees.put_rows(state.rule.clients, client_ids, trained.client_state),
     )
@@ -265,6 +280,7 @@ def aggregate(
         previous=state.variables,
         rule=rule_state,
         aggregator=aggregator_state,
+        server_optimizer=optimizer_state,
         roster=roster,
         attack=own,
         round=state.round + 1,

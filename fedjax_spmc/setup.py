@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
 from fedjax_spmc import config as configs
+from fedjax_spmc import server as servers
 from fedjax_spmc.data import partition
 from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
 from fedjax_spmc.data.task import task_of as make_task
@@ -36,12 +37,14 @@ class ArraySettings(NamedTuple):
     Attributes:
         hyper: learning_rate, momentum, weight_decay.
         local, aggregator, attack: the array options of these parts, but for those that are None.
+        server: the numbers that the server's optimiser takes; {} without one.
     """
 
     hyper: dict[str, Any]
     local: dict[str, Any]
     aggregator: dict[str, Any]
     attack: dict[str, Any]
+    server: dict[str, Any]
 
 
 class Experiment(NamedTuple):
@@ -165,7 +168,11 @@ def array_settings(config: Any) -> ArraySettings:
             ("attack", configs.attack_options(config)),
         )
     }
-    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPERPARAMETERS}, **parts)
+    return ArraySettings(
+        hyper={name: config.local[name] for name in configs.HYPERPARAMETERS},
+        server={name: config.server[name] for name in configs.server_settings(config)},
+        **parts,
+    )
 
 
 def task_of(config: Any, info: data.DatasetInfo) -> Task:
@@ -237,6 +244,11 @@ def aggregator_of(
         return aggregators.make(name, **options, server=server)
 
     return aggregator
+
+
+def server_optimizer_of(config: Any, settings: ArraySettings) -> servers.ServerOptimizer | None:
+    """The config's server optimiser; None where the aggregator's model is installed."""
+    return servers.make(config.server.optimizer, **settings.server)
 
 
 def attacker_of(config: Any, rule: LocalRule) -> Attacker:

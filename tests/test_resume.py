@@ -242,6 +242,14 @@ OTHER = {
     "local.rule": "sgd",
     "aggregator.name": "mean",
 }
+DEPENDENT = {
+    "server.optimizer": {"local.options.teacher_weights": "uniform"},
+    "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.beta2": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.tau": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+}
+"""Fields that may change only beside others: these."""
 CHANGEABLE = [
     path
     for path, field in configs.FIELDS.items()
@@ -260,10 +268,21 @@ def _other(path, now):
         return next(choice for choice in choices if choice != now)
     if field.kind is bool:
         return not now
-    return now / 2 if field.kind is float else (now or 0) + 1
+    if field.kind is tuple:
+        return (1,)
+    return (now or 0.5) / 2 if field.kind is float else (now or 0) + 1
 
 
-@pytest.mark.parametrize("path", CHANGEABLE)
+@pytest.mark.parametrize("path", DEPENDENT)
+def test_a_field_that_depends_on_others_counts_too(path):
+    base = {name.replace(".", "__"): value for name, value in DEPENDENT[path].items()}
+    old = configs.resolve(small.config(**base))
+    changed = configs.resolve(small.config(**base))
+    configs.set_field(changed, path, _other(path, configs.flatten(changed)[path]))
+    assert configs.differing_fields(old, configs.resolve(changed)) == [path]
+
+
+@pytest.mark.parametrize("path", [path for path in CHANGEABLE if path not in DEPENDENT])
 def test_any_other_changed_field_is_refused_with_its_name(path, finished_run):
     changed = configs.resolve(small.config())
     value = _other(path, configs.flatten(changed)[path])

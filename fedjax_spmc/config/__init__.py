@@ -31,6 +31,7 @@ from fedjax_spmc.config.resolving import (
     part_options,
     resolve,
     resolved_name,
+    server_settings,
     with_chosen_options,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "resolve",
     "resolved_name",
     "result_fields",
+    "server_settings",
     "set_field",
     "to_plain",
     "with_chosen_options",

@@ -6,7 +6,7 @@ A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field be
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc import registry
+from fedjax_spmc import registry, server
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
@@ -15,6 +15,7 @@ Config = Any
 
 COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
+BELOW_ONE = Range(0, 1, high_open=True)
 AS_BENIGN = "of attacking clients; None = as benign ones"
 
 FIELDS: dict[str, Option] = {
@@ -51,10 +52,24 @@ FIELDS: dict[str, Option] = {
         Option("local.epochs", int, 10, range=Range(1, 10**6)),
         Option("local.batch_size", int, 64, range=Range(1, 10**6)),
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
-        Option("local.momentum", float, 0.9, range=Range(0, 1, high_open=True)),
+        Option("local.momentum", float, 0.9, range=BELOW_ONE),
         Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option(
+            "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
+        ),
+        Option(
+            "server.learning_rate",
+            float,
+            server.SETTINGS["learning_rate"],
+            optional=True,
+            range=POSITIVE,
+            note="None = 1 for sgd and momentum, else 0.01",
+        ),
+        Option("server.beta1", float, server.SETTINGS["beta1"], range=BELOW_ONE, note="share of the old first moment"),
+        Option("server.beta2", float, server.SETTINGS["beta2"], range=BELOW_ONE, note="share of the old second moment"),
+        Option("server.tau", float, server.SETTINGS["tau"], range=POSITIVE, note="added to the second moment's root"),
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
@@ -71,7 +86,7 @@ FIELDS: dict[str, Option] = {
         Option("attack.local.rule", str, None, optional=True, choices=registry.local_rules.names, note=AS_BENIGN),
         Option("attack.local.epochs", int, None, optional=True, range=Range(1, 10**6), note=AS_BENIGN),
         Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
-        Option("attack.local.momentum", float, None, optional=True, range=Range(0, 1, high_open=True), note=AS_BENIGN),
+        Option("attack.local.momentum", float, None, optional=True, range=BELOW_ONE, note=AS_BENIGN),
         Option("attack.local.weight_decay", float, None, optional=True, range=NON_NEGATIVE, note=AS_BENIGN),
         Option("attack.local.milestones", tuple, (), note="local epochs, from 0, at whose start the rate falls"),
         Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),

@@ -11,7 +11,7 @@ Deviations: the paper's local solver is plain SGD. With momentum m the gradient 
     The server's variate, c + |S| / N times the mean change over the clients S of the round, is kept as the mean over
     all N clients' variates, which is the same number as long as it starts so. A client whose model is not finite keeps
     its variate.
-    The server's step size is the aggregator's: `mean` with optimizer="sgd", server_learning_rate and weights="uniform".
+    The server's step size is server.learning_rate with server.optimizer=sgd, around `mean` with weights="uniform".
 """
 
 from typing import Literal

@@ -183,6 +183,7 @@ def program_key(config: Any) -> str:
     known = configs.attack_options(config)
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
     arrays = {f"local.{name}" for name in configs.HYPERPARAMETERS}
+    arrays |= {f"server.{name}" for name in configs.server_settings(config)}
     for section in ("local", "aggregator", "attack"):
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
