@@ -61,6 +61,7 @@ class Experiment(NamedTuple):
         parts: index lists of the clients, on the host.
         dataset: on the host.
         evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
+        start_sha256: of the saved model with which the run begins; None where weights are drawn.
     """
 
     federation: Federation
@@ -73,6 +74,7 @@ class Experiment(NamedTuple):
     parts: list[np.ndarray]
     dataset: data.Dataset
     evaluate: Callable[..., Any]
+    start_sha256: str | None = None
 
 
 def load_data(config: Any) -> data.Dataset:

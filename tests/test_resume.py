@@ -235,6 +235,7 @@ OTHER = {
     "data.name": "digits",
     "partition.name": "iid",
     "model.name": "simple_cnn",
+    "model.start": "other.npz",
     "attack.name": ("badnets", "none"),
     "attack.schedule.last": 5,
     "federation.clients_per_round": 3,
@@ -242,7 +243,7 @@ OTHER = {
     "local.rule": "sgd",
     "aggregator.name": "mean",
 }
-DEPENDENT = {
+DEPENDENT: dict[str, dict[str, object]] = {
     "server.optimizer": {"local.options.teacher_weights": "uniform"},
     "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
     "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},

@@ -41,6 +41,9 @@ FIELDS: dict[str, Option] = {
         Option("partition.shards", int, 2, range=Range(1, 10**6), note="shards per client"),
         Option("model.name", str, "simple_cnn", choices=registry.models.names),
         Option("model.norm", str, "batch", choices=("batch", "group", "none"), note="where a model has norms"),
+        Option(
+            "model.start", str, None, optional=True, note="a model.npz or a run folder to begin with; None = at random"
+        ),
         Option("federation.rounds", int, 50, range=COUNT),
         Option("federation.num_clients", int, 10, range=Range(1, 10**6)),
         Option("federation.clients_per_round", int, 10, range=Range(1, 10**6)),

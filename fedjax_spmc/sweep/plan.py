@@ -16,9 +16,9 @@ METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
 
 HOST_FIELDS = (
-    "seed", "partition.name", "partition.beta", "partition.min_size", "partition.shards", "attack.malicious_fraction",
-    "attack.placement", "attack.schedule.first", "attack.schedule.last", "attack.schedule.every",
-    "attack.schedule.turns",
+    "seed", "model.start", "partition.name", "partition.beta", "partition.min_size", "partition.shards",
+    "attack.malicious_fraction", "attack.placement", "attack.schedule.first", "attack.schedule.last",
+    "attack.schedule.every", "attack.schedule.turns",
 )  # fmt: skip
 """Fields that no program sees: index lists, the roster and the key are made of them, and those are data."""
 
