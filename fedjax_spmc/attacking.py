@@ -50,7 +50,7 @@ class Attackers:
             model=federation.model,
             variables=state.variables,
             previous=state.previous,
-            hyper=federation.hyper,
+            hyper=federation.hyper_at(state.round),
             epochs=federation.epochs,
             round=state.round,
             obeys=obeys,
@@ -156,7 +156,7 @@ class Attackers:
         federation, attacker = self._federation, self._federation.attacker
         hyper = {
             name: jnp.where(attacks, attacker.hyper[name], value) if name in attacker.hyper else value
-            for name, value in federation.hyper.items()
+            for name, value in federation.hyper_at(self._state.round).items()
         }
         epochs = federation.epochs
         return hyper, epochs if attacker.epochs is None else jnp.where(attacks, attacker.epochs, epochs)

@@ -123,6 +123,7 @@ def assemble(
         attack=setup.attack_of(config, settings),
         aggregator=setup.aggregator_of(config, task, model, settings),
         hyper=settings.hyper,
+        schedule=settings.schedule,
         epochs=config.local.epochs,
         client_batch=config.federation.client_batch or auto_client_batch(clients),
         oracle=setup.is_oracle(config),

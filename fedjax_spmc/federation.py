@@ -124,6 +124,7 @@ class Federation(NamedTuple):
         hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
         epochs: local epochs.
         client_batch: clients vmapped at a time.
+        schedule: [rounds] float32, factor on the learning rate in each round; None = 1.
         oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
         server_optimizer: steps towards the aggregator's model; None = that model is installed.
         server: clean images and labels that the aggregator holds on the server, or None.
@@ -144,6 +145,7 @@ class Federation(NamedTuple):
     hyper: Mapping[str, Any]
     epochs: int
     client_batch: int
+    schedule: Any = None
     oracle: bool = False
     server_optimizer: ServerOptimizer | None = None
     server: Any = None
@@ -151,6 +153,13 @@ class Federation(NamedTuple):
     attacker: Attacker = Attacker()
     frozen: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
+
+    def hyper_at(self, round_index: Array) -> Mapping[str, Any]:
+        """`hyper` with the learning rate of a round."""
+        if self.schedule is None:
+            return self.hyper
+        factor = jnp.asarray(self.schedule)[round_index]
+        return {**self.hyper, "learning_rate": factor * self.hyper["learning_rate"]}
 
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
@@ -230,7 +239,7 @@ def aggregate(
         participating=trained.steps > 0,
         client_ids=client_ids,
         steps=trained.steps,
-        learning_rate=jnp.float32(federation.hyper["learning_rate"]),
+        learning_rate=jnp.float32(federation.hyper_at(state.round)["learning_rate"]),
         round=state.round,
         client_stats=trained.variables.stats,
         extras=trained.extras,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling, schedules
 from fedjax_spmc import config as configs
 from fedjax_spmc import server as servers
 from fedjax_spmc.data import partition
@@ -38,6 +38,7 @@ class ArraySettings(NamedTuple):
         hyper: learning_rate, momentum, weight_decay.
         local, aggregator, attack: the array options of these parts, but for those that are None.
         server: the numbers that the server's optimiser takes; {} without one.
+        schedule: [rounds] float32 factors on the local learning rate; None = it is constant.
     """
 
     hyper: dict[str, Any]
@@ -45,6 +46,7 @@ class ArraySettings(NamedTuple):
     aggregator: dict[str, Any]
     attack: dict[str, Any]
     server: dict[str, Any]
+    schedule: Any = None
 
 
 class Experiment(NamedTuple):
@@ -173,8 +175,18 @@ def array_settings(config: Any) -> ArraySettings:
     return ArraySettings(
         hyper={name: config.local[name] for name in configs.HYPERPARAMETERS},
         server={name: config.server[name] for name in configs.server_settings(config)},
+        schedule=schedule_of(config),
         **parts,
     )
+
+
+def schedule_of(config: Any) -> np.ndarray | None:
+    """The config's factors on the local learning rate: [rounds] float32; None where it is constant."""
+    name = config.local.schedule
+    if name == "constant":
+        return None
+    settings = {setting: config.local[setting] for setting in schedules.TAKES[name]}
+    return schedules.factors(name, config.federation.rounds, **settings).astype(np.float32)
 
 
 def task_of(config: Any, info: data.DatasetInfo) -> Task:

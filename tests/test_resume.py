@@ -241,9 +241,14 @@ OTHER = {
     "federation.clients_per_round": 3,
     "data.val_fraction": 0.2,
     "local.rule": "sgd",
+    "local.schedule": "linear",
     "aggregator.name": "mean",
 }
 DEPENDENT: dict[str, dict[str, object]] = {
+    "local.schedule_rounds": {"local.schedule": "linear"},
+    "local.schedule_end": {"local.schedule": "linear"},
+    "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},
+    "local.schedule_gamma": {"local.schedule": "step", "local.schedule_milestones": (2,)},
     "server.optimizer": {"local.options.teacher_weights": "uniform"},
     "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
     "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},

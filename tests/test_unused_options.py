@@ -67,6 +67,9 @@ def test_an_option_without_effect_is_refused_in_one_sentence(section, name, deci
 
 # the field that decides, a value with an effect, a value without, field, a value of it
 UNUSED_FIELDS = [
+    ("local.schedule", "linear", "constant", "local.schedule_rounds", 3),
+    ("local.schedule", "cosine", "neurotoxin_cifar", "local.schedule_end", 0.5),
+    ("local.schedule", "step", "linear", "local.schedule_milestones", (3,)),
     ("server.optimizer", "sgd", "none", "server.learning_rate", 1.0),
     ("server.optimizer", "momentum", "sgd", "server.beta1", 0.5),
     ("server.optimizer", "adam", "adagrad", "server.beta2", 0.5),

@@ -6,7 +6,7 @@ A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field be
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc import registry, server
+from fedjax_spmc import registry, schedules, server
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
@@ -57,6 +57,24 @@ FIELDS: dict[str, Option] = {
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
         Option("local.momentum", float, 0.9, range=BELOW_ONE),
         Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
+        Option(
+            "local.schedule",
+            str,
+            "constant",
+            choices=tuple(schedules.TAKES),
+            note="of the learning rate over global rounds; neurotoxin_cifar is meant for a rate of 0.2",
+        ),
+        Option(
+            "local.schedule_rounds",
+            int,
+            None,
+            optional=True,
+            range=COUNT,
+            note="rounds to the end of linear and cosine; None = federation.rounds",
+        ),
+        Option("local.schedule_end", float, 0.0, range=FRACTION, note="factor at the end of linear and cosine"),
+        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds, from 0, at whose start step falls"),
+        Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
         Option(
@@ -91,7 +109,12 @@ FIELDS: dict[str, Option] = {
         Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
         Option("attack.local.momentum", float, None, optional=True, range=BELOW_ONE, note=AS_BENIGN),
         Option("attack.local.weight_decay", float, None, optional=True, range=NON_NEGATIVE, note=AS_BENIGN),
-        Option("attack.local.milestones", tuple, (), note="local epochs, from 0, at whose start the rate falls"),
+        Option(
+            "attack.local.milestones",
+            tuple,
+            (),
+            note="whole numbers: local epochs, from 0, at whose start the rate falls",
+        ),
         Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),
         Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),

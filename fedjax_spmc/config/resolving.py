@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fedjax_spmc import registry, server
+from fedjax_spmc import registry, schedules, server
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -145,6 +145,8 @@ def _check_combinations(config: Config) -> None:
             "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
+    _check_milestones(config)
+    _check_unused(config, "local", schedules.TAKES, "schedule")
     _check_unused(config, "server", server.TAKES, "optimizer")
     if config.server.optimizer != "none":
         with_optimizer = f"server.optimizer = {config.server.optimizer!r}"
@@ -185,6 +187,18 @@ def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, .
             )
 
 
+def _check_milestones(config: Config) -> None:
+    for path in ("local.schedule_milestones", "attack.local.milestones"):
+        value = flatten(config)[path]
+        if any(type(one) is not int or not 0 <= one < 2**31 for one in value):
+            raise FIELDS[path].refusal(value)
+    if config.local.schedule == "step" and not config.local.schedule_milestones:
+        raise ConfigError(
+            "local.schedule_milestones = () is not allowed with local.schedule = 'step': it must be a list of at least "
+            "one round."
+        )
+
+
 def server_settings(config: Config) -> tuple[str, ...]:
     """The fields of `server` that are numbers of its optimiser, but for those that are None."""
     taken = server.TAKES[config.server.optimizer]
@@ -215,7 +229,7 @@ def with_chosen_options(config: Config) -> Config:
     """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
     For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less. Fields
-    that are None for a number stand there too.
+    that are None for a number stand there as that number.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -226,6 +240,8 @@ def with_chosen_options(config: Config) -> Config:
             options[name] = value
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
+    if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
+        copy.local.schedule_rounds = copy.federation.rounds
     return copy
 
 

@@ -193,6 +193,9 @@ def program_key(config: Any) -> str:
         for path, value in configs.result_fields(configs.flatten(config)).items()
         if path not in {*HOST_FIELDS, *inert}
     }
+    if config.local.schedule != "constant":  # the factors of all rounds are one array
+        shape = {path: value for path, value in shape.items() if not path.startswith("local.schedule_")}
+        shape["local.schedule"] = "an array"
     # An option that is None is left to the rule, which is another program than any number.
     shape |= {path: "an array" for path in arrays if shape.get(path) is not None}
     return _hash(shape | {"oracle": setup.is_oracle(config)})

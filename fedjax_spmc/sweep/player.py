@@ -75,7 +75,7 @@ class Player:
             variables = None if saved is None else saved.variables
             state = self._start(key, setup.roster(cell.config, key), settings, self._host.held, variables)
         indices = pad_indices(self._parts[cell.id], self._width)
-        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), settings)
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), settings)
         return state, Lane(key, ClientIndices(*indices), arrays)
 
     def start_sha256(self, cell: Cell) -> str | None:
