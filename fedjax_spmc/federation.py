@@ -121,7 +121,7 @@ class Federation(NamedTuple):
         sample: (key, roster) -> [K] int32 client ids, in the order drawn.
         client_data: (arrays, client_id, frozen, round, key) -> ClientData, clean; `frozen` (bool scalar) says that the
             client's augmentation is drawn once for the whole run.
-        hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
+        hyper: learning_rate, momentum, weight_decay, and what else `Context.hyper` may have: floats or traced scalars.
         epochs: local epochs.
         client_batch: clients vmapped at a time.
         schedule: [rounds] float32, factor on the learning rate in each round; None = 1.

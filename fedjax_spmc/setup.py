@@ -35,7 +35,7 @@ class ArraySettings(NamedTuple):
     """The settings that are arrays in an experiment's program: experiments that differ in no more can share one.
 
     Attributes:
-        hyper: learning_rate, momentum, weight_decay.
+        hyper: learning_rate, momentum, weight_decay; beta2 and clip_norm where they are in use.
         local, aggregator, attack: the array options of these parts, but for those that are None.
         server: the numbers that the server's optimiser takes; {} without one.
         schedule: [rounds] float32 factors on the local learning rate; None = it is constant.
@@ -173,7 +173,7 @@ def array_settings(config: Any) -> ArraySettings:
         )
     }
     return ArraySettings(
-        hyper={name: config.local[name] for name in configs.HYPERPARAMETERS},
+        hyper={name: config.local[name] for name in configs.hyperparameters(config)},
         server={name: config.server[name] for name in configs.server_settings(config)},
         schedule=schedule_of(config),
         **parts,

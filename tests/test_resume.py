@@ -245,6 +245,7 @@ OTHER = {
     "aggregator.name": "mean",
 }
 DEPENDENT: dict[str, dict[str, object]] = {
+    "local.beta2": {"local.optimizer": "adam"},
     "local.schedule_rounds": {"local.schedule": "linear"},
     "local.schedule_end": {"local.schedule": "linear"},
     "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},

@@ -67,6 +67,7 @@ def test_an_option_without_effect_is_refused_in_one_sentence(section, name, deci
 
 # the field that decides, a value with an effect, a value without, field, a value of it
 UNUSED_FIELDS = [
+    ("local.optimizer", "adam", "sgd", "local.beta2", 0.99),
     ("local.schedule", "linear", "constant", "local.schedule_rounds", 3),
     ("local.schedule", "cosine", "neurotoxin_cifar", "local.schedule_end", 0.5),
     ("local.schedule", "step", "linear", "local.schedule_milestones", (3,)),

@@ -6,7 +6,7 @@ A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field be
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc import registry, schedules, server
+from fedjax_spmc import registry, schedules, server, training
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
@@ -55,7 +55,17 @@ FIELDS: dict[str, Option] = {
         Option("local.epochs", int, 10, range=Range(1, 10**6)),
         Option("local.batch_size", int, 64, range=Range(1, 10**6)),
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
-        Option("local.momentum", float, 0.9, range=BELOW_ONE),
+        Option("local.optimizer", str, "sgd", choices=tuple(training.TAKES)),
+        Option("local.momentum", float, 0.9, range=BELOW_ONE, note="of sgd; beta1 of adam"),
+        Option("local.beta2", float, 0.999, range=BELOW_ONE, note="of adam"),
+        Option(
+            "local.clip_norm",
+            float,
+            None,
+            optional=True,
+            range=POSITIVE,
+            note="largest norm of a step's gradient, as the optimiser gets it; None = no clipping",
+        ),
         Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
         Option(
             "local.schedule",
@@ -143,7 +153,7 @@ SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": 
 """Such fields of all sections; they are not repeated among the section's `options`."""
 
 HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
-"""Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
+"""Fields of `local` that every optimiser takes, and that an attacker may have of its own under `attack.local`."""
 
 CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",

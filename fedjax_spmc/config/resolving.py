@@ -7,11 +7,12 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fedjax_spmc import registry, schedules, server
+from fedjax_spmc import registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
     FIELDS,
+    HYPERPARAMETERS,
     PARTS,
     SECTION_FIELDS,
     Config,
@@ -146,6 +147,15 @@ def _check_combinations(config: Config) -> None:
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
     _check_milestones(config)
+    for path in ("local.rule", "attack.local.rule"):
+        name = flatten(config)[path]
+        chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
+        if chosen is not None and chosen.needs_sgd and config.local.optimizer != "sgd":
+            raise ConfigError(
+                f"local.optimizer = {config.local.optimizer!r} is not allowed with {path} = {name!r}, whose formula "
+                "assumes SGD: it must be 'sgd'."
+            )
+    _check_unused(config, "local", training.TAKES, "optimizer")
     _check_unused(config, "local", schedules.TAKES, "schedule")
     _check_unused(config, "server", server.TAKES, "optimizer")
     if config.server.optimizer != "none":
@@ -197,6 +207,12 @@ def _check_milestones(config: Config) -> None:
             "local.schedule_milestones = () is not allowed with local.schedule = 'step': it must be a list of at least "
             "one round."
         )
+
+
+def hyperparameters(config: Config) -> tuple[str, ...]:
+    """The fields of `local` that are numbers of its optimiser: traced scalars in a round."""
+    clip = () if config.local.clip_norm is None else ("clip_norm",)
+    return (*HYPERPARAMETERS, *training.TAKES[config.local.optimizer], *clip)
 
 
 def server_settings(config: Config) -> tuple[str, ...]:

@@ -182,7 +182,7 @@ def program_key(config: Any) -> str:
     """Equal for configs that one compiled program can play."""
     known = configs.attack_options(config)
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
-    arrays = {f"local.{name}" for name in configs.HYPERPARAMETERS}
+    arrays = {f"local.{name}" for name in configs.hyperparameters(config)}
     arrays |= {f"server.{name}" for name in configs.server_settings(config)}
     for section in ("local", "aggregator", "attack"):
         for name in configs.array_options(config, section):
