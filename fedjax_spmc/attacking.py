@@ -50,7 +50,7 @@ class Attackers:
             model=federation.model,
             variables=state.variables,
             previous=state.previous,
-            hyper=federation.hyper,
+            hyper=federation.hyper_at(state.round),
             epochs=federation.epochs,
             round=state.round,
             obeys=obeys,
@@ -85,6 +85,8 @@ class Attackers:
         if federation.attack.backdoor is not None:
             show = federation.attack.backdoor
             ctx = ctx._replace(backdoor=lambda batch: show(ctx, own, batch))
+        if federation.server_optimizer is not None:
+            ctx = ctx._replace(server_learning_rate=federation.server_optimizer.learning_rate)
         if crafting:
             ctx = ctx._replace(defend=self._defend)
         return ctx
@@ -157,7 +159,7 @@ class Attackers:
         federation, attacker = self._federation, self._federation.attacker
         hyper = {
             name: jnp.where(attacks, attacker.hyper[name], value) if name in attacker.hyper else value
-            for name, value in federation.hyper.items()
+            for name, value in federation.hyper_at(self._state.round).items()
         }
         epochs = federation.epochs
         return hyper, epochs if attacker.epochs is None else jnp.where(attacks, attacker.epochs, epochs)

@@ -21,6 +21,7 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
     from fedjax_spmc import experiment, metrics
     from fedjax_spmc.record.folder import RunFolder
+    from fedjax_spmc.starting import without_start
 
     result = experiment.load(workdir)
     config = result.config
@@ -28,7 +29,7 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
         config.data.data_dir = data_dir
     folder = RunFolder(workdir, config, read_only=True)
     with jax.default_matmul_precision(config.precision):
-        built = experiment.build(config)
+        built = experiment.build(without_start(config))
         own = folder.read_attack(built.state.attack)
         counts = built.evaluate(result.variables, built.test, folder.roster(), own)
     return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)

@@ -31,8 +31,9 @@ from fedjax_spmc.record.result import Result, load
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
 from fedjax_spmc.setup import ArraySettings, Experiment
+from fedjax_spmc.starting import start_model
 from fedjax_spmc.training import auto_client_batch
-from fedjax_spmc.types import Examples, PRNGKey, Roster
+from fedjax_spmc.types import Examples, PRNGKey, Roster, Variables
 
 __all__ = ["Result", "assemble", "build", "load", "make_start", "play", "run"]
 
@@ -74,6 +75,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     server = setup.server_examples(config, dataset)  # clean examples on the server, for the few rules that need them
     held = jax.tree.map(jnp.asarray, setup.held_by(config, dataset))  # arrays of the attack's own
     federation = assemble(config, dataset.info, server, held)
+    saved = start_model(config, federation.model)  # None = the weights are drawn
     start = make_start(config, dataset.info, server)
     indices = pad_indices(parts)
     return Experiment(
@@ -81,12 +83,13 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
         arrays=(setup.examples_of(dataset.train_inputs, dataset.train_labels), indices),
         sizes=indices.sizes,
         test=setup.examples_of(dataset.test_inputs, dataset.test_labels),
-        state=start(key, roster, setup.array_settings(config), held),
+        state=start(key, roster, setup.array_settings(config), held, None if saved is None else saved.variables),
         key=key,
         malicious=np.asarray(roster.malicious),
         parts=parts,
         dataset=dataset,
         evaluate=make_evaluate(federation.model, federation.attack, federation.task, held),
+        start_sha256=None if saved is None else saved.sha256,
     )
 
 
@@ -120,9 +123,11 @@ def assemble(
         attack=setup.attack_of(config, settings),
         aggregator=setup.aggregator_of(config, task, model, settings),
         hyper=settings.hyper,
+        schedule=settings.schedule,
         epochs=config.local.epochs,
         client_batch=config.federation.client_batch or auto_client_batch(clients),
         oracle=setup.is_oracle(config),
+        server_optimizer=setup.server_optimizer_of(config, settings),
         server=server,
         held=held,
         attacker=setup.attacker_of(config, rule),
@@ -132,13 +137,18 @@ def assemble(
 
 def make_start(
     config: configs.Config, info: data.DatasetInfo, server: Examples | None
-) -> Callable[[PRNGKey, Roster, ArraySettings, Any], FederationState]:
-    """The jitted start, the same for a run and a sweep: (key, roster, settings, held) -> the state before round 0."""
+) -> Callable[[PRNGKey, Roster, ArraySettings, Any, Variables | None], FederationState]:
+    """The jitted start, the same for a run and a sweep: the state before round 0.
+
+    Its arguments are (key, roster, settings, held, the variables to begin with, or None to draw them).
+    """
 
     @jax.jit  # one program in place of a hundred small ones
-    def start(key: PRNGKey, roster: Roster, settings: ArraySettings, held: Any) -> FederationState:
+    def start(
+        key: PRNGKey, roster: Roster, settings: ArraySettings, held: Any, saved: Variables | None
+    ) -> FederationState:
         federation = assemble(config, info, server, held, settings)
-        variables = federation.model.init(purpose_key(key, "init"))
+        variables = federation.model.init(purpose_key(key, "init")) if saved is None else saved
         return initial_state(federation, variables, config.federation.num_clients, roster, purpose_key(key, "attack"))
 
     return start

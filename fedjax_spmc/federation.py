@@ -14,6 +14,7 @@ from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks.compose import fenced_upload
 from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.server import ServerOptimizer
 from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
     Aggregator,
@@ -42,6 +43,7 @@ class FederationState(NamedTuple):
         previous: the global model one round earlier.
         rule: state of the local rule.
         aggregator: state of the aggregator.
+        server_optimizer: state of the server's optimiser; () without one.
         roster: who is malicious and when they attack: the ground truth.
         attack: state of the attack.
         round: int32 scalar, the next round.
@@ -52,6 +54,7 @@ class FederationState(NamedTuple):
     previous: Variables
     rule: RuleState
     aggregator: State
+    server_optimizer: State
     roster: Roster
     attack: State
     round: Array
@@ -118,10 +121,12 @@ class Federation(NamedTuple):
         sample: (key, roster) -> [K] int32 client ids, in the order drawn.
         client_data: (arrays, client_id, frozen, round, key) -> ClientData, clean; `frozen` (bool scalar) says that the
             client's augmentation is drawn once for the whole run.
-        hyper: learning_rate, momentum, weight_decay: floats or traced scalars.
+        hyper: learning_rate, momentum, weight_decay, and what else `Context.hyper` may have: floats or traced scalars.
         epochs: local epochs.
         client_batch: clients vmapped at a time.
+        schedule: [rounds] float32, factor on the learning rate in each round; None = 1.
         oracle: whether the aggregator's options ask for the ground truth; then `extras["malicious"]` carries it.
+        server_optimizer: steps towards the aggregator's model; None = that model is installed.
         server: clean images and labels that the aggregator holds on the server, or None.
         held: arrays that the attack holds, see `Attack.hold`.
         attacker: how attacking clients train where they do not train as benign ones.
@@ -140,12 +145,21 @@ class Federation(NamedTuple):
     hyper: Mapping[str, Any]
     epochs: int
     client_batch: int
+    schedule: Any = None
     oracle: bool = False
+    server_optimizer: ServerOptimizer | None = None
     server: Any = None
     held: Any = ()
     attacker: Attacker = Attacker()
     frozen: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
+
+    def hyper_at(self, round_index: Array) -> Mapping[str, Any]:
+        """`hyper` with the learning rate of a round."""
+        if self.schedule is None:
+            return self.hyper
+        factor = jnp.asarray(self.schedule)[round_index]
+        return {**self.hyper, "learning_rate": factor * self.hyper["learning_rate"]}
 
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
@@ -170,12 +184,13 @@ def initial_state(
     ctx = AttackContext(
         model=federation.model, variables=variables, task=federation.task, roster=roster, held=federation.held
     )
-    init = federation.attack.init
+    init, optimizer = federation.attack.init, federation.server_optimizer
     return FederationState(
         variables=variables,
         previous=variables,
         rule=federation.rule.init(variables, num_clients),
         aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
+        server_optimizer=() if optimizer is None else optimizer.init(variables.params),
         roster=roster,
         attack=() if init is None else init(ctx, key),
         round=jnp.int32(0),
@@ -224,7 +239,7 @@ def aggregate(
         participating=trained.steps > 0,
         client_ids=client_ids,
         steps=trained.steps,
-        learning_rate=jnp.float32(federation.hyper["learning_rate"]),
+        learning_rate=jnp.float32(federation.hyper_at(state.round)["learning_rate"]),
         round=state.round,
         client_stats=trained.variables.stats,
         extras=trained.extras,
@@ -250,8 +265,17 @@ def aggregate(
     aggregate_key = purpose_key(key, "aggregate", state.round)
     params, verdict, aggregator_state = aggregator.aggregate(upload, state.aggregator, aggregate_key)
     usable = usable_rows(upload)
-    failed = verdict.weights.sum() == 0
     variables = Variables(params, average_stats(upload, usable, verdict, state.variables.stats))
+    optimizer_state = state.server_optimizer
+    if federation.server_optimizer is not None:
+        stepped, moved, finite = federation.server_optimizer.step(state.variables, variables, optimizer_state)
+        verdict = verdict._replace(weights=jnp.where(finite, verdict.weights, 0.0))
+        variables, optimizer_state, aggregator_state = trees.where(
+            verdict.weights.sum() > 0,
+            (stepped, moved, aggregator_state),
+            (state.variables, optimizer_state, state.aggregator),
+        )
+    failed = verdict.weights.sum() == 0
     rule_state = state.rule._replace(
         clients=trees.put_rows(state.rule.clients, client_ids, trained.client_state),
     )
@@ -265,6 +289,7 @@ def aggregate(
         previous=state.variables,
         rule=rule_state,
         aggregator=aggregator_state,
+        server_optimizer=optimizer_state,
         roster=roster,
         attack=own,
         round=state.round + 1,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling, schedules
 from fedjax_spmc import config as configs
+from fedjax_spmc import server as servers
 from fedjax_spmc.data import partition
 from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
 from fedjax_spmc.data.task import task_of as make_task
@@ -34,14 +35,18 @@ class ArraySettings(NamedTuple):
     """The settings that are arrays in an experiment's program: experiments that differ in no more can share one.
 
     Attributes:
-        hyper: learning_rate, momentum, weight_decay.
+        hyper: learning_rate, momentum, weight_decay; beta2 and clip_norm where they are in use.
         local, aggregator, attack: the array options of these parts, but for those that are None.
+        server: the numbers that the server's optimiser takes; {} without one.
+        schedule: [rounds] float32 factors on the local learning rate; None = it is constant.
     """
 
     hyper: dict[str, Any]
     local: dict[str, Any]
     aggregator: dict[str, Any]
     attack: dict[str, Any]
+    server: dict[str, Any]
+    schedule: Any = None
 
 
 class Experiment(NamedTuple):
@@ -58,6 +63,7 @@ class Experiment(NamedTuple):
         parts: index lists of the clients, on the host.
         dataset: on the host.
         evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
+        start_sha256: of the saved model with which the run begins; None where weights are drawn.
     """
 
     federation: Federation
@@ -70,6 +76,7 @@ class Experiment(NamedTuple):
     parts: list[np.ndarray]
     dataset: data.Dataset
     evaluate: Callable[..., Any]
+    start_sha256: str | None = None
 
 
 def load_data(config: Any) -> data.Dataset:
@@ -165,7 +172,21 @@ def array_settings(config: Any) -> ArraySettings:
             ("attack", configs.attack_options(config)),
         )
     }
-    return ArraySettings(hyper={name: config.local[name] for name in configs.HYPERPARAMETERS}, **parts)
+    return ArraySettings(
+        hyper={name: config.local[name] for name in configs.hyperparameters(config)},
+        server={name: config.server[name] for name in configs.server_settings(config)},
+        schedule=schedule_of(config),
+        **parts,
+    )
+
+
+def schedule_of(config: Any) -> np.ndarray | None:
+    """The config's factors on the local learning rate: [rounds] float32; None where it is constant."""
+    name = config.local.schedule
+    if name == "constant":
+        return None
+    settings = {setting: config.local[setting] for setting in schedules.TAKES[name]}
+    return schedules.factors(name, config.federation.rounds, **settings).astype(np.float32)
 
 
 def task_of(config: Any, info: data.DatasetInfo) -> Task:
@@ -237,6 +258,11 @@ def aggregator_of(
         return aggregators.make(name, **options, server=server)
 
     return aggregator
+
+
+def server_optimizer_of(config: Any, settings: ArraySettings) -> servers.ServerOptimizer | None:
+    """The config's server optimiser; None where the aggregator's model is installed."""
+    return servers.make(config.server.optimizer, **settings.server)
 
 
 def attacker_of(config: Any, rule: LocalRule) -> Attacker:

@@ -39,12 +39,39 @@ class Trained(NamedTuple):
     extras: dict[str, Any]
 
 
+TAKES: dict[str, tuple[str, ...]] = {"sgd": (), "adam": ("beta2",)}
+"""Local optimiser -> the numbers that it has a use for besides learning_rate, momentum and weight_decay."""
+
+
 def optimizer(hyper: Any) -> optax.GradientTransformation:
-    """SGD as torch does it: weight decay is added to the gradient, then v = momentum v + d, w = w - learning_rate v."""
-    return optax.chain(
-        optax.add_decayed_weights(hyper["weight_decay"]),
-        optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"]),
-    )
+    """SGD or Adam as torch does it; weight decay is added to the gradient first, giving d.
+
+    SGD: v = momentum v + d, w = w - learning_rate v. Where `hyper` has a beta2: Adam (Kingma and Ba, "Adam: A Method
+    for Stochastic Optimization", ICLR 2015) with beta1 = momentum and epsilon = 1e-8 outside of the root.
+
+    Args:
+        hyper: see `types.Context`.
+    """
+    decay = optax.add_decayed_weights(hyper["weight_decay"])
+    if "beta2" in hyper:
+        return optax.chain(decay, optax.adam(hyper["learning_rate"], b1=hyper["momentum"], b2=hyper["beta2"]))
+    return optax.chain(decay, optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"]))
+
+
+def clipped(grads: Params, hyper: Any) -> Params:
+    """Gradients scaled by min(1, clip_norm / (norm + 1e-6)), norm over all tensors; as they are without a clip_norm.
+
+    Source: `torch.nn.utils.clip_grad_norm_`, the 1e-6 included. Weight decay is added later and counts for nothing.
+
+    Args:
+        grads: pytree.
+        hyper: see `types.Context`.
+    """
+    if "clip_norm" not in hyper:
+        return grads
+    norm = jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)), jnp.float32(0)))
+    scale = jnp.minimum(hyper["clip_norm"] / (norm + 1e-6), 1.0)
+    return jax.tree.map(lambda x: (scale * x).astype(x.dtype), grads)
 
 
 def sgd(
@@ -57,6 +84,9 @@ def sgd(
     hooks: Hooks,
 ) -> tuple[Variables, State, Array, dict[str, Array]]:
     """The default of `LocalRule.train`: `ctx.epochs` passes of SGD on `rule.gradients`, with a fresh optimiser.
+
+    `ctx.hyper` may make it Adam, and may hold a norm to which gradients are clipped: those that the optimiser gets,
+    behind the attack's mask.
 
     Returns:
         variables, client_state, steps taken (int32), and the sums over steps of the rule's metrics.
@@ -97,7 +127,7 @@ def steps_of_sgd(
     def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         params, stats, moments, sums, _ = carry
         grads, stats, metrics = gradients(params, stats, step)
-        grads = hooks.mask_gradients(grads, params, step)
+        grads = clipped(hooks.mask_gradients(grads, params, step), ctx.hyper)
         updates, moments = update.update(grads, moments, params)
         if hooks.rate is not None:
             factor = hooks.rate(step)

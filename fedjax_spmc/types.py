@@ -249,7 +249,8 @@ class Context(NamedTuple):
         model: the network.
         variables: the global variables that were broadcast.
         previous: the global variables one round earlier (those of round 0 in round 0).
-        hyper: traced scalars: learning_rate, momentum, weight_decay and the array options of the local rule.
+        hyper: traced scalars: learning_rate (this round's), momentum, weight_decay; beta2 where the local optimiser is
+            Adam, whose beta1 is momentum; clip_norm where gradients are clipped. `training.sgd` goes by them.
         epochs: local epochs, a number or an int32 scalar.
         round: int32 scalar, from 0.
         obeys: bool scalar, whether this client follows the defence (an attacking one need not); it is the client's own
@@ -295,6 +296,7 @@ class LocalRule(NamedTuple):
         finish: (ctx, variables, client_state, data, key) -> extras, what the client sends along.
         after_round: (rule_state, upload, trained_params, new_variables, verdict) -> rule_state; `trained_params` are
             the clients' models before any attack crafted them.
+        needs_sgd: whether the rule's formula holds for SGD alone.
         needs_linear: whether the rule reads the verdict's weights as the coefficients of a weighted mean.
         sends: the names of the extras that `finish` returns.
         extra_passes: epochs of batches that the rule may read besides the local ones.
@@ -308,6 +310,7 @@ class LocalRule(NamedTuple):
     after_round: Callable[..., RuleState] = lambda rule_state, upload, trained_params, new_variables, verdict: (
         rule_state
     )
+    needs_sgd: bool = False
     needs_linear: bool = False
     sends: tuple[str, ...] = ()
     extra_passes: int = 0

@@ -235,13 +235,28 @@ OTHER = {
     "data.name": "digits",
     "partition.name": "iid",
     "model.name": "simple_cnn",
+    "model.start": "other.npz",
     "attack.name": ("badnets", "none"),
     "attack.schedule.last": 5,
     "federation.clients_per_round": 3,
     "data.val_fraction": 0.2,
     "local.rule": "sgd",
+    "local.schedule": "linear",
     "aggregator.name": "mean",
 }
+DEPENDENT: dict[str, dict[str, object]] = {
+    "local.beta2": {"local.optimizer": "adam"},
+    "local.schedule_rounds": {"local.schedule": "linear"},
+    "local.schedule_end": {"local.schedule": "linear"},
+    "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},
+    "local.schedule_gamma": {"local.schedule": "step", "local.schedule_milestones": (2,)},
+    "server.optimizer": {"local.options.teacher_weights": "uniform"},
+    "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.beta2": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+    "server.tau": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
+}
+"""Fields that may change only beside others: these."""
 CHANGEABLE = [
     path
     for path, field in configs.FIELDS.items()
@@ -261,13 +276,20 @@ def _other(path, now):
     if field.kind is bool:
         return not now
     if field.kind is tuple:
-        return (*now, 1)
-    if field.kind is float:
-        return 0.125 if now is None else now / 2
-    return (now or 0) + 1
+        return (1,)
+    return (now or 0.5) / 2 if field.kind is float else (now or 0) + 1
 
 
-@pytest.mark.parametrize("path", CHANGEABLE)
+@pytest.mark.parametrize("path", DEPENDENT)
+def test_a_field_that_depends_on_others_counts_too(path):
+    base = {name.replace(".", "__"): value for name, value in DEPENDENT[path].items()}
+    old = configs.resolve(small.config(**base))
+    changed = configs.resolve(small.config(**base))
+    configs.set_field(changed, path, _other(path, configs.flatten(changed)[path]))
+    assert configs.differing_fields(old, configs.resolve(changed)) == [path]
+
+
+@pytest.mark.parametrize("path", [path for path in CHANGEABLE if path not in DEPENDENT])
 def test_any_other_changed_field_is_refused_with_its_name(path, finished_run):
     changed = configs.resolve(small.config())
     value = _other(path, configs.flatten(changed)[path])

@@ -99,6 +99,10 @@ def test_a_group_holds_cells_that_differ_only_in_arrays():
         **{"method": ["spmc"], "aggregator.options.temperature": [0.5, 2.0], "local.options.strength": [0.5]}
     )
     assert len(sweep.groups_of(sweep.expand(options))) == 1
+    stepping = small_sweep(
+        fields={"server__optimizer": "adam"}, **{"server.learning_rate": [0.1, 0.2], "server.tau": [1.0]}
+    )
+    assert len(sweep.groups_of(sweep.expand(stepping))) == 1
     for path, values in {
         "federation.num_clients": [4, 5],
         "federation.rounds": [1, 2],
@@ -106,7 +110,7 @@ def test_a_group_holds_cells_that_differ_only_in_arrays():
         "local.batch_size": [4, 8],
         "model.name": ["mlp", "simple_cnn"],
         "data.options.num_train": [160, 200],
-        "aggregator.options.optimizer": ["adam", "yogi"],
+        "server.optimizer": ["adam", "yogi"],
         "attack.trigger": ["fdcr_paper", "spmc_code"],
         "attack.target_label": [1, 2],
         "method": ["fedavg", "spmc"],
@@ -126,9 +130,8 @@ def test_an_option_left_to_the_rule_is_another_program_than_a_number():
 def test_every_array_option_of_a_factory_may_be_traced(kind):
     for name in kind.names():
         given = {option: 0.3 for option, known in kind.options(name).items() if known.traced and known.kind is float}
-        others = {"optimizer": "adam"} if (kind, name) == (registry.aggregators, "mean") else {}
         if given:
-            jax.eval_shape(lambda values, name=name, others=others: kind.make(name, **values, **others) and 0, given)
+            jax.eval_shape(lambda values, name=name: kind.make(name, **values) and 0, given)
 
 
 def test_the_plan_of_table_2_needs_no_data(monkeypatch, capsys):

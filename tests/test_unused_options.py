@@ -27,10 +27,6 @@ UNUSED = [
     ("aggregator", "signguard", ("cluster", "meanshift", "kmeans"), "quantile", 0.25),
     ("aggregator", "deepsight", ("ddifs", True, False), "seeds", 2),
     ("aggregator", "deepsight", ("ddifs", True, False), "samples", 64),
-    ("aggregator", "mean", ("optimizer", "sgd", "none"), "server_learning_rate", 1.0),
-    ("aggregator", "mean", ("optimizer", "momentum", "sgd"), "beta1", 0.5),
-    ("aggregator", "mean", ("optimizer", "adam", "adagrad"), "beta2", 0.5),
-    ("aggregator", "mean", ("optimizer", "yogi", "momentum"), "tau", 0.5),
     ("aggregator", "fdcr", ("cluster", "dbscan", "finch"), "dbscan_eps", 2.0),
     ("aggregator", "fdcr", ("cluster", "dbscan", "kmeans"), "dbscan_min_samples", 2),
     ("aggregator", "fdcr", ("discrepancy", True, False), "cluster", "kmeans"),
@@ -66,6 +62,38 @@ def test_an_option_without_effect_is_refused_in_one_sentence(section, name, deci
     assert str(error.value) == (
         f"{section}.options.{option} = {value!r} is not allowed with {setting} = {without!r}, where it has no effect: "
         f"it must be {default!r}."
+    )
+
+
+# the field that decides, a value with an effect, a value without, field, a value of it
+UNUSED_FIELDS = [
+    ("local.optimizer", "adam", "sgd", "local.beta2", 0.99),
+    ("local.schedule", "linear", "constant", "local.schedule_rounds", 3),
+    ("local.schedule", "cosine", "neurotoxin_cifar", "local.schedule_end", 0.5),
+    ("local.schedule", "step", "linear", "local.schedule_milestones", (3,)),
+    ("server.optimizer", "sgd", "none", "server.learning_rate", 1.0),
+    ("server.optimizer", "momentum", "sgd", "server.beta1", 0.5),
+    ("server.optimizer", "adam", "adagrad", "server.beta2", 0.5),
+    ("server.optimizer", "yogi", "momentum", "server.tau", 0.5),
+]
+
+
+@pytest.mark.parametrize(("decides", "with_effect", "without", "field", "value"), UNUSED_FIELDS)
+def test_a_field_without_effect_is_refused_in_one_sentence(decides, with_effect, without, field, value):
+    def resolved(deciding, value):
+        config = small.config(presets="fedavg")
+        for path, one in ((decides, deciding), (field, value)):
+            configs.set_field(config, path, one)
+        return configs.flatten(configs.resolve(config))[field]
+
+    default = configs.FIELDS[field].default
+    assert resolved(with_effect, value) == value
+    assert resolved(without, default) == default
+    with pytest.raises(ConfigError) as error:
+        resolved(without, value)
+    assert str(error.value) == (
+        f"{field} = {value!r} is not allowed with {decides} = {without!r}, where it has no effect: it must be "
+        f"{default!r}."
     )
 
 

@@ -6,7 +6,7 @@ A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field be
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc import registry
+from fedjax_spmc import registry, schedules, server, training
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
@@ -15,6 +15,7 @@ Config = Any
 
 COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
+BELOW_ONE = Range(0, 1, high_open=True)
 AS_BENIGN = "of attacking clients; None = as benign ones"
 
 FIELDS: dict[str, Option] = {
@@ -40,6 +41,9 @@ FIELDS: dict[str, Option] = {
         Option("partition.shards", int, 2, range=Range(1, 10**6), note="shards per client"),
         Option("model.name", str, "simple_cnn", choices=registry.models.names),
         Option("model.norm", str, "batch", choices=("batch", "group", "none"), note="where a model has norms"),
+        Option(
+            "model.start", str, None, optional=True, note="a model.npz or a run folder to begin with; None = at random"
+        ),
         Option("federation.rounds", int, 50, range=COUNT),
         Option("federation.num_clients", int, 10, range=Range(1, 10**6)),
         Option("federation.clients_per_round", int, 10, range=Range(1, 10**6)),
@@ -51,10 +55,52 @@ FIELDS: dict[str, Option] = {
         Option("local.epochs", int, 10, range=Range(1, 10**6)),
         Option("local.batch_size", int, 64, range=Range(1, 10**6)),
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
-        Option("local.momentum", float, 0.9, range=Range(0, 1, high_open=True)),
+        Option("local.optimizer", str, "sgd", choices=tuple(training.TAKES)),
+        Option("local.momentum", float, 0.9, range=BELOW_ONE, note="of sgd; beta1 of adam"),
+        Option("local.beta2", float, 0.999, range=BELOW_ONE, note="of adam"),
+        Option(
+            "local.clip_norm",
+            float,
+            None,
+            optional=True,
+            range=POSITIVE,
+            note="largest norm of a step's gradient, as the optimiser gets it; None = no clipping",
+        ),
         Option("local.weight_decay", float, 1e-5, range=NON_NEGATIVE),
+        Option(
+            "local.schedule",
+            str,
+            "constant",
+            choices=tuple(schedules.TAKES),
+            note="of the learning rate over global rounds; neurotoxin_cifar is meant for a rate of 0.2",
+        ),
+        Option(
+            "local.schedule_rounds",
+            int,
+            None,
+            optional=True,
+            range=COUNT,
+            note="rounds to the end of linear and cosine; None = federation.rounds",
+        ),
+        Option("local.schedule_end", float, 0.0, range=FRACTION, note="factor at the end of linear and cosine"),
+        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds, from 0, at whose start step falls"),
+        Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option(
+            "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
+        ),
+        Option(
+            "server.learning_rate",
+            float,
+            server.SETTINGS["learning_rate"],
+            optional=True,
+            range=POSITIVE,
+            note="None = 1 for sgd and momentum, else 0.01",
+        ),
+        Option("server.beta1", float, server.SETTINGS["beta1"], range=BELOW_ONE, note="share of the old first moment"),
+        Option("server.beta2", float, server.SETTINGS["beta2"], range=BELOW_ONE, note="share of the old second moment"),
+        Option("server.tau", float, server.SETTINGS["tau"], range=POSITIVE, note="added to the second moment's root"),
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
@@ -71,9 +117,14 @@ FIELDS: dict[str, Option] = {
         Option("attack.local.rule", str, None, optional=True, choices=registry.local_rules.names, note=AS_BENIGN),
         Option("attack.local.epochs", int, None, optional=True, range=Range(1, 10**6), note=AS_BENIGN),
         Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
-        Option("attack.local.momentum", float, None, optional=True, range=Range(0, 1, high_open=True), note=AS_BENIGN),
+        Option("attack.local.momentum", float, None, optional=True, range=BELOW_ONE, note=AS_BENIGN),
         Option("attack.local.weight_decay", float, None, optional=True, range=NON_NEGATIVE, note=AS_BENIGN),
-        Option("attack.local.milestones", tuple, (), note="local epochs, from 0, at whose start the rate falls"),
+        Option(
+            "attack.local.milestones",
+            tuple,
+            (),
+            note="whole numbers: local epochs, from 0, at whose start the rate falls",
+        ),
         Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),
         Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
@@ -102,7 +153,7 @@ SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": 
 """Such fields of all sections; they are not repeated among the section's `options`."""
 
 HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
-"""Fields of `local` that are numbers of the optimiser: traced scalars in a round."""
+"""Fields of `local` that every optimiser takes, and that an attacker may have of its own under `attack.local`."""
 
 CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",

@@ -1,17 +1,19 @@
 """From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-from fedjax_spmc import registry
+from fedjax_spmc import registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
     FIELDS,
+    HYPERPARAMETERS,
     PARTS,
     SECTION_FIELDS,
     Config,
@@ -22,7 +24,7 @@ from fedjax_spmc.config.fields import (
     unknown_field,
 )
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, check_options
+from fedjax_spmc.options import Option, check_options, quoted
 from fedjax_spmc.types import Aggregator, ServerData
 
 
@@ -145,12 +147,79 @@ def _check_combinations(config: Config) -> None:
             "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
+    _check_milestones(config)
+    for path in ("local.rule", "attack.local.rule"):
+        name = flatten(config)[path]
+        chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
+        if chosen is not None and chosen.needs_sgd and config.local.optimizer != "sgd":
+            raise ConfigError(
+                f"local.optimizer = {config.local.optimizer!r} is not allowed with {path} = {name!r}, whose formula "
+                "assumes SGD: it must be 'sgd'."
+            )
+    _check_unused(config, "local", training.TAKES, "optimizer")
+    _check_unused(config, "local", schedules.TAKES, "schedule")
+    _check_unused(config, "server", server.TAKES, "optimizer")
+    if config.server.optimizer != "none":
+        with_optimizer = f"server.optimizer = {config.server.optimizer!r}"
+        if rule.needs_linear:
+            raise ConfigError(
+                f"local.options.teacher_weights = 'verdict' is not allowed with {with_optimizer}, whose model is no "
+                "weighted mean of the uploads: it must be 'uniform'."
+            )
+        if aggregator.evaluated is not Aggregator._field_defaults["evaluated"]:
+            raise ConfigError(
+                f"{with_optimizer} is not allowed with aggregator.name = {config.aggregator.name!r}, which with these "
+                "options evaluates a model of its own that no step of the server reaches: it must be 'none'."
+            )
     for name, value in attack_options(config).items():
         for attack in (config.attack.name,) if isinstance(config.attack.name, str) else config.attack.name:
             known = registry.attacks.options(attack)
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
                 known[name].check(value, label)
+
+
+def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, ...]], deciding: str) -> None:
+    """Refuses settings that another field leaves without effect: see `options.refuse_unused`.
+
+    Args:
+        config: the config.
+        section: in which the fields stand.
+        takes: value of the deciding field -> the names of the fields that it has a use for.
+        deciding: name of the field that decides.
+    """
+    chosen = config[section][deciding]
+    for name in dict.fromkeys(name for taken in takes.values() for name in taken if name not in takes[chosen]):
+        path, value = f"{section}.{name}", config[section][name]
+        if value != FIELDS[path].default:
+            raise ConfigError(
+                f"{path} = {quoted(value)} is not allowed with {section}.{deciding} = {chosen!r}, where it has no "
+                f"effect: it must be {quoted(FIELDS[path].default)}."
+            )
+
+
+def _check_milestones(config: Config) -> None:
+    for path in ("local.schedule_milestones", "attack.local.milestones"):
+        value = flatten(config)[path]
+        if any(type(one) is not int or not 0 <= one < 2**31 for one in value):
+            raise FIELDS[path].refusal(value)
+    if config.local.schedule == "step" and not config.local.schedule_milestones:
+        raise ConfigError(
+            "local.schedule_milestones = () is not allowed with local.schedule = 'step': it must be a list of at least "
+            "one round."
+        )
+
+
+def hyperparameters(config: Config) -> tuple[str, ...]:
+    """The fields of `local` that are numbers of its optimiser: traced scalars in a round."""
+    clip = () if config.local.clip_norm is None else ("clip_norm",)
+    return (*HYPERPARAMETERS, *training.TAKES[config.local.optimizer], *clip)
+
+
+def server_settings(config: Config) -> tuple[str, ...]:
+    """The fields of `server` that are numbers of its optimiser, but for those that are None."""
+    taken = server.TAKES[config.server.optimizer]
+    return tuple(name for name in taken if config.server[name] is not None)
 
 
 def _attackers(config: Config) -> str:
@@ -176,7 +245,8 @@ def _aggregator(config: Config) -> Aggregator:
 def with_chosen_options(config: Config) -> Config:
     """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
-    For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less.
+    For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less. Fields
+    that are None for a number stand there as that number.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -185,6 +255,10 @@ def with_chosen_options(config: Config) -> Config:
     for name, value in _aggregator(config).chosen(config.federation.clients_per_round).items():
         if options.get(name) is None:
             options[name] = value
+    if copy.server.optimizer != "none" and copy.server.learning_rate is None:
+        copy.server.learning_rate = server.default_rate(copy.server.optimizer)
+    if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
+        copy.local.schedule_rounds = copy.federation.rounds
     return copy
 
 

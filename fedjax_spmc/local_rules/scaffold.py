@@ -7,11 +7,12 @@ Cost: one gradient a step; a control variate is kept of every client, N D number
     the client's data.
 Deviations: the paper's local solver is plain SGD. With momentum m the gradient of local step j of K enters x - y with
     the factor 1 + m + ... + m^(K - j), so option II divides by learning rate times the sum of these factors in place of
-    learning rate times K; without momentum they are the same. Weight decay counts as part of the gradient there.
+    learning rate times K; without momentum they are the same. Weight decay counts as part of the gradient there. With
+    Adam (local.optimizer) there is no such formula, and it is refused.
     The server's variate, c + |S| / N times the mean change over the clients S of the round, is kept as the mean over
     all N clients' variates, which is the same number as long as it starts so. A client whose model is not finite keeps
     its variate.
-    The server's step size is the aggregator's: `mean` with optimizer="sgd", server_learning_rate and weights="uniform".
+    The server's step size is server.learning_rate with server.optimizer=sgd, around `mean` with weights="uniform".
 """
 
 from typing import Literal
@@ -111,8 +112,8 @@ def scaffold(
         return rule_state._replace(server=jax.tree.map(lambda x: x.mean(axis=0), rule_state.clients))
 
     if variant == "reference":
-        return LocalRule(gradients=gradients, init=init, train=train_as_the_code)
-    return LocalRule(gradients=gradients, init=init, train=train, after_round=after_round)
+        return LocalRule(gradients=gradients, init=init, train=train_as_the_code, needs_sgd=True)
+    return LocalRule(gradients=gradients, init=init, train=train, after_round=after_round, needs_sgd=True)
 
 
 def gradient_share(steps: Array, momentum: float | Array) -> Array:

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, device, commit and data."""
+"""The environment of a run: versions, device, commit, data and the model to begin with."""
 
 import os
 import platform
@@ -15,8 +15,8 @@ from fedjax_spmc.data import DatasetInfo
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 
 
-def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
-    """Versions, device, commit and data, for `environment.json`."""
+def environment(info: DatasetInfo, fingerprint: str, start_sha256: str | None = None) -> dict[str, Any]:
+    """Versions, device, commit, data, and the sha256 of the model to begin with, for `environment.json`."""
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version(), "fedjax_spmc": _version("fedjax_spmc")}
@@ -32,6 +32,7 @@ def environment(info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
             "input_shape": list(info.input_shape),
             "vocabulary": info.vocabulary,
         },
+        "start_sha256": start_sha256,
     }
 
 

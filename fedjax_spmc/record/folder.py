@@ -66,7 +66,7 @@ class RunFolder:
         self._check()
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Takes the lock and checks that a run that is there goes on with the same data."""
+        """Takes the lock and checks that a run that is there goes on with the same data and start."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,13 @@ class RunFolder:
             raise WorkdirError(
                 f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
                 f"{old['data']['fingerprint'][:12]}, now {fingerprint[:12]}): give another --workdir."
+            )
+        began, begins = ((facts or {}).get("start_sha256") for facts in (old, environment))
+        if old is not None and began != begins:
+            raise ConfigError(
+                f"model.start = {self._config.model.start!r} is not allowed in workdir = {str(self.path)!r}: the run "
+                f"there began with another file (sha256 {str(began)[:12]}, now {str(begins)[:12]}); give another "
+                "--workdir to start a new one."
             )
         self._environment = environment
         if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's

@@ -67,7 +67,7 @@ class Recorder(NoRecorder):
         folder, info = self._folder, experiment.dataset.info
         self._experiment = experiment
         self._board: TensorBoard | None = None
-        folder.begin(environment(info, experiment.dataset.fingerprint))
+        folder.begin(environment(info, experiment.dataset.fingerprint, experiment.start_sha256))
         try:
             self._checkpoints = Checkpoints(folder.path / "checkpoint")
             try:

@@ -154,6 +154,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
 
     from fedjax_spmc import experiment, setup
     from fedjax_spmc.record.folder import RunFolder
+    from fedjax_spmc.starting import without_start
     from fedjax_spmc.types import AttackContext, Batch
 
     assert run.folder is not None
@@ -161,7 +162,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     task = setup.task_of(config, info)
     if task.mean is None:
         return "There are no pictures for this task."
-    built = experiment.build(config, dataset)
+    built = experiment.build(without_start(config), dataset)
     folder = RunFolder(run.folder, config, read_only=True)
     model, attack = built.federation.model, built.federation.attack
     variables = folder.read_model(model)

@@ -182,7 +182,7 @@ def _method(rule: str, aggregator: str) -> str:
 
 def belongs_to_method(path: str) -> bool:
     """Whether a field belongs to the method and not to the conditions under which methods are compared."""
-    return path.startswith(("local.options.", "aggregator.")) or path == "local.rule"
+    return path.startswith(("local.options.", "aggregator.", "server.")) or path == "local.rule"
 
 
 def differing_fields(settings: Sequence[Setting]) -> list[str]:

@@ -13,8 +13,9 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.progress import clock
+from fedjax_spmc.starting import start_model
 from fedjax_spmc.sweep import program as programs
-from fedjax_spmc.sweep.plan import Cell, Group, Sweep, data_key, groups_of
+from fedjax_spmc.sweep.plan import Cell, Group, Sweep, data_key, groups_of, program_key
 from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import Layout
 from fedjax_spmc.sweep.scratch import ProgramCells, Scratch, unfinished_programs
@@ -121,6 +122,32 @@ def _check_data(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> Non
                 f"workdir = {str(table.path)!r} holds rows on other data (fingerprint {before[:12]}, now "
                 f"{dataset.fingerprint[:12]}): give another --workdir."
             )
+    _check_starts(cells, table, cache)
+
+
+def _check_starts(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> None:
+    """Reads every saved model that cells begin with; rows that are there must have begun with the same.
+
+    Raises:
+        ConfigError: one cannot be used; the field is named.
+        WorkdirError: a row began with another one.
+    """
+    sums: dict[tuple[str, str], str] = {}
+    done = all(cell.id in table.rows for cell in cells)
+    for cell in cells:
+        if done or cell.config.model.start is None:
+            continue
+        key = program_key(cell.config), cell.config.model.start
+        if key not in sums:
+            saved = start_model(cell.config, setup.model_of(cell.config, cache.get(cell.config)[0].info))
+            assert saved is not None
+            sums[key] = saved.sha256
+        before = table.rows.get(cell.id, {}).get("start_sha256")
+        if before is not None and before != sums[key]:
+            raise WorkdirError(
+                f"workdir = {str(table.path)!r} holds rows that began with another file (model.start = "
+                f"{cell.config.model.start!r}, sha256 {before[:12]}, now {sums[key][:12]}): give another --workdir."
+            )
 
 
 def play_group(
@@ -183,6 +210,7 @@ def play_group(
                 devices=len(layout.devices),
                 batch=layout.batch,
                 fingerprint=dataset.fingerprint,
+                starts=tuple(player.start_sha256(cell) for cell in cells),
             )
             scratch = Scratch(work, program_cells)
             try:

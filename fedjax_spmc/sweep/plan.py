@@ -16,9 +16,9 @@ METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
 
 HOST_FIELDS = (
-    "seed", "partition.name", "partition.beta", "partition.min_size", "partition.shards", "attack.malicious_fraction",
-    "attack.placement", "attack.schedule.first", "attack.schedule.last", "attack.schedule.every",
-    "attack.schedule.turns",
+    "seed", "model.start", "partition.name", "partition.beta", "partition.min_size", "partition.shards",
+    "attack.malicious_fraction", "attack.placement", "attack.schedule.first", "attack.schedule.last",
+    "attack.schedule.every", "attack.schedule.turns",
 )  # fmt: skip
 """Fields that no program sees: index lists, the roster and the key are made of them, and those are data."""
 
@@ -182,7 +182,8 @@ def program_key(config: Any) -> str:
     """Equal for configs that one compiled program can play."""
     known = configs.attack_options(config)
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
-    arrays = {f"local.{name}" for name in configs.HYPERPARAMETERS}
+    arrays = {f"local.{name}" for name in configs.hyperparameters(config)}
+    arrays |= {f"server.{name}" for name in configs.server_settings(config)}
     for section in ("local", "aggregator", "attack"):
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
@@ -192,6 +193,9 @@ def program_key(config: Any) -> str:
         for path, value in configs.result_fields(configs.flatten(config)).items()
         if path not in {*HOST_FIELDS, *inert}
     }
+    if config.local.schedule != "constant":  # the factors of all rounds are one array
+        shape = {path: value for path, value in shape.items() if not path.startswith("local.schedule_")}
+        shape["local.schedule"] = "an array"
     # An option that is None is left to the rule, which is another program than any number.
     shape |= {path: "an array" for path in arrays if shape.get(path) is not None}
     return _hash(shape | {"oracle": setup.is_oracle(config)})

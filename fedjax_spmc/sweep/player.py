@@ -16,6 +16,7 @@ from fedjax_spmc.federation import FederationState, evaluated_model
 from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.record.truth import attack_arrays, roster_content
+from fedjax_spmc.starting import StartModel, start_model
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group
 from fedjax_spmc.sweep.program import Lane, Layout, RoundOutcome, SharedData
@@ -44,11 +45,15 @@ class Player:
         self._environment = environment
         self.refused: dict[str, str] = {}
         self.compiled = 0
+        self._saved: dict[str | None, StartModel | None] = {None: None}  # by model.start
         self._parts: dict[str, list[np.ndarray]] = {}
+        model = setup.model_of(self._config, dataset.info)
         for cell in group.cells:
             try:
                 setup.check_fits(cell.config, dataset.info)
                 self._parts[cell.id] = setup.divide(cell.config, dataset)
+                if cell.config.model.start not in self._saved:
+                    self._saved[cell.config.model.start] = start_model(cell.config, model)
             except UserError as error:
                 self.refused[cell.id] = str(error)
         self._width = max((len(part) for parts in self._parts.values() for part in parts), default=1)
@@ -65,12 +70,18 @@ class Player:
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
         """A cell's state before round 0 and its lane: bit for bit those of a single run."""
         key = jax.random.key(cell.config.seed)
-        settings = setup.array_settings(cell.config)
+        settings, saved = setup.array_settings(cell.config), self._saved[cell.config.model.start]
         with jax.default_matmul_precision(self._config.precision):
-            state = self._start(key, setup.roster(cell.config, key), settings, self._host.held)
+            variables = None if saved is None else saved.variables
+            state = self._start(key, setup.roster(cell.config, key), settings, self._host.held, variables)
         indices = pad_indices(self._parts[cell.id], self._width)
-        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if isinstance(x, float) else jnp.int32), settings)
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), settings)
         return state, Lane(key, ClientIndices(*indices), arrays)
+
+    def start_sha256(self, cell: Cell) -> str | None:
+        """sha256 of the saved model with which a cell begins; None where its weights are drawn."""
+        saved = self._saved[cell.config.model.start]
+        return None if saved is None else saved.sha256
 
     def fit_to_memory(self, layout: Layout, like: Cell) -> Layout:
         """The layout with as many experiments as memory allows, its program compiled.
@@ -210,7 +221,7 @@ class Player:
                 Outcome(
                     cell=cell,
                     summary=summary_of(cell.config.federation.rounds, histories[i], federation.oracle, note, diverged),
-                    environment=self._environment,
+                    environment={**self._environment, "start_sha256": self.start_sha256(cell)},
                     history=histories[i],
                     variables=jax.device_get(evaluated_model(federation, state)),
                     roster=roster_content(state.roster),

@@ -25,6 +25,7 @@ class ProgramCells(NamedTuple):
         ids: of the cells, by lane.
         axis, devices, batch: of the layout: what the devices share, how many there are, experiments on each.
         fingerprint: of the data.
+        starts: sha256 of the model with which each lane's cell begins, or None.
     """
 
     group: str
@@ -33,6 +34,7 @@ class ProgramCells(NamedTuple):
     devices: int
     batch: int
     fingerprint: str
+    starts: tuple[str | None, ...]
 
 
 Entry = dict[str, Any]
@@ -133,7 +135,7 @@ def unfinished_programs(folder: Path) -> Iterator[ProgramCells]:
 def _read(path: Path) -> ProgramCells | None:
     try:
         content = json.loads((path / "cells.json").read_text())
-        return ProgramCells(**content | {"ids": tuple(content["ids"])})
+        return ProgramCells(**content | {name: tuple(content[name]) for name in ("ids", "starts")})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -204,4 +204,5 @@ def make_row(outcome: Outcome) -> dict[str, Any]:
         "versions": environment["versions"],
         "data": facts["name"],
         "fingerprint": facts["fingerprint"],
+        "start_sha256": environment["start_sha256"],
     }

@@ -1,0 +1,72 @@
+"""The saved model with which a run begins in place of random weights: `model.start`."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import models, trees
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import quoted
+from fedjax_spmc.types import Model, Variables
+
+
+class StartModel(NamedTuple):
+    """A saved model: its variables, and the sha256 of its file in hex."""
+
+    variables: Variables
+    sha256: str
+
+
+def start_model(config: configs.Config, model: Model) -> StartModel | None:
+    """The config's saved model; None where a run begins with random weights.
+
+    Args:
+        config: resolved; `model.start` is a `model.npz` or a run folder that holds one.
+        model: the config's, into which the file must fit.
+
+    Raises:
+        ConfigError: the file is missing, damaged or of another model.
+    """
+    if config.model.start is None:
+        return None
+    label, path = f"model.start = {quoted(config.model.start)}", Path(config.model.start)
+    try:
+        path = path / "model.npz" if path.is_dir() else path
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"{label} cannot be read ({reason}): it must be a model.npz, or a run folder that holds one."
+        ) from None
+    try:
+        if not content.startswith(b"PK"):
+            raise ValueError("it is no npz file")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            named = dict(arrays)
+    except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
+        raise ConfigError(f"{label} is damaged ({_reason(error)}): it must be a whole model.npz.") from None
+    try:
+        variables = models.from_torch_dict(model, named)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{label} holds another model than model.name = {config.model.name!r} ({_reason(error)}): it must be one "
+            "that was saved with the same model, its options, and data of the same kind."
+        ) from None
+    if not trees.all_finite(variables):
+        raise ConfigError(f"{label} holds numbers that are not finite: it must be a model that can be trained on.")
+    return StartModel(variables, hashlib.sha256(content).hexdigest())
+
+
+def without_start(config: configs.Config) -> configs.Config:
+    """A copy of a resolved config without `model.start`: who has the run's own model does not need the file."""
+    copy = configs.editable_copy(config)
+    copy.model.start = None
+    return copy
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
