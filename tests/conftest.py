@@ -1,5 +1,6 @@
 """Strict modes for every test: rank promotion raises, two fake CPU devices, no network, a cache of its own."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,10 +17,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Many tests compile the same program anew: kept on disk, each is compiled once.
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
+COMPILED = ROOT / ".pytest_cache" / "xla"
+COMPILED.mkdir(parents=True, exist_ok=True)
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 sys.path.insert(0, str(ROOT))
 SHARED = Path(os.environ.get("FEDJAX_SPMC_SHARED", ROOT.parent / "shared"))
+
+# Tracing makes very many objects, and JAX hooks into every collection: rarer ones save a part of each test.
+gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay: the collector need not walk them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +44,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory) -> Path:
-    """A cache for the whole session, so that tests and the processes they start share compiled programs."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache for the whole session; compiled programs are those of all tests, also for the processes they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "xla").symlink_to(COMPILED, target_is_directory=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def arguments(workdir: Path | str, *overrides: str, rounds: int = 4, presets: st
 def share_compiled(folder: Path) -> None:
     """Compiled programs go to the folder that `fedjax_spmc.run` uses for them."""
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def refused(capsys, argv: list[str], *words: str, code: int = 2) -> str:

@@ -1,5 +1,7 @@
 """What every registered local rule must do."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,25 +26,35 @@ def rule(request):
     return local_rules.make(name, **({"variant": variant} if variant else {}))
 
 
+@functools.cache
 def start():
     return MODEL.init(jax.random.key(0))
 
 
+@functools.cache
 def batches(seed=0):
     key = jax.random.key(seed)
     return jax.random.normal(key, (3, 8, 32, 32, 3)), jax.random.randint(key, (3, 8), 0, 10, jnp.int32)
 
 
+@functools.cache
+def trainer(rule, epochs):
+    """(variables, shared, images, labels, client, client state) -> what training leaves; compiled once for a rule."""
+
+    @jax.jit
+    def run(variables, shared, images, labels, client, client_state):
+        ctx = Context(MODEL, variables, variables, HYPER, epochs, jnp.int32(0), shared=shared)
+        return train_client(rule, ctx, client_state, fixed_batches(images, labels, client), jax.random.key(3))
+
+    return run
+
+
 def trained(rule, data=None, client=1, epochs=2):
     variables = start()
     state = rule.init(variables, 4)
-    ctx = Context(MODEL, variables, variables, HYPER, epochs, jnp.int32(0), shared=state.server)
     images, labels = batches() if data is None else data
-
-    def run(images, labels, client_state):
-        return train_client(rule, ctx, client_state, fixed_batches(images, labels, client), jax.random.key(3))
-
-    return jax.jit(run)(images, labels, trees.take_rows(state.clients, client))
+    own = trees.take_rows(state.clients, client)
+    return trainer(rule, epochs)(variables, state.server, images, labels, jnp.int32(client), own)
 
 
 def test_training_moves_the_model_and_counts_its_steps(rule):

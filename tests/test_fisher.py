@@ -1,5 +1,7 @@
 """The three estimates of the Fisher's diagonal against their definitions, sample by sample."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,14 +25,22 @@ LABELS = jnp.asarray(RNG.integers(0, 4, COUNT), jnp.int32)
 KEY = jax.random.key(0)
 
 
+@functools.cache
+def sample_gradient(model):
+    """(variables, image, label) -> the gradient of one sample, compiled once for all samples."""
+
+    def loss(params, stats, image, label):
+        logits, _ = model.apply(params, stats, image[None], False, KEY)
+        return -jax.nn.log_softmax(logits)[0, label]
+
+    return jax.jit(lambda variables, image, label: jax.grad(loss)(variables.params, variables.stats, image, label))
+
+
 def sample_gradients(model=MLP, variables=START, images=IMAGES, labels=LABELS):
     """[n, D] gradients of -log p(label | image)."""
 
-    def loss(params, image, label):
-        logits, _ = model.apply(params, variables.stats, image[None], False, KEY)
-        return -jax.nn.log_softmax(logits)[0, label]
-
-    grads = [jax.grad(loss)(variables.params, image, label) for image, label in zip(images, labels, strict=True)]
+    gradient = sample_gradient(model)
+    grads = [gradient(variables, image, label) for image, label in zip(images, labels, strict=True)]
     return np.stack([models.to_torch(one) for one in grads]).astype(np.float64)
 
 

@@ -1,5 +1,7 @@
 """Corners beyond the contract: an upload at the edge of float32, equal uploads, ties, a state that breaks."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,16 @@ from tests.uploads import flat, permute, random_upload
 KEY = jax.random.key(0)
 
 
-def run(name, upload, **options):
+@functools.cache
+def compiled(name, **options):
     rule = aggregators.make(name, **options)
+    return rule._replace(aggregate=jax.jit(rule.aggregate))
+
+
+def run(name, upload, **options):
+    rule = compiled(name, **options)
     state = rule.init(upload.global_params, len(upload.participating))
-    return jax.jit(rule.aggregate)(upload, state, KEY)
+    return rule.aggregate(upload, state, KEY)
 
 
 @pytest.mark.parametrize("name", ["dnc", "krum", "multi_krum", "bulyan", "median", "flame", "signguard"])
@@ -45,8 +53,7 @@ def test_signguard_on_equal_uploads(num_clients):
 
 @pytest.mark.parametrize(("name", "num_clients"), [("bulyan", 7), ("bulyan", 10), ("krum", 10), ("multi_krum", 10)])
 def test_ties_of_nearest_pairs_do_not_depend_on_the_order(name, num_clients):
-    rule = aggregators.make(name)
-    aggregate = jax.jit(rule.aggregate)
+    aggregate = compiled(name).aggregate
     for seed in range(5):
         upload = random_upload(num_clients, seed=seed)
         order = np.random.default_rng(seed).permutation(num_clients)
@@ -77,8 +84,9 @@ def test_crfl_is_told_the_length_of_the_run():
     experiment = build(config)
     clients = jax.tree.map(lambda x: jnp.stack([x, x]), experiment.state.variables.params)
     upload = random_upload(2)._replace(global_params=experiment.state.variables.params, client_params=clients)
+    aggregate = jax.jit(experiment.federation.aggregator(None).aggregate)
     for round_index, noisy in ((0, True), (1, False)):
-        model, _, _ = experiment.federation.aggregator(None).aggregate(upload._replace(round=round_index), (), KEY)
+        model, _, _ = aggregate(upload._replace(round=jnp.int32(round_index)), (), KEY)
         moved = max(
             float(jnp.abs(a - b).max())
             for a, b in zip(*map(jax.tree.leaves, (model, upload.global_params)), strict=True)
