@@ -342,3 +342,18 @@ def test_no_two_rules_agree_on_crafted_uploads_but_for_pairs_that_are_explained(
     pairs = {frozenset((a, b)) for a in LABELS for b in LABELS if a < b}
     alike = {pair for pair in pairs if np.allclose(*(models[label] for label in pair), atol=1e-6)}
     assert alike == set(EXPLAINED), [sorted(pair) for pair in alike ^ set(EXPLAINED)]
+
+
+@pytest.mark.slow
+def test_the_model_has_a_gradient_where_the_rule_says_so(case):
+    """Finite everywhere, and zero only for rules that deny it: an attack may differentiate through a defence."""
+    upload = case.upload(9, seed=2)
+    state = case.start(upload)
+
+    def moved(models):
+        model, _, _ = case.plain.aggregate(upload._replace(client_params=models), state, KEY)
+        return sum(jnp.sum(jnp.sin(jnp.arange(leaf.size)) * leaf.ravel()) for leaf in jax.tree.leaves(model))
+
+    slopes = jax.jit(jax.grad(moved))(upload.client_params)
+    chex.assert_tree_all_finite(slopes)
+    assert bool(np.abs(flat(slopes)).max() > 0) == case.plain.traits.differentiable

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -389,6 +390,31 @@ LINES_DAMAGED = {
     "cut off": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
 }
+
+
+def test_a_checkpoint_of_another_structure_is_not_called_damaged(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint")
+    checkpoints.save(1, {"model": jnp.zeros(3), "clock": jnp.int32(1)})
+    for like, words in (
+        ({"model": jnp.zeros(4), "clock": jnp.int32(1)}, r"model is float32\[3\] there and float32\[4\] here"),
+        ({"model": jnp.zeros(3)}, r"clock is int32\[\] there and None here"),
+    ):
+        with pytest.raises(WorkdirError, match=words) as caught:
+            checkpoints.restore(1, like)
+        assert "damaged" not in str(caught.value)
+        assert "another version" in str(caught.value)
+    checkpoints.close()
+
+
+def test_absl_may_speak_again_after_a_checkpoint(tmp_path):
+    import logging
+
+    before = logging.getLogger("absl").level
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint")
+    checkpoints.save(1, {"model": jnp.zeros(3)})
+    checkpoints.restore(1, {"model": jnp.zeros(3)})
+    checkpoints.close()
+    assert logging.getLogger("absl").level == before
 
 
 @pytest.mark.parametrize("how", LINES_DAMAGED)

@@ -32,6 +32,8 @@ UNUSED = [
     ("aggregator", "fdcr", ("discrepancy", True, False), "cluster", "kmeans"),
     ("aggregator", "fdcr", ("rescale", "raw", "off"), "no_partition", "rescale"),
     ("aggregator", "fdcr", ("importance", True, False), "minmax_eps", 1e-12),
+    ("aggregator", "spmc", ("score", "cosine", "euclidean"), "eps", 1e-3),
+    ("aggregator", "spmc", ("partner", "coalition", "global"), "coalition_weights", "size"),
     ("local", "scaffold", REFERENCE, "control", "gradient"),
     ("local", "fdcr", ("fisher_kind", "per_sample", "batch"), "fisher_chunk", 8),
 ]
