@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.attacks.compose import fenced_upload
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.training import Hooks, Trained, train_client
 from fedjax_spmc.types import (
@@ -90,6 +91,34 @@ class Attackers:
         if crafting:
             ctx = ctx._replace(defend=self._defend)
         return ctx
+
+    def begin_round(self, own: State) -> State:
+        """The attack's state in this round; it stays where none of the clients attacks."""
+        begin = self._federation.attack.begin_round
+        if begin is None:
+            return own
+        key = purpose_key(self._key, "begin_round", self._state.round)
+        someone = self._roster.attacks_now(self._client_ids).any()
+        return jax.lax.cond(someone, lambda: begin(self.context(own), own, key), lambda: own)
+
+    def craft(self, own: State, upload: Upload) -> tuple[Upload, State]:
+        """The uploads as the attackers send them, and the attack's state behind them."""
+        craft = self._federation.attack.craft
+        if craft is None:
+            return upload, own
+        key = purpose_key(self._key, "craft", self._state.round)
+        attacking = self._roster.attacks_now(self._client_ids)
+
+        def sent(upload: Upload) -> tuple[Any, ...]:
+            return upload.client_params, upload.client_stats, upload.num_examples, dict(upload.extras)
+
+        def crafted() -> tuple[Any, State]:
+            made, new_own = craft(self.context(own, crafting=True), own, upload, key)
+            return sent(fenced_upload(attacking, made, upload)), new_own
+
+        (params, stats, num_examples, extras), own = jax.lax.cond(attacking.any(), crafted, lambda: (sent(upload), own))
+        upload = upload._replace(client_params=params, client_stats=stats, num_examples=num_examples, extras=extras)
+        return upload, own
 
     def clean_data(self, client_id: Array) -> ClientData:
         """A client's batches as they are."""

@@ -3,13 +3,12 @@
     result = experiment.run(config)             # or run(config, "runs/mine") to keep it
     result = experiment.load("runs/mine")
 
-data -> partition -> roster -> local rule -> attack -> aggregator -> rounds -> evaluation -> record. `setup.py` makes
-the parts from the config, `federation.py` is the round, `record/` the run folder.
+data -> partition -> roster -> local rule -> attack -> aggregator -> rounds -> evaluation -> record. `setup.py` and
+`parts.py` make these from the config, `federation.py` is the round, `record/` the run folder.
 """
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TextIO
 
@@ -18,24 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import data, devices, setup
+from fedjax_spmc import data, devices, parts, setup
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
-from fedjax_spmc.federation import Federation, FederationState, evaluated_model, initial_state
-from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.federation import evaluated_model
 from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
 from fedjax_spmc.record.result import Result, load
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
-from fedjax_spmc.setup import ArraySettings, Experiment
+from fedjax_spmc.setup import Experiment
 from fedjax_spmc.starting import start_model
-from fedjax_spmc.training import auto_client_batch
-from fedjax_spmc.types import Examples, PRNGKey, Roster, Variables
 
-__all__ = ["Result", "assemble", "build", "load", "make_start", "play", "run"]
+__all__ = ["Result", "build", "load", "play", "run"]
 
 
 def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, stream: TextIO | None = None) -> Result:
@@ -68,90 +64,34 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
         UserError: the data cannot be read, or the config does not fit them.
     """
     dataset = setup.load_data(config) if dataset is None else dataset
-    setup.check_fits(config, dataset.info)
+    info, settings = dataset.info, setup.array_settings(config)
+    parts.check_fits(config, info)
     key = jax.random.key(config.seed)  # every draw folds it with what it is for
-    parts = setup.divide(config, dataset)  # each client's images
+    shares = setup.divide(config, dataset)  # the partition: each client's examples
     roster = setup.roster(config, key)  # who is malicious, and when they attack
+    task, model = parts.task_of(config, info), parts.model_of(config, info)
+    rule = parts.local_rule_of(config, settings)
+    attack = parts.attack_of(config, settings)
+    aggregator = parts.aggregator_of(config, task, model, settings)
     server = setup.server_examples(config, dataset)  # clean examples on the server, for the few rules that need them
-    held = jax.tree.map(jnp.asarray, setup.held_by(config, dataset))  # arrays of the attack's own
-    federation = assemble(config, dataset.info, server, held)
-    saved = start_model(config, federation.model)  # None = the weights are drawn
-    start = make_start(config, dataset.info, server)
-    indices = pad_indices(parts)
+    held = jax.tree.map(jnp.asarray, parts.held_by(config, dataset))  # arrays of the attack's own
+    federation = parts.federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
+    saved = start_model(config, model)  # None = the weights are drawn
+    start = parts.make_start(config, info, server)
+    indices = pad_indices(shares)
     return Experiment(
         federation=federation,
         arrays=(setup.examples_of(dataset.train_inputs, dataset.train_labels), indices),
         sizes=indices.sizes,
         test=setup.examples_of(dataset.test_inputs, dataset.test_labels),
-        state=start(key, roster, setup.array_settings(config), held, None if saved is None else saved.variables),
+        state=start(key, roster, settings, held, None if saved is None else saved.variables),
         key=key,
         malicious=np.asarray(roster.malicious),
-        parts=parts,
+        parts=shares,
         dataset=dataset,
-        evaluate=make_evaluate(federation.model, federation.attack, federation.task, held),
+        evaluate=make_evaluate(model, attack, task, held),
         start_sha256=None if saved is None else saved.sha256,
     )
-
-
-def assemble(
-    config: configs.Config,
-    info: data.DatasetInfo,
-    server: Examples | None,
-    held: Any = (),
-    settings: ArraySettings | None = None,
-) -> Federation:
-    """The parts of a round.
-
-    Args:
-        config: resolved.
-        info: the data set's.
-        server: from `setup.server_examples`.
-        held: from `setup.held_by`, on the device.
-        settings: in place of the config's own; they may be traced, so that one program serves many experiments.
-    """
-    settings = setup.array_settings(config) if settings is None else settings
-    task = setup.task_of(config, info)
-    model = setup.model_of(config, info)
-    rule = setup.local_rule_of(config, settings)
-    clients = config.federation.clients_per_round
-    return Federation(
-        model=model,
-        task=task,
-        sample=setup.sampling_of(config),
-        client_data=setup.client_data_of(config, task, rule),
-        rule=rule,
-        attack=setup.attack_of(config, settings),
-        aggregator=setup.aggregator_of(config, task, model, settings),
-        hyper=settings.hyper,
-        schedule=settings.schedule,
-        epochs=config.local.epochs,
-        client_batch=config.federation.client_batch or auto_client_batch(clients),
-        oracle=setup.is_oracle(config),
-        server_optimizer=setup.server_optimizer_of(config, settings),
-        server=server,
-        held=held,
-        attacker=setup.attacker_of(config, rule),
-        frozen=config.attack.augmentation == "frozen",
-    )
-
-
-def make_start(
-    config: configs.Config, info: data.DatasetInfo, server: Examples | None
-) -> Callable[[PRNGKey, Roster, ArraySettings, Any, Variables | None], FederationState]:
-    """The jitted start, the same for a run and a sweep: the state before round 0.
-
-    Its arguments are (key, roster, settings, held, the variables to begin with, or None to draw them).
-    """
-
-    @jax.jit  # one program in place of a hundred small ones
-    def start(
-        key: PRNGKey, roster: Roster, settings: ArraySettings, held: Any, saved: Variables | None
-    ) -> FederationState:
-        federation = assemble(config, info, server, held, settings)
-        variables = federation.model.init(purpose_key(key, "init")) if saved is None else saved
-        return initial_state(federation, variables, config.federation.num_clients, roster, purpose_key(key, "attack"))
-
-    return start
 
 
 def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Progress) -> Result:

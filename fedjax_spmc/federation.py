@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.attacking import Attackers
-from fedjax_spmc.attacks.compose import fenced_upload
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.server import ServerOptimizer
 from fedjax_spmc.training import Trained, map_clients
@@ -207,14 +206,10 @@ def play_round(
 
 def train(federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey) -> Trainings:
     """The clients' part of a round: who takes part, and what each of them has trained."""
-    attack, roster = federation.attack, state.roster._replace(round=state.round)
+    roster = state.roster._replace(round=state.round)
     client_ids = federation.sample(purpose_key(key, "sampling", state.round), roster)
     attackers = Attackers(federation, arrays, state, key, client_ids)
-    own = state.attack
-    if attack.begin_round is not None:
-        begin, begin_key = attack.begin_round, purpose_key(key, "begin_round", state.round)
-        someone = roster.attacks_now(client_ids).any()
-        own = jax.lax.cond(someone, lambda: begin(attackers.context(own), own, begin_key), lambda: own)
+    own = attackers.begin_round(state.attack)
 
     def train_one(row: tuple[Array, State]) -> Trained:
         client_id, client_state = row
@@ -231,7 +226,7 @@ def aggregate(
     """The rest of a round: attackers craft their uploads, the server aggregates, all states are brought up to date."""
     client_ids, own, trained = trainings
     roster = state.roster._replace(round=state.round)
-    rule, attack, aggregator = federation.rule, federation.attack, federation.aggregator(federation.server)
+    rule, aggregator = federation.rule, federation.aggregator(federation.server)
     upload = Upload(
         global_params=state.variables.params,
         client_params=trained.variables.params,
@@ -244,21 +239,7 @@ def aggregate(
         client_stats=trained.variables.stats,
         extras=trained.extras,
     )
-    if attack.craft is not None:
-        attackers = Attackers(federation, arrays, state, key, client_ids)
-        craft, craft_key = attack.craft, purpose_key(key, "craft", state.round)
-        attacking = roster.attacks_now(client_ids)
-
-        def crafted() -> tuple[Any, ...]:
-            new, new_own = craft(attackers.context(own, crafting=True), own, upload, craft_key)
-            new = fenced_upload(attacking, new, upload)
-            return new.client_params, new.client_stats, new.num_examples, dict(new.extras), new_own
-
-        def as_trained() -> tuple[Any, ...]:
-            return upload.client_params, upload.client_stats, upload.num_examples, dict(upload.extras), own
-
-        params, stats, sizes_sent, extras, own = jax.lax.cond(attacking.any(), crafted, as_trained)
-        upload = upload._replace(client_params=params, client_stats=stats, num_examples=sizes_sent, extras=extras)
+    upload, own = Attackers(federation, arrays, state, key, client_ids).craft(own, upload)
     if federation.oracle:
         upload = upload._replace(extras={**upload.extras, "malicious": roster.malicious[client_ids]})
 

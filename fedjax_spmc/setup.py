@@ -1,4 +1,4 @@
-"""The parts of one experiment, each from a resolved config; `experiment.py` puts them together."""
+"""What an experiment has on the host, each from a resolved config: data, partition, roster, the settings in arrays."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,27 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling, schedules
 from fedjax_spmc import config as configs
-from fedjax_spmc import server as servers
+from fedjax_spmc import data, registry, schedules
 from fedjax_spmc.data import partition
-from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
-from fedjax_spmc.data.task import task_of as make_task
+from fedjax_spmc.data.pipeline import ClientIndices
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import Attacker, Federation, FederationState
+from fedjax_spmc.federation import Federation, FederationState
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.types import (
-    Aggregator,
     Array,
-    Attack,
-    ClientData,
     Examples,
-    LocalRule,
-    Model,
     PRNGKey,
     Roster,
-    ServerData,
-    Task,
 )
 
 
@@ -187,161 +178,6 @@ def schedule_of(config: Any) -> np.ndarray | None:
         return None
     settings = {setting: config.local[setting] for setting in schedules.TAKES[name]}
     return schedules.factors(name, config.federation.rounds, **settings).astype(np.float32)
-
-
-def task_of(config: Any, info: data.DatasetInfo) -> Task:
-    """What the data set makes of the model's work, with the config's augmentation and normalisation."""
-    return make_task(info, config.data.augment, config.data.normalise)
-
-
-def model_of(config: Any, info: data.DatasetInfo) -> Model:
-    """The config's model for a data set.
-
-    Raises:
-        ConfigError: it takes no inputs of this kind.
-    """
-    name, pixels = config.model.name, info.vocabulary == 0
-    known = registry.models.options(name)
-    options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
-    shape: dict[str, Any] = {"image_shape": tuple(info.input_shape)}
-    if not pixels:
-        shape = {"sequence_length": info.input_shape[0], "vocabulary": info.vocabulary}
-    if not registry.models.needs(name, next(iter(shape))):
-        fitting = [one for one in registry.models.names() if registry.models.needs(one, next(iter(shape)))]
-        kind = "images" if pixels else "sequences of tokens"
-        raise ConfigError(
-            f"model.name = {name!r} is not allowed with data.name = {info.name!r}, which holds {kind}: it must be "
-            f"one of {', '.join(fitting) or 'the models of a plug-in'}."
-        )
-    shape = {given: value for given, value in shape.items() if registry.models.needs(name, given)}
-    return models.make(name, num_classes=info.num_classes, **shape, **options)
-
-
-def sampling_of(config: Any) -> sampling.Sampler:
-    """The config's sampling of clients."""
-    build = sampling.make(config.sampling.name, **dict(config.sampling.options))
-    return build(config.federation.num_clients, config.federation.clients_per_round)
-
-
-def local_rule_of(config: Any, settings: ArraySettings) -> LocalRule:
-    """The config's local rule."""
-    return local_rules.make(config.local.rule, **dict(config.local.options) | settings.local)
-
-
-def attack_of(config: Any, settings: ArraySettings) -> Attack:
-    """The config's attack."""
-    return attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config) | settings.attack)
-
-
-def aggregator_of(
-    config: Any, task: Task, model: Model, settings: ArraySettings
-) -> Callable[[Examples | None], Aggregator]:
-    """The config's aggregator as a function of the examples that the server holds (`server_examples`)."""
-    name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
-    known = {"network": model, "rounds": config.federation.rounds}
-    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
-    if not registry.aggregators.needs(name, "server"):
-        return lambda examples: aggregators.make(name, **options)
-
-    def aggregator(examples: Examples | None) -> Aggregator:
-        assert examples is not None
-        server = ServerData(
-            model=model,
-            inputs=examples.inputs,
-            labels=examples.labels,
-            batch_size=config.local.batch_size,
-            task=task,
-            epochs=config.local.epochs,
-            momentum=settings.hyper["momentum"],
-            weight_decay=settings.hyper["weight_decay"],
-        )
-        return aggregators.make(name, **options, server=server)
-
-    return aggregator
-
-
-def server_optimizer_of(config: Any, settings: ArraySettings) -> servers.ServerOptimizer | None:
-    """The config's server optimiser; None where the aggregator's model is installed."""
-    return servers.make(config.server.optimizer, **settings.server)
-
-
-def attacker_of(config: Any, rule: LocalRule) -> Attacker:
-    """How the config's attacking clients train.
-
-    Raises:
-        ConfigError: their rule does not send what the benign one sends.
-    """
-    own = config.attack.local
-    other = None if own.rule is None else local_rules.make(own.rule)
-    lacking = [] if other is None else [extra for extra in rule.sends if extra not in other.sends]
-    if lacking:
-        raise ConfigError(
-            f"attack.local.rule = {own.rule!r} is not allowed with local.rule = {config.local.rule!r}, whose clients "
-            f"send {', '.join(lacking)}: it must be a rule that sends them, or None."
-        )
-    hyper = {name: own[name] for name in configs.HYPERPARAMETERS if own[name] is not None}
-    return Attacker(other, own.epochs, hyper, tuple(own.milestones), own.gamma)
-
-
-def client_data_of(config: Any, task: Task, rule: LocalRule) -> Callable[..., ClientData]:
-    """How the config's clients read their batches: see `Federation.client_data`."""
-    pipeline = Pipeline(
-        batch_size=config.local.batch_size,
-        passes=max(config.local.epochs, config.attack.local.epochs or 0) + rule.extra_passes,
-        prepare=task.prepare,
-        drop_last=config.local.drop_last,
-    )
-
-    def read(
-        arrays: tuple[Examples, ClientIndices], client_id: Array, frozen: Array, round_index: Array, key: PRNGKey
-    ) -> ClientData:
-        train, indices = arrays
-        rows, size = indices.rows[client_id], indices.sizes[client_id]
-        return client_data(pipeline, train, rows, size, client_id, frozen, round_index, key)
-
-    return read
-
-
-def held_by(config: Any, dataset: data.Dataset) -> Any:
-    """The arrays that the config's attack holds, on the host; () where it holds none."""
-    attack = attack_of(config, array_settings(config))
-    if attack.hold is None:
-        return ()
-
-    def load(name: str, **options: Any) -> data.Dataset:
-        section = config.data
-        return data.load(name, data_dir=section.data_dir, cache_dir=section.cache_dir, order=section.order, **options)
-
-    return attack.hold(dataset, load)
-
-
-def check_fits(config: Any, info: data.DatasetInfo) -> None:
-    """Refuses a config that does not fit the data set.
-
-    Raises:
-        ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
-    """
-    if config.attack.target_label >= info.num_classes:
-        raise ConfigError(
-            f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
-            f"0 to {info.num_classes - 1}."
-        )
-    if not config.local.drop_last:
-        _check_statistics(config, info)
-
-
-def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
-    """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
-    name, model = config.model.name, model_of(config, info)
-    if not jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats):
-        return
-    given, instead = f"model.name = {name!r}", ""
-    if "norm" in registry.models.options(name):
-        given, instead = f"{given} and model.norm = {config.model.norm!r}", ", or model.norm 'group' or 'none'"
-    raise ConfigError(
-        f"local.drop_last = False is not allowed with {given}, whose batch statistics would count the rows that an "
-        f"incomplete batch lacks: it must be True{instead}."
-    )
 
 
 def is_oracle(config: Any) -> bool:

@@ -15,8 +15,9 @@ import pytest
 from fedjax_spmc import aggregators, setup, trees
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import make_config
-from fedjax_spmc.experiment import assemble, build
+from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import FederationState, play_round
+from fedjax_spmc.parts import assemble
 from fedjax_spmc.types import Upload, Variables
 
 pytestmark = pytest.mark.slow

@@ -17,6 +17,7 @@ from fedjax_spmc import (
     fisher,
     losses,
     models,
+    parts,
     registry,
     setup,
     sweep,
@@ -380,7 +381,7 @@ def test_the_server_trains_and_judges_by_what_is_asked(name):
     order = _server_training.batch_order(server, 1, KEY)
     assert order.shape == (3, BATCH)
     hyper = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}
-    trained = _server_training.train(server, params, {}, order[:1], hyper)
+    trained = _server_training.train(server, params, {}, order[:1], hyper, KEY)
     answers = asked.reshape(len(labels), -1).sum(axis=1)[:BATCH, None]
     gradient = (answers * sample_gradients(name, params, range(BATCH), labels)).sum(axis=0) / answers.sum()
     np.testing.assert_allclose(flat(trained), flat(params) - 0.1 * gradient, atol=1e-6)
@@ -491,6 +492,6 @@ def test_batch_statistics_refuse_incomplete_batches():
         r"'group' or 'none'\.$"
     )
     with pytest.raises(ConfigError, match=sentence):
-        setup.check_fits(resolve(small.config(**fields)), info)
-    setup.check_fits(resolve(small.config(**fields, model__norm="group")), info)
-    setup.check_fits(resolve(small.config(**fields | {"local__drop_last": True})), info)
+        parts.check_fits(resolve(small.config(**fields)), info)
+    parts.check_fits(resolve(small.config(**fields, model__norm="group")), info)
+    parts.check_fits(resolve(small.config(**fields | {"local__drop_last": True})), info)

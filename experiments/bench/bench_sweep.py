@@ -50,7 +50,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import devices, rounds, setup
 from fedjax_spmc.command import read_config
 from fedjax_spmc.config import make_config, set_field
-from fedjax_spmc.experiment import assemble
+from fedjax_spmc.parts import assemble
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
 from fedjax_spmc.sweep.player import Player

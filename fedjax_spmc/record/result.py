@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import setup
+from fedjax_spmc import parts
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record.environment import info_of
 from fedjax_spmc.record.folder import RunFolder
@@ -49,6 +49,6 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     if environment is None:
         raise WorkdirError(f"{path / 'environment.json'} is missing.")
     facts = environment["data"]
-    model = setup.model_of(config, info_of(facts))
+    model = parts.model_of(config, info_of(facts))
     history = folder.history()
     return Result(folder.read_model(model), history, [verdict_of(line) for line in history], config)

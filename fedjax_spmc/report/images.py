@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_spmc import parts
 from fedjax_spmc.errors import DataError, UserError
 from fedjax_spmc.report import figures, gradcam
 from fedjax_spmc.report.figures import Picture
@@ -152,14 +153,14 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     import jax
     import jax.numpy as jnp
 
-    from fedjax_spmc import experiment, setup
+    from fedjax_spmc import experiment
     from fedjax_spmc.record.folder import RunFolder
     from fedjax_spmc.starting import without_start
     from fedjax_spmc.types import AttackContext, Batch
 
     assert run.folder is not None
     info = dataset.info
-    task = setup.task_of(config, info)
+    task = parts.task_of(config, info)
     if task.mean is None:
         return "There are no pictures for this task."
     built = experiment.build(without_start(config), dataset)

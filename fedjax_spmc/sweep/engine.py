@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import jax
 
-from fedjax_spmc import data, setup
+from fedjax_spmc import data, parts, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
 from fedjax_spmc.record.environment import environment
@@ -139,7 +139,7 @@ def _check_starts(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> N
             continue
         key = program_key(cell.config), cell.config.model.start
         if key not in sums:
-            saved = start_model(cell.config, setup.model_of(cell.config, cache.get(cell.config)[0].info))
+            saved = start_model(cell.config, parts.model_of(cell.config, cache.get(cell.config)[0].info))
             assert saved is not None
             sums[key] = saved.sha256
         before = table.rows.get(cell.id, {}).get("start_sha256")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import data, experiment, setup
+from fedjax_spmc import data, parts, setup
 from fedjax_spmc.data.pipeline import ClientIndices, pad_indices
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.evaluation import Counts
@@ -47,10 +47,10 @@ class Player:
         self.compiled = 0
         self._saved: dict[str | None, StartModel | None] = {None: None}  # by model.start
         self._parts: dict[str, list[np.ndarray]] = {}
-        model = setup.model_of(self._config, dataset.info)
+        model = parts.model_of(self._config, dataset.info)
         for cell in group.cells:
             try:
-                setup.check_fits(cell.config, dataset.info)
+                parts.check_fits(cell.config, dataset.info)
                 self._parts[cell.id] = setup.divide(cell.config, dataset)
                 if cell.config.model.start not in self._saved:
                     self._saved[cell.config.model.start] = start_model(cell.config, model)
@@ -62,10 +62,10 @@ class Player:
             train=_on_host(dataset.train_inputs, dataset.train_labels),
             test=_on_host(dataset.test_inputs, dataset.test_labels),
             server=setup.server_examples(self._config, dataset),
-            held=setup.held_by(self._config, dataset),
+            held=parts.held_by(self._config, dataset),
         )
         self._shared: tuple[Layout, SharedData] | None = None
-        self._start = experiment.make_start(self._config, dataset.info, self._host.server)
+        self._start = parts.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
         """A cell's state before round 0 and its lane: bit for bit those of a single run."""
@@ -189,7 +189,7 @@ class Player:
         seconds: float,
     ) -> dict[int, dict[str, Any]]:
         """Lane -> line of the round `index`."""
-        backdoor = setup.attack_of(self._config, setup.array_settings(self._config)).backdoor is not None
+        backdoor = parts.attack_of(self._config, setup.array_settings(self._config)).backdoor is not None
         counts, reports = jax.device_get((outcome.counts, outcome.reports))
         return {
             i: metrics_line(
@@ -214,7 +214,7 @@ class Player:
     ) -> list[Outcome]:
         outcomes = []
         for i, cell in enumerate(cells):
-            federation = experiment.assemble(cell.config, self._dataset.info, self._host.server)
+            federation = parts.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states)
             note, diverged = self._dataset.info.note, int(diverged_rounds[i])
             outcomes.append(

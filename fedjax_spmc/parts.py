@@ -1,0 +1,264 @@
+"""The parts of a round, each from a resolved config, and how they become a federation.
+
+`experiment.py` names them one by one; `assemble` makes them all inside of a program, from settings that may be traced.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
+from fedjax_spmc import config as configs
+from fedjax_spmc import server as servers
+from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
+from fedjax_spmc.data.task import task_of as make_task
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state
+from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.setup import ArraySettings, array_settings, is_oracle
+from fedjax_spmc.training import auto_client_batch
+from fedjax_spmc.types import (
+    Aggregator,
+    Array,
+    Attack,
+    ClientData,
+    Examples,
+    LocalRule,
+    Model,
+    PRNGKey,
+    Roster,
+    ServerData,
+    Task,
+    Variables,
+)
+
+
+def task_of(config: Any, info: data.DatasetInfo) -> Task:
+    """What the data set makes of the model's work, with the config's augmentation and normalisation."""
+    return make_task(info, config.data.augment, config.data.normalise)
+
+
+def model_of(config: Any, info: data.DatasetInfo) -> Model:
+    """The config's model for a data set.
+
+    Raises:
+        ConfigError: it takes no inputs of this kind.
+    """
+    name, pixels = config.model.name, info.vocabulary == 0
+    known = registry.models.options(name)
+    options = dict(config.model.options) | ({"norm": config.model.norm} if "norm" in known else {})
+    shape: dict[str, Any] = {"image_shape": tuple(info.input_shape)}
+    if not pixels:
+        shape = {"sequence_length": info.input_shape[0], "vocabulary": info.vocabulary}
+    if not registry.models.needs(name, next(iter(shape))):
+        fitting = [one for one in registry.models.names() if registry.models.needs(one, next(iter(shape)))]
+        kind = "images" if pixels else "sequences of tokens"
+        raise ConfigError(
+            f"model.name = {name!r} is not allowed with data.name = {info.name!r}, which holds {kind}: it must be "
+            f"one of {', '.join(fitting) or 'the models of a plug-in'}."
+        )
+    shape = {given: value for given, value in shape.items() if registry.models.needs(name, given)}
+    return models.make(name, num_classes=info.num_classes, **shape, **options)
+
+
+def sampling_of(config: Any) -> sampling.Sampler:
+    """The config's sampling of clients."""
+    build = sampling.make(config.sampling.name, **dict(config.sampling.options))
+    return build(config.federation.num_clients, config.federation.clients_per_round)
+
+
+def local_rule_of(config: Any, settings: ArraySettings) -> LocalRule:
+    """The config's local rule."""
+    return local_rules.make(config.local.rule, **dict(config.local.options) | settings.local)
+
+
+def attack_of(config: Any, settings: ArraySettings) -> Attack:
+    """The config's attack."""
+    return attacks.make(configs.resolved_name(config, "attack"), **configs.attack_options(config) | settings.attack)
+
+
+def aggregator_of(
+    config: Any, task: Task, model: Model, settings: ArraySettings
+) -> Callable[[Examples | None], Aggregator]:
+    """The config's aggregator as a function of the examples that the server holds (`server_examples`)."""
+    name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
+    known = {"network": model, "rounds": config.federation.rounds}
+    options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
+    if not registry.aggregators.needs(name, "server"):
+        return lambda examples: aggregators.make(name, **options)
+
+    def aggregator(examples: Examples | None) -> Aggregator:
+        assert examples is not None
+        server = ServerData(
+            model=model,
+            inputs=examples.inputs,
+            labels=examples.labels,
+            batch_size=config.local.batch_size,
+            task=task,
+            epochs=config.local.epochs,
+            momentum=settings.hyper["momentum"],
+            weight_decay=settings.hyper["weight_decay"],
+        )
+        return aggregators.make(name, **options, server=server)
+
+    return aggregator
+
+
+def server_optimizer_of(config: Any, settings: ArraySettings) -> servers.ServerOptimizer | None:
+    """The config's server optimiser; None where the aggregator's model is installed."""
+    return servers.make(config.server.optimizer, **settings.server)
+
+
+def attacker_of(config: Any, rule: LocalRule) -> Attacker:
+    """How the config's attacking clients train.
+
+    Raises:
+        ConfigError: their rule does not send what the benign one sends.
+    """
+    own = config.attack.local
+    other = None if own.rule is None else local_rules.make(own.rule)
+    lacking = [] if other is None else [extra for extra in rule.sends if extra not in other.sends]
+    if lacking:
+        raise ConfigError(
+            f"attack.local.rule = {own.rule!r} is not allowed with local.rule = {config.local.rule!r}, whose clients "
+            f"send {', '.join(lacking)}: it must be a rule that sends them, or None."
+        )
+    hyper = {name: own[name] for name in configs.HYPERPARAMETERS if own[name] is not None}
+    return Attacker(other, own.epochs, hyper, tuple(own.milestones), own.gamma)
+
+
+def client_data_of(config: Any, task: Task, rule: LocalRule) -> Callable[..., ClientData]:
+    """How the config's clients read their batches: see `Federation.client_data`."""
+    pipeline = Pipeline(
+        batch_size=config.local.batch_size,
+        passes=max(config.local.epochs, config.attack.local.epochs or 0) + rule.extra_passes,
+        prepare=task.prepare,
+        drop_last=config.local.drop_last,
+    )
+
+    def read(
+        arrays: tuple[Examples, ClientIndices], client_id: Array, frozen: Array, round_index: Array, key: PRNGKey
+    ) -> ClientData:
+        train, indices = arrays
+        rows, size = indices.rows[client_id], indices.sizes[client_id]
+        return client_data(pipeline, train, rows, size, client_id, frozen, round_index, key)
+
+    return read
+
+
+def held_by(config: Any, dataset: data.Dataset) -> Any:
+    """The arrays that the config's attack holds, on the host; () where it holds none."""
+    attack = attack_of(config, array_settings(config))
+    if attack.hold is None:
+        return ()
+
+    def load(name: str, **options: Any) -> data.Dataset:
+        section = config.data
+        return data.load(name, data_dir=section.data_dir, cache_dir=section.cache_dir, order=section.order, **options)
+
+    return attack.hold(dataset, load)
+
+
+def check_fits(config: Any, info: data.DatasetInfo) -> None:
+    """Refuses a config that does not fit the data set.
+
+    Raises:
+        ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
+    """
+    if config.attack.target_label >= info.num_classes:
+        raise ConfigError(
+            f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
+            f"0 to {info.num_classes - 1}."
+        )
+    if not config.local.drop_last:
+        _check_statistics(config, info)
+
+
+def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
+    """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
+    name, model = config.model.name, model_of(config, info)
+    if not jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats):
+        return
+    given, instead = f"model.name = {name!r}", ""
+    if "norm" in registry.models.options(name):
+        given, instead = f"{given} and model.norm = {config.model.norm!r}", ", or model.norm 'group' or 'none'"
+    raise ConfigError(
+        f"local.drop_last = False is not allowed with {given}, whose batch statistics would count the rows that an "
+        f"incomplete batch lacks: it must be True{instead}."
+    )
+
+
+def federation_of(
+    config: Any,
+    task: Task,
+    model: Model,
+    rule: LocalRule,
+    attack: Attack,
+    aggregator: Callable[[Examples | None], Aggregator],
+    settings: ArraySettings,
+    server: Examples | None,
+    held: Any,
+) -> Federation:
+    """The federation of these parts.
+
+    Args:
+        config: resolved.
+        task, model, rule, attack, aggregator: of the config.
+        settings: numbers of the config; they may be traced, so that one program serves many experiments.
+        server: from `setup.server_examples`.
+        held: from `held_by`, on the device.
+    """
+    return Federation(
+        model=model,
+        task=task,
+        sample=sampling_of(config),
+        client_data=client_data_of(config, task, rule),
+        rule=rule,
+        attack=attack,
+        aggregator=aggregator,
+        hyper=settings.hyper,
+        schedule=settings.schedule,
+        epochs=config.local.epochs,
+        client_batch=config.federation.client_batch or auto_client_batch(config.federation.clients_per_round),
+        oracle=is_oracle(config),
+        server_optimizer=server_optimizer_of(config, settings),
+        server=server,
+        held=held,
+        attacker=attacker_of(config, rule),
+        frozen=config.attack.augmentation == "frozen",
+    )
+
+
+def assemble(
+    config: Any,
+    info: data.DatasetInfo,
+    server: Examples | None,
+    held: Any = (),
+    settings: ArraySettings | None = None,
+) -> Federation:
+    """All parts of the config, and the federation that they make; see `federation_of`."""
+    settings = array_settings(config) if settings is None else settings
+    task, model = task_of(config, info), model_of(config, info)
+    rule, attack = local_rule_of(config, settings), attack_of(config, settings)
+    aggregator = aggregator_of(config, task, model, settings)
+    return federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
+
+
+def make_start(
+    config: Any, info: data.DatasetInfo, server: Examples | None
+) -> Callable[[PRNGKey, Roster, ArraySettings, Any, Variables | None], FederationState]:
+    """The jitted start, the same for a run and a sweep: the state before round 0.
+
+    Its arguments are (key, roster, settings, held, the variables to begin with, or None to draw them).
+    """
+
+    @jax.jit  # one program in place of a hundred small ones
+    def start(
+        key: PRNGKey, roster: Roster, settings: ArraySettings, held: Any, saved: Variables | None
+    ) -> FederationState:
+        federation = assemble(config, info, server, held, settings)
+        variables = federation.model.init(purpose_key(key, "init")) if saved is None else saved
+        return initial_state(federation, variables, config.federation.num_clients, roster, purpose_key(key, "attack"))
+
+    return start
