@@ -14,6 +14,7 @@ from fedjax_spmc import evaluate, experiment, registry, sweep
 from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import aggregate, train
 from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.report import gradcam, images, read
 from fedjax_spmc.types import Attack
 from tests import small
 from tests.flags import AS_USUAL
@@ -193,13 +194,19 @@ def moving_trigger() -> Attack:
 
 
 @pytest.mark.slow
-def test_a_trigger_that_moves_is_evaluated_as_it_is_now(tmp_path, capsys):
+def test_a_trigger_that_moves_is_evaluated_and_drawn_as_it_is_now(tmp_path, capsys, monkeypatch):
+    seen, original = [], gradcam.grad_cam
+    monkeypatch.setattr(gradcam, "grad_cam", lambda *given: seen.append(given[2]) or original(*given))
     with registry.attacks.temporary("moving", moving_trigger):
         result = experiment.run(config_of("moving", rounds=3), tmp_path)
         assert evaluate.main([str(tmp_path), "--json"]) == 0
         printed = json.loads(capsys.readouterr().out)
         folder = RunFolder(tmp_path, result.config, read_only=True)
         assert float(folder.read_attack({"moving": jnp.float32(0)})["moving"]) == 6.0
+        (run,) = read.read([tmp_path]).runs
+        assert not isinstance(images.RunImages().test_images(run), str)
+    _, triggered = seen
+    assert (np.asarray(triggered)[:, :8, :8] == 6.0).all()
     assert printed == {name: result.history[-1][name] for name in printed}
 
 
