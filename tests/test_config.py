@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fedjax_spmc import attacks, registry
+from fedjax_spmc import attacks, registry, setup
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import listing, presets
+from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, Range, option_from_hint, quoted
+from fedjax_spmc.sweep import plan
 from fedjax_spmc.types import Attack
 from tests import small
 
@@ -218,6 +220,20 @@ def test_an_option_of_one_attack_is_written_with_its_name():
     other = configs.override(config, [("attack.name", "badnets")])
     assert "dropped attack.options {" in other[0]
     assert configs.attack_options(configs.resolve(config))["positions"] is None
+
+
+def test_an_option_of_one_attack_sweeps_in_one_program():
+    base = small.config(attack__name=("badnets", "dba"), aggregator__name="mean", local__rule="sgd")
+    cells = plan.expand(plan.Sweep(base, grid={"attack.options.dba.poison_fraction": [0.25, 0.5]}))
+    assert [cell.config.attack.options.dba.poison_fraction for cell in cells] == [0.25, 0.5]
+    assert len(plan.groups_of(cells)) == 1
+
+
+def test_a_target_of_one_attack_is_a_class():
+    config = configs.resolve(small.config(attack__options__badnets__target_label=10))
+    info = DatasetInfo("synthetic", 10, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.badnets\.target_label = 10 .* 0 to 9\.$"):
+        setup.check_fits(config, info)
 
 
 @pytest.mark.parametrize(
