@@ -11,6 +11,11 @@ The docstring of a part's module:
     Cost: in time and memory.
     Deviations: from the paper; left out where there are none.
 
+That of an attack has in place of Assumes, and must have Deviations ("none" where there are none):
+
+    Knows: what the attacker knows of the others, the model and the defence.
+    Controls: what it can change: its data, its training, its upload.
+
 The docstring of its factory:
 
     One sentence or equation.
@@ -41,10 +46,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fedjax_spmc.registry import Registry
+from fedjax_spmc.registry import Registry, attacks
 
 MODULE = ("Source", "Assumes", "Cost", "Deviations")
 REQUIRED = ("Source", "Assumes", "Cost")
+ATTACK = ("Source", "Knows", "Controls", "Cost", "Deviations")
 FACTORY = ("Reference", "Traits", "Args", "Raises")
 WIDTH = 120
 
@@ -77,12 +83,11 @@ class Part(NamedTuple):
     refusals: tuple[str, ...]
 
 
-def part(kind: Registry, name: str, required: Sequence[str] = REQUIRED) -> Part:
+def part(kind: Registry, name: str) -> Part:
     """Reads a part's docstrings.
 
     Args:
         kind, name: which part.
-        required: the fields that its module must have.
 
     Raises:
         DocstringError: one of them does not have the form.
@@ -90,7 +95,8 @@ def part(kind: Registry, name: str, required: Sequence[str] = REQUIRED) -> Part:
     factory = kind.factory(name)
     options = kind.options(name)
     module, own = inspect.getdoc(inspect.getmodule(factory)) or "", inspect.getdoc(factory) or ""
-    return read(f"{kind.kind} {name}", name, module, own, tuple(options), kind.given, required)
+    known, required = (ATTACK, ATTACK) if kind is attacks else (MODULE, REQUIRED)
+    return read(f"{kind.kind} {name}", name, module, own, tuple(options), kind.given, known, required)
 
 
 def read(
@@ -100,6 +106,7 @@ def read(
     factory: str,
     options: Sequence[str],
     given: Sequence[str] = (),
+    known: Sequence[str] = MODULE,
     required: Sequence[str] = REQUIRED,
 ) -> Part:
     """Reads the two docstrings of a part.
@@ -110,7 +117,8 @@ def read(
         module, factory: the docstrings, without indentation.
         options: what the factory takes.
         given: further parameters, which the simulator fills in.
-        required: the fields that the module must have.
+        known: the fields that the module may have, in their order.
+        required: those that it must have.
 
     Raises:
         DocstringError: one of them does not have the form.
@@ -119,7 +127,7 @@ def read(
     title = re.fullmatch(r"\w[^:]*: (.+)\.", first)
     if title is None:
         raise DocstringError(f"{where}: the module's docstring does not begin with 'NAME: what it does.' on one line.")
-    about, fields = split(f"{where}, module", rest, MODULE)
+    about, fields = split(f"{where}, module", rest, known)
     text, found = split(f"{where}, factory", factory, FACTORY)
     if not text:
         raise DocstringError(f"{where}, factory: no sentence stands before the fields.")

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from docstrings import DocstringError, cell, markdown
 
 from fedjax_spmc.aggregators.guard import guarded
+from fedjax_spmc.attacks.triggers import PRESETS
+from fedjax_spmc.config import ATTACK_FIELDS
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.registry import Registry, aggregators, local_rules
-from fedjax_spmc.types import Traits, Variables
+from fedjax_spmc.registry import Registry, aggregators, attacks, local_rules
+from fedjax_spmc.types import Attack, AttackContext, Traits, Variables
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^(<!-- generated: ([^\n>]+) -->\n)(.*?)^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
@@ -173,11 +175,61 @@ def local_rule_table() -> str:
     return table(["rule", "idea", "assumes", "cost", "asks of the aggregator", "sends", "state"], rows)
 
 
+def slots_of(name: str) -> str:
+    """The slots that an attack has."""
+    attack = attacks.make(name)
+    return ", ".join(f"`{slot}`" for slot in Attack._fields if getattr(attack, slot) is not None) or "none"
+
+
+def has_backdoor(name: str) -> bool:
+    return attacks.make(name).backdoor is not None
+
+
+def attack_table() -> str:
+    rows = []
+    for name in attacks.names():
+        part = docstrings.part(attacks, name)
+        facts = [cell(part.fields[field]) for field in ("Knows", "Controls", "Cost")]
+        ends = [slots_of(name), "yes" if has_backdoor(name) else "no"]
+        rows.append([link(attacks, name), cell(part.idea), *facts, *ends])
+    return table(["attack", "idea", "knows", "controls", "cost", "slots", "backdoor"], rows)
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Whole numbers in few words: "0 to 5", "0, 2"."""
+    ordered = sorted(set(numbers))
+    whole = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
+    return f"{ordered[0]} to {ordered[-1]}" if whole else ", ".join(map(str, ordered))
+
+
+def trigger_table() -> str:
+    """The published triggers."""
+    rows = []
+    for name, preset in PRESETS.items():
+        places = [span(axis) for axis in zip(*preset.positions, strict=True)]
+        rows.append([f"`{name}`", str(len(preset.positions)), *places, f"{preset.value:g}", preset.space])
+    return table(["trigger", "values", "channels", "rows", "columns", "what is written", "space"], rows)
+
+
+def attributes(kind: type) -> str:
+    """What the attributes of a tuple are, by its docstring, as a list."""
+    _, fields = docstrings.split(kind.__name__, inspect.getdoc(kind) or "", ("Attributes",))
+    lines = re.sub(r"^(\w+(?:, \w+)+): ", lambda found: found[0].replace(", ", "__"), fields["Attributes"], flags=re.M)
+    listed = docstrings.items(kind.__name__, lines).items()
+    named = [("`" + "`, `".join(name.split("__")) + "`", text) for name, text in listed]
+    return markdown("\n".join(f"* {name}: {text}" for name, text in named)) + "\n"
+
+
 def section(kind: Registry, name: str) -> str:
-    """All that is known of one rule."""
+    """All that is known of one part."""
     part = docstrings.part(kind, name)
     pieces = [f"### {kind.kind.capitalize()} `{name}`", markdown(part.about), markdown(part.text)]
     pieces.append(markdown(f"**Source:** {part.fields['Source']}"))
+    if kind is attacks:
+        pieces.append(markdown(f"**Knows:** {part.fields['Knows']}"))
+        pieces.append(markdown(f"**Controls:** {part.fields['Controls']}"))
+        pieces.append(markdown(f"**Cost:** {part.fields['Cost']}"))
+        pieces.append(f"**Slots:** {slots_of(name)}. **Backdoor:** {'yes' if has_backdoor(name) else 'no'}.")
     if kind is aggregators and aggregators.make(name).needs:
         pieces.append(f"**Reads:** {', '.join(senders(extra) for extra in aggregators.make(name).needs)}.")
     if "Traits" in part.notes:
@@ -187,7 +239,8 @@ def section(kind: Registry, name: str) -> str:
     for option, text in part.options.items():
         facts = described[option]
         allowed = cell(facts["allowed"]) + (", array" if facts["array"] else "")
-        rows.append([f"`{option}`", f"`{facts['default']}`", allowed, cell(text)])
+        path = option if kind is not attacks else f"attack.{'' if option in ATTACK_FIELDS else 'options.'}{option}"
+        rows.append([f"`{path}`", f"`{facts['default']}`", allowed, cell(text)])
     pieces.append(table(["option", "default", "allowed", "what it is"], rows).strip())
     if part.refusals:
         pieces.append(markdown(f"**Refused:** {' '.join(part.refusals)}"))
@@ -239,6 +292,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "chosen options": chosen_table,
     "aggregators": lambda: sections(aggregators),
     "local rules": lambda: sections(local_rules),
+    "table of attacks": attack_table,
+    "slots": lambda: attributes(Attack),
+    "what an attack sees": lambda: attributes(AttackContext),
+    "triggers": trigger_table,
+    "attacks": lambda: sections(attacks),
 }
 
 

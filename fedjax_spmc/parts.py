@@ -166,11 +166,15 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
     Raises:
         ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
     """
-    if config.attack.target_label >= info.num_classes:
-        raise ConfigError(
-            f"attack.target_label = {config.attack.target_label} is not allowed: it must be a class of {info.name}, "
-            f"0 to {info.num_classes - 1}."
-        )
+    targets = {"attack.target_label": config.attack.target_label}
+    for name, value in configs.attack_options(config).items():
+        if name.endswith(".target_label"):
+            targets[f"attack.options.{name}"] = value
+    for path, target in targets.items():
+        if target >= info.num_classes:
+            raise ConfigError(
+                f"{path} = {target} is not allowed: it must be a class of {info.name}, 0 to {info.num_classes - 1}."
+            )
     if not config.local.drop_last:
         _check_statistics(config, info)
 

@@ -6,11 +6,8 @@ AS_USUAL: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 """Compiler options of the package in use, for tests of exact bits."""
 QUICK = "--xla_backend_optimization_level=0"
 """For the variable XLA_FLAGS."""
-MIDDLE = "--xla_backend_optimization_level=1"
-"""The same for processes that also train much."""
 
 # XLA aborts on a flag that it does not know: these two, which halve the time again, are set where they were tried.
 if version("jaxlib").startswith("0.10."):
     AS_USUAL["xla_cpu_use_fusion_emitters"] = True
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    MIDDLE += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

@@ -74,7 +74,10 @@ def test_benign_clients_keep_their_bits(name):
             aggregate(federation, built.arrays, built.sizes, state, key, trainings)
             return trainings.trained.variables.params, seen[names].client_params
 
-        seen[names] = jax.jit(play, compiler_options=AS_USUAL)(built.state, built.key)
+        # As if a round had been played before, so that there is an update to look back at.
+        previous = jax.tree.map(lambda x: 0.9 * x, built.state.variables)
+        state = built.state._replace(previous=previous)
+        seen[names] = jax.jit(play, compiler_options=AS_USUAL)(state, built.key)
         malicious = built.malicious
     (alone_trained, alone_sent), (trained, sent) = seen.values()
     for ours, expected in ((trained, alone_trained), (sent, alone_sent)):

@@ -174,7 +174,7 @@ def test_every_local_rule_trains_it(name, small):
 def test_every_fisher_takes_it(kind, small, params):
     images, labels = jax.random.normal(jax.random.key(0), (1, 3, *SMALL)), jnp.array([[1, 2, 3]], jnp.int32)
     variables = Variables(params, {})
-    assert not sample_squares.covers(small, variables)  # a convolution without pool: sample by sample
+    assert not sample_squares.supports(small, variables)  # a convolution without pool: sample by sample
     data = fixed_batches(images, labels, 0)
     found = fisher.estimate(kind, small, variables, data, key=jax.random.key(0))
     assert np.isfinite(flat_of(found)).all()

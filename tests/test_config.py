@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from fedjax_spmc import attacks, registry, setup
 from fedjax_spmc import config as configs
-from fedjax_spmc import registry
 from fedjax_spmc.config import listing, presets
+from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, Range, option_from_hint, quoted
+from fedjax_spmc.sweep import plan
+from fedjax_spmc.types import Attack
 from tests import small
 
 KINDS = [kind for _, kind in listing.PART_KINDS]
@@ -193,6 +196,100 @@ def test_lists_of_attacks(value, names, malicious):
     assert ("positions" in resolved.attack.options) == ("badnets" in names)
 
 
+def test_an_option_of_one_attack_is_written_with_its_name():
+    """Typed, kept, read back, and handed to that attack alone."""
+    config = configs.editable_copy(small.config())
+    given = [
+        ("attack.options.dba.poison_fraction", "0.25"),
+        ("attack.options.badnets.positions", "((0, 1, 2),)"),
+        ("attack.name", "badnets,dba"),
+    ]
+    assert configs.override(config, given) == []
+    resolved = configs.resolve(config)
+    flat = configs.flatten(resolved)
+    assert flat["attack.options.dba.poison_fraction"] == 0.25
+    assert flat["attack.options.badnets.positions"] == ((0, 1, 2),)
+    assert flat["attack.options.positions"] is None
+    plain = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
+    assert configs.differing_fields(configs.resolve(plain), resolved) == []
+    assert configs.differing_fields(configs.resolve(resolved), resolved) == []
+    made = attacks.options_by_part(("badnets", "dba"), configs.attack_options(resolved))
+    assert [made[name]["poison_fraction"] for name in ("badnets", "dba")] == [0.5, 0.25]
+    assert [made[name]["positions"] for name in ("badnets", "dba")] == [((0, 1, 2),), None]
+    assert "dba.poison_fraction" in configs.array_options(resolved, "attack")
+    other = configs.override(config, [("attack.name", "badnets")])
+    assert "dropped attack.options {" in other[0]
+    assert configs.attack_options(configs.resolve(config))["positions"] is None
+
+
+def test_an_option_of_one_attack_sweeps_in_one_program():
+    base = small.config(attack__name=("badnets", "dba"), aggregator__name="mean", local__rule="sgd")
+    cells = plan.expand(plan.Sweep(base, grid={"attack.options.dba.poison_fraction": [0.25, 0.5]}))
+    assert [cell.config.attack.options.dba.poison_fraction for cell in cells] == [0.25, 0.5]
+    assert len(plan.groups_of(cells)) == 1
+
+
+def test_a_target_of_one_attack_is_a_class():
+    config = configs.resolve(small.config(attack__options__badnets__target_label=10))
+    info = DatasetInfo("synthetic", 10, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.badnets\.target_label = 10 .* 0 to 9\.$"):
+        setup.check_fits(config, info)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (
+            "attack.options.dba.value",
+            1.0,
+            ("is no option of attack.name = badnets; it knows positions, space, value.",),
+        ),
+        ("attack.options.badnets.bogus", 1, ("is no option of attack.name = badnets; it knows",)),
+        ("attack.options.badnets.poison_fraction", 1.5, (" = 1.5 is not allowed", "[0, 1]")),
+        ("attack.options.badnets", 3, ("is no option of attack.name = badnets",)),
+    ],
+)
+def test_an_option_of_one_attack_that_is_not_allowed(path, value, words):
+    with pytest.raises(ConfigError) as caught:
+        configs.resolve(_with(small.config(), path, value))
+    for word in words:
+        assert word in str(caught.value)
+    if path.count(".") == 3:
+        with pytest.raises(ConfigError) as typed:
+            configs.parse_override(small.config(), path, str(value))
+        assert words[0] in str(typed.value)
+    assert "attack.options" in str(caught.value)
+
+
+def test_a_value_cannot_be_a_section():
+    config = _with(small.config(), "attack.options.badnets", 3)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.badnets\.value is no field"):
+        configs.set_field(config, "attack.options.badnets.value", 1.0)
+
+
+def test_attacks_that_differ_in_a_default_keep_their_own():
+    def other(value: float = 7.0, count: int = 3) -> Attack:
+        """Takes `value` too."""
+        return Attack(after_step=lambda ctx, own, params, client_id, step: params)
+
+    with registry.attacks.temporary("other", other):
+        resolved = configs.resolve(small.config(attack__name=("badnets", "other")))
+        assert "value" not in resolved.attack.options
+        assert resolved.attack.options.count == 3
+        attacks.make(("badnets", "other"), **configs.attack_options(resolved))
+        given = configs.resolve(small.config(attack__name=("badnets", "other"), attack__options__value=2.0))
+        assert given.attack.options.value == 2.0
+
+
+def test_rounds_without_an_attack_must_find_enough_benign_clients():
+    fields = {"sampling__options__attackers": "forced_only", "attack__malicious_fraction": 0.5}
+    configs.resolve(small.config(federation__clients_per_round=2, **fields))
+    configs.resolve(small.config(federation__clients_per_round=4, attack__name="none", **fields))
+    words = r"^federation\.clients_per_round = 3 .* 'forced_only', .* at most 2, the number of benign clients\.$"
+    with pytest.raises(ConfigError, match=words):
+        configs.resolve(small.config(federation__clients_per_round=3, aggregator__name="mean", **fields))
+
+
 def test_malicious_clients_are_counted_in_exact_decimals():
     def count(clients, fraction):
         config = small.config(
@@ -236,6 +333,7 @@ def test_malicious_clients_are_counted_in_exact_decimals():
         ("attack.options.positions", "((0, 1, 2), (0, 1, 3))", ((0, 1, 2), (0, 1, 3))),
         ("attack.options.positions", "none", None),
         ("attack.options.space", "raw", "raw"),
+        ("attack.options.badnets.value", "2", 2.0),
         ("aggregator.options.temperature", "2", 2.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""The docs: generated pages and tables of results are what the code and the kept files say."""
+"""The docs: generated pages, tables of results and code are what the code and the kept files say."""
 
 import os
 import re
@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from fedjax_spmc import server
-from fedjax_spmc.registry import aggregators, local_rules
+from fedjax_spmc.registry import aggregators, attacks, local_rules
+from fedjax_spmc.types import Attack
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -17,6 +18,8 @@ import docstrings
 import make_docs
 
 PAGE = ROOT / "docs" / "aggregators.md"
+DESIGN = ROOT / "docs" / "design.md"
+ATTACKS = ROOT / "docs" / "attacks.md"
 
 
 def parts(text: str, level: int) -> dict[str, str]:
@@ -49,6 +52,14 @@ def test_every_rule_says_its_source_what_it_assumes_and_what_it_costs(kind):
         assert all(part.fields[field] for field in ("Source", "Assumes", "Cost")), name
 
 
+@pytest.mark.parametrize("name", attacks.names())
+def test_every_attack_says_its_source_what_it_knows_and_controls_and_what_it_costs(name):
+    part = docstrings.part(attacks, name)
+    assert tuple(part.fields) == ("Source", "Knows", "Controls", "Cost", "Deviations")
+    assert all(part.fields.values())
+    assert part.idea
+
+
 def test_generated_pages_are_current():
     script = ROOT / "experiments" / "make_docs.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -58,8 +69,35 @@ def test_generated_pages_are_current():
 
 
 def test_every_generated_block_is_on_the_page():
-    marked = re.findall(r"^<!-- generated: (.+) -->$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pages = PAGE.read_text(encoding="utf-8") + ATTACKS.read_text(encoding="utf-8")
+    marked = re.findall(r"^<!-- generated: (.+) -->$", pages, flags=re.MULTILINE)
     assert sorted(marked) == sorted(make_docs.BLOCKS)
+
+
+def test_every_attack_has_a_section_and_a_line():
+    text = ATTACKS.read_text(encoding="utf-8")
+    assert [names_in(row["attack"]) for row in rows(text)] == [[name] for name in attacks.names()]
+    assert list(parts(text, 3))[-len(attacks.names()) :] == [f"Attack `{name}`" for name in attacks.names()]
+
+
+def test_every_slot_of_an_attack_stands_in_the_order_of_a_round():
+    order = parts(ATTACKS.read_text(encoding="utf-8"), 3)["The order of the slots, and their fences"]
+    assert sorted(names_in(row["slot"])[0] for row in rows(order)) == sorted(Attack._fields)
+
+
+def test_the_attack_that_is_shown_is_the_plug_in():
+    shown = re.findall(r"^```python\n(.*?)^```$", DESIGN.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert shown == [(ROOT / "tests" / "plugins" / "scaled.py").read_text(encoding="utf-8")]
+
+
+def test_every_plug_in_is_named_with_its_slots():
+    """By its source: imported here it would stay registered."""
+    table = rows_with(DESIGN.read_text(encoding="utf-8"), "slots")
+    files = {path.name: path for path in (ROOT / "tests" / "plugins").glob("*.py") if path.name != "__init__.py"}
+    assert {row["file"].strip("`") for row in table} == files.keys()
+    for row in table:
+        made = files[row["file"].strip("`")].read_text(encoding="utf-8").partition("return Attack(")[2]
+        assert set(names_in(row["slots"])) == {slot for slot in Attack._fields if re.search(rf"\b{slot}=", made)}
 
 
 def test_a_stale_page_is_named_and_written_anew(tmp_path, monkeypatch, capsys):
@@ -113,6 +151,13 @@ def test_columns_that_come_from_the_code():
     ]
     assert make_docs.asks("spmc") == 'linear, unless `teacher_weights="uniform"`'
     assert [name for name in local_rules.names() if make_docs.keeps_state(name)] == ["scaffold", "spmc"]
+    assert [make_docs.slots_of(name) for name in ("badnets", "none")] == ["`init`, `poison`, `backdoor`", "none"]
+    assert [make_docs.has_backdoor(name) for name in ("dba", "none")] == [True, False]
+    assert [make_docs.span(numbers) for numbers in ([0, 2, 1, 1], [0, 1], [3, 5, 4, 7])] == [
+        "0 to 2",
+        "0, 1",
+        "3, 4, 5, 7",
+    ]
 
 
 MODULE = """Rule: does something.
@@ -193,6 +238,13 @@ def test_a_docstring_without_the_form_is_refused_with_the_rule_and_the_field(whe
     with pytest.raises(docstrings.DocstringError, match=re.escape(message)) as caught:
         parsed(**texts)
     assert str(caught.value).startswith("aggregator rule")
+
+
+@pytest.mark.parametrize("field", docstrings.ATTACK)
+def test_an_attacks_docstring_has_all_its_fields(field):
+    module = "Name: does something.\n\n" + "".join(f"{one}: none.\n" for one in docstrings.ATTACK if one != field)
+    with pytest.raises(docstrings.DocstringError, match=f"attack x: the field '{field}' is missing"):
+        docstrings.read("attack x", "x", module, "Text.", (), (), docstrings.ATTACK, docstrings.ATTACK)
 
 
 def test_a_list_of_differences_needs_a_variant():

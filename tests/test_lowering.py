@@ -33,7 +33,7 @@ def test_a_round_is_lowered(method, monkeypatch, small_cache):
         return train(federation._replace(server=server), arrays, sizes, state, key)
 
     def server_part(trainings, state, key, arrays, sizes, server):
-        return aggregate(federation._replace(server=server), sizes, state, key, trainings)
+        return aggregate(federation._replace(server=server), arrays, sizes, state, key, trainings)
 
     monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
     assert auto_client_batch(4) == 4

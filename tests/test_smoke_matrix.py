@@ -113,7 +113,7 @@ def aggregator_of(name: str, local: Local, compiled: dict[str, Any]):
     if name not in compiled:
         experiment = local.experiment
         config, dataset = make_small(aggregator=name), experiment.dataset
-        held = setup.server_images(config, dataset)
+        held = setup.server_examples(config, dataset)
         rule = assemble(config, dataset.info, held).aggregator(held)
         compiled[name] = rule._replace(aggregate=jax.jit(rule.aggregate))
     return compiled[name]

@@ -122,7 +122,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     train = Examples(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels, jnp.int32))
     starts, helds = [player.start(cell) for cell in group.cells], []
     for _, lane in starts:
-        helds.append(rounds.place_inputs((train, lane.indices), lane.indices.sizes, used))
+        helds.append(rounds.place_inputs((train, lane.indices), lane.indices.sizes, (), used))
         train = helds[0].shared[0][0]  # one copy of the images on each device
     step = cost(federation, config.local.batch_size)
     for count in counts:

@@ -56,7 +56,8 @@ def fedcpa(
         * Equal normalities make every multiplier NaN; here every multiplier is 1.
 
     Traits: not linear, because multipliers are no shares of a whole, and in the reference because the global model
-        stays as it is; in the reference without `install` no consensus for that reason. The paper's rule is not
+        stays as it is; in the reference without `install` no consensus for that reason, and it is not differentiable.
+        The paper's rule is not
         stateless, because the state holds the global model of the round before; nor is it robust, and neither is the
         reference with `install`, because an update of another length can have the same order of importances.
 

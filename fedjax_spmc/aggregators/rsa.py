@@ -42,7 +42,8 @@ def rsa(
         * Batch statistics of the server never change; here they are averaged as in every rule.
 
     Traits: not linear, because only signs enter; no consensus, because the step has a fixed length. The reference is
-        not permutation invariant, because its running clip depends on the order.
+        not permutation invariant, because its running clip depends on the order. Neither is differentiable: a sign
+        has no slope.
 
     Args:
         variant: the publication or the SPMC code.

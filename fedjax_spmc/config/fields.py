@@ -175,7 +175,11 @@ def default_config() -> Config:
 
 
 def set_field(config: Config, path: str, value: Any) -> None:
-    """Sets a field by its dotted path; missing sections are created."""
+    """Sets a field by its dotted path; missing sections are created.
+
+    Raises:
+        ConfigError: a value stands where the path has a section.
+    """
     from ml_collections import ConfigDict
 
     *sections, name = path.split(".")
@@ -183,28 +187,42 @@ def set_field(config: Config, path: str, value: Any) -> None:
         if section not in config:
             config[section] = ConfigDict(type_safe=False)
         config = config[section]
+        if not hasattr(config, "items"):
+            raise ConfigError(unknown_field(path))
     if name in config:
         del config[name]  # where a float stands, an assignment would turn True into 1.0
     config[name] = value
 
 
-def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """All fields by dotted path; empty sections vanish.
+def flatten(config: Config) -> dict[str, Any]:
+    """All fields by dotted path; empty sections vanish. Options of one attack are `attack.options.NAME.option`.
 
     Raises:
         ConfigError: `config` is no mapping.
     """
     if not hasattr(config, "items"):
         raise ConfigError(f"config = {quoted(config)} is not allowed: it must be a ConfigDict.")
+    return _flat(config, "", {f"attack.options.{name}" for name in _attack_names(config)})
+
+
+def _flat(config: Config, prefix: str, of_one_attack: set[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
-        is_field = path in FIELDS or ".options." in path
+        is_field = path in FIELDS or (".options." in path and path not in of_one_attack)
         if hasattr(value, "items") and not is_field:
-            flat.update(flatten(value, f"{path}."))
+            flat.update(_flat(value, f"{path}.", of_one_attack))
         else:
             flat[path] = to_plain(value) if hasattr(value, "items") else value
     return flat
+
+
+def _attack_names(config: Config) -> list[str]:
+    """The attacks that a config names, whatever else is wrong with it."""
+    section: Any = dict(config.items()).get("attack")
+    fields = dict(section.items()) if hasattr(section, "items") else {}
+    names = fields.get("name", FIELDS["attack.name"].default)
+    return [name for name in (names if isinstance(names, (tuple, list)) else [names]) if isinstance(name, str)]
 
 
 def unknown_field(path: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedjax_spmc import registry
-from fedjax_spmc.config.fields import FIELDS, PARTS, Config, default_config, flatten, set_field, unknown_field
-from fedjax_spmc.config.resolving import check_field, names_text, part_options, resolved_name
+from fedjax_spmc.config.fields import FIELDS, PARTS, Config, default_config, flatten, set_field, to_plain, unknown_field
+from fedjax_spmc.config.resolving import check_field, names_text, options_of_one, part_options, resolved_name
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import check_options
 
@@ -29,10 +29,11 @@ def parse_override(config: Config, path: str, text: str) -> Any:
     """The value of `--config.PATH=TEXT`, typed by the field or by the option of the chosen part."""
     section, _, name = path.partition(".options.")
     if name and section in PARTS:
-        known = part_options(config, section)
+        alike = part_options(config, section)
+        known = alike | options_of_one(config, section)
         if name not in known:
             owner = f"{PARTS[section][1]} = {names_text(resolved_name(config, section))}"
-            check_options(owner, known, {name: text}, f"{section}.options.")
+            check_options(owner, alike, {name: text}, f"{section}.options.")
         return known[name].parse(text, path)
     if path not in FIELDS:
         raise ConfigError(unknown_field(path))
@@ -65,7 +66,7 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
             continue
         value = parse_override(config, path, text)
         section = naming[path]
-        dropped = dict(config[section].options)
+        dropped = to_plain(config[section].options)
         if value != resolved_name(config, section) and dropped:
             config[section].options = ConfigDict(type_safe=False)
             notices.append(f"{path} is now {names_text(value)}: dropped {section}.options {dropped} of the preset.")

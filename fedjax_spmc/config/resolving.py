@@ -31,6 +31,9 @@ from fedjax_spmc.types import Aggregator, ServerData
 def resolve(config: Config) -> Config:
     """A checked copy in which every field has its own type and every option of the chosen parts is written out.
 
+    An option that several attacks of a list know with different defaults is left out unless it is given: each keeps
+    its own.
+
     Raises:
         ConfigError: one sentence that names the field, the value and what is allowed.
     """
@@ -50,11 +53,16 @@ def resolve(config: Config) -> Config:
             for path, value in flat.items()
             if path.startswith(f"{section}.options.")
         }
-        known = part_options(resolved, section)
-        names = resolved_name(resolved, section)
-        checked = check_options(f"{PARTS[section][1]} = {names_text(names)}", known, given, f"{section}.options.")
-        options = {name: checked.get(name, option.default) for name, option in known.items()}
-        resolved[section].options.update(options)
+        names, alike = resolved_name(resolved, section), part_options(resolved, section)
+        known = alike | options_of_one(resolved, section)
+        owner = f"{PARTS[section][1]} = {names_text(names)}"
+        for name in given.keys() - known.keys():
+            check_options(owner, alike, {name: given[name]}, f"{section}.options.")
+        checked = check_options(owner, known, given, f"{section}.options.")
+        disputed = _disputed(resolved, section)
+        defaults = {name: option.default for name, option in alike.items() if name not in disputed}
+        for name, value in (defaults | checked).items():
+            set_field(resolved, f"{section}.options.{name}", value)
     _check_combinations(resolved)
     return resolved
 
@@ -75,6 +83,30 @@ def part_options(config: Config, section: str) -> dict[str, Option]:
     return {name: option for name, option in known.items() if name not in own}
 
 
+def options_of_one(config: Config, section: str) -> dict[str, Option]:
+    """`NAME.option` -> the option of that attack alone, for the attacks that are chosen; no other section has such."""
+    if section != "attack":
+        return {}
+    names = resolved_name(config, section)
+    return {
+        f"{name}.{option}": known
+        for name in (names if isinstance(names, tuple) else (names,))
+        for option, known in PARTS[section][0].options(name).items()
+    }
+
+
+def _disputed(config: Config, section: str) -> set[str]:
+    """The options for which the attacks of a list have different defaults."""
+    names = resolved_name(config, section)
+    defaults: dict[str, Any] = {}
+    disputed: set[str] = set()
+    for name in names if isinstance(names, tuple) else (names,):
+        for option in PARTS[section][0].options(name).values():
+            if defaults.setdefault(option.name, option.default) != option.default:
+                disputed.add(option.name)
+    return disputed
+
+
 def attack_options(config: Config) -> dict[str, Any]:
     """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
     names = resolved_name(config, "attack")
@@ -82,7 +114,9 @@ def attack_options(config: Config) -> dict[str, Any]:
     for name in names if isinstance(names, tuple) else (names,):
         known |= set(registry.attacks.options(name))
     fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
-    return {**fields, **dict(config.attack.options)}
+    prefix = "attack.options."
+    flat = {path.removeprefix(prefix): v for path, v in flatten(config).items() if path.startswith(prefix)}
+    return {**fields, **flat}
 
 
 def array_options(config: Config, section: str) -> set[str]:
@@ -92,7 +126,8 @@ def array_options(config: Config, section: str) -> set[str]:
     for name in names if isinstance(names, tuple) else (names,):
         for option in PARTS[section][0].options(name).values():
             taken[option.name] = taken.get(option.name, True) and option.traced
-    return {name for name, traced in taken.items() if traced}
+    of_one = {name for name, option in options_of_one(config, section).items() if option.traced}
+    return {name for name, traced in taken.items() if traced} | of_one
 
 
 def names_text(value: Any) -> str:
@@ -122,6 +157,14 @@ def _check_combinations(config: Config) -> None:
             f"federation.clients_per_round = {federation.clients_per_round} is not allowed: it must be at most "
             f"federation.num_clients = {federation.num_clients}."
         )
+    if config.sampling.name == "uniform" and config.sampling.options.attackers == "forced_only":
+        benign = federation.num_clients - num_malicious(config)
+        if federation.clients_per_round > benign:
+            raise ConfigError(
+                f"federation.clients_per_round = {federation.clients_per_round} is not allowed with "
+                "sampling.options.attackers = 'forced_only', which keeps malicious clients out of rounds without an "
+                f"attack: it must be at most {benign}, the number of benign clients."
+            )
     if schedule.last is not None and schedule.last < schedule.first:
         raise ConfigError(
             f"attack.schedule.last = {schedule.last} is not allowed: it must be at least "
