@@ -18,7 +18,11 @@ def same_machine():
         pytest.skip(f"the numbers were kept on another machine ({', '.join(other)} differ)")
 
 
-@pytest.mark.parametrize("method", kept_numbers.METHODS)
+@pytest.mark.parametrize(
+    "method",
+    # One is enough for the inner loop: at the tests' quick compilation a run takes about ten seconds.
+    [method if method == "spmc" else pytest.param(method, marks=pytest.mark.slow) for method in kept_numbers.METHODS],
+)
 @pytest.mark.usefixtures("small_cache")
 def test_digits(method):
     assert kept_numbers.play("digits", method) == KEPT["runs"]["digits"][method]
