@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fedjax_spmc import attacks, registry, setup
+from fedjax_spmc import attacks, parts, registry
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import listing, presets
 from fedjax_spmc.data import DatasetInfo
@@ -233,7 +233,7 @@ def test_a_target_of_one_attack_is_a_class():
     config = configs.resolve(small.config(attack__options__badnets__target_label=10))
     info = DatasetInfo("synthetic", 10, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
     with pytest.raises(ConfigError, match=r"^attack\.options\.badnets\.target_label = 10 .* 0 to 9\.$"):
-        setup.check_fits(config, info)
+        parts.check_fits(config, info)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ def check(data, method):
     assert [{name: line[name] for name in old} for line, old in zip(played, kept, strict=True)] == kept
 
 
-@pytest.mark.parametrize("method", kept_numbers.METHODS)
+@pytest.mark.parametrize(
+    "method",
+    # One is enough for the inner loop: at the tests' quick compilation a run takes about ten seconds.
+    [method if method == "spmc" else pytest.param(method, marks=pytest.mark.slow) for method in kept_numbers.METHODS],
+)
 @pytest.mark.usefixtures("small_cache")
 def test_digits(method):
     check("digits", method)
