@@ -4,6 +4,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PURPOSES = (
     "init", "roster", "attack", "sampling", "begin_round", "craft", "aggregate", "shuffle", "augment", "frozen_augment",
@@ -23,3 +24,18 @@ def purpose_key(key: Any, purpose: str, *indices: Any) -> Any:
 def name_key(key: Any, name: str) -> Any:
     """The key of a part by its name, whatever stands beside it."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed key or an array of such."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def numbers_of(leaf: Any) -> Any:
+    """A leaf as files can hold it: a key as its numbers, anything else as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def leaf_of(numbers: Any, like: Any) -> Any:
+    """The leaf, of the kind that `like` is, from `numbers_of` it."""
+    return jax.random.wrap_key_data(numbers) if is_key(like) else numbers

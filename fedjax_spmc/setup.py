@@ -1,6 +1,6 @@
 """What an experiment has on the host, each from a resolved config: data, partition, roster, the settings in arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,7 @@ from fedjax_spmc.data.pipeline import ClientIndices
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import Federation, FederationState
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.types import (
-    Array,
-    Examples,
-    PRNGKey,
-    Roster,
-)
+from fedjax_spmc.types import Array, Examples, PRNGKey, Roster
 
 
 class ArraySettings(NamedTuple):
@@ -151,23 +146,18 @@ def examples_of(inputs: np.ndarray, labels: np.ndarray) -> Examples:
 
 def array_settings(config: Any) -> ArraySettings:
     """The config's own array settings, as Python has them."""
-    parts = {
-        section: {
-            name: value
-            for name, value in given.items()
-            if value is not None and name in configs.array_options(config, section)
-        }
-        for section, given in (
-            ("local", config.local.options),
-            ("aggregator", config.aggregator.options),
-            ("attack", configs.attack_options(config)),
-        )
-    }
+
+    def traced(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        taken = configs.array_options(config, section)
+        return {name: value for name, value in given.items() if value is not None and name in taken}
+
     return ArraySettings(
         hyper={name: config.local[name] for name in configs.hyperparameters(config)},
         server={name: config.server[name] for name in configs.server_settings(config)},
         schedule=schedule_of(config),
-        **parts,
+        local=traced("local", config.local.options),
+        aggregator=traced("aggregator", config.aggregator.options),
+        attack=traced("attack", configs.attack_options(config)),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import run
+from fedjax_spmc import keys, run
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.record.checkpoint import Checkpoints
@@ -100,11 +100,7 @@ def saved_state(folder: Path) -> list[tuple[Any, ...]]:
     assert rounds is not None
     state = checkpoints.restore(rounds, Snapshot(like, NONE_UNREPORTED))
     checkpoints.close()
-    keyless = [
-        jax.random.key_data(leaf) if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        for leaf in jax.tree.leaves(state)
-    ]
-    arrays = [np.asarray(leaf) for leaf in keyless]
+    arrays = [np.asarray(keys.numbers_of(leaf)) for leaf in jax.tree.leaves(state)]
     return [(rounds,), *[(str(array.dtype), array.shape, array.tobytes()) for array in arrays]]
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import data, registry
+from fedjax_spmc import data, keys, registry
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data.dataset import Dataset, num_train
 from fedjax_spmc.data.pipeline import ClientIndices
@@ -244,24 +244,16 @@ def measure(ready: Ready) -> dict[str, Any]:
 
 def bits(tree: Any) -> list[bytes]:
     """The bytes of every leaf."""
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.tree.map(_plain, tree))]
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.tree.map(keys.numbers_of, tree))]
 
 
 def through_bytes(tree: Any) -> Any:
     """The tree as it comes back from a file: to bytes on the host, and from them to the device."""
 
     def one(leaf: Any) -> Any:
-        host = np.asarray(_plain(leaf))
+        host = np.asarray(keys.numbers_of(leaf))
         array = jax.device_put(np.frombuffer(host.tobytes(), host.dtype).reshape(host.shape), leaf.sharding)
-        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+        return keys.leaf_of(array, leaf)
 
     return jax.tree.map(one, tree)
 

@@ -73,11 +73,16 @@ def resolved_name(config: Config, section: str) -> Any:
     return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
+def resolved_names(config: Config, section: str) -> tuple[str, ...]:
+    """The same as `resolved_name`, always as a tuple."""
+    value = resolved_name(config, section)
+    return value if isinstance(value, tuple) else (value,)
+
+
 def part_options(config: Config, section: str) -> dict[str, Option]:
     """The options that the part chosen in `section` takes; those that are config fields of their own are left out."""
-    names = resolved_name(config, section)
     known: dict[str, Option] = {}
-    for name in names if isinstance(names, tuple) else (names,):
+    for name in resolved_names(config, section):
         known.update(PARTS[section][0].options(name, PARTS[section][1]))
     own = SECTION_FIELDS.get(section, ())
     return {name: option for name, option in known.items() if name not in own}
@@ -87,20 +92,18 @@ def options_of_one(config: Config, section: str) -> dict[str, Option]:
     """`NAME.option` -> the option of that attack alone, for the attacks that are chosen; no other section has such."""
     if section != "attack":
         return {}
-    names = resolved_name(config, section)
     return {
         f"{name}.{option}": known
-        for name in (names if isinstance(names, tuple) else (names,))
+        for name in resolved_names(config, section)
         for option, known in PARTS[section][0].options(name).items()
     }
 
 
 def _disputed(config: Config, section: str) -> set[str]:
     """The options for which the attacks of a list have different defaults."""
-    names = resolved_name(config, section)
     defaults: dict[str, Any] = {}
     disputed: set[str] = set()
-    for name in names if isinstance(names, tuple) else (names,):
+    for name in resolved_names(config, section):
         for option in PARTS[section][0].options(name).values():
             if defaults.setdefault(option.name, option.default) != option.default:
                 disputed.add(option.name)
@@ -109,10 +112,7 @@ def _disputed(config: Config, section: str) -> set[str]:
 
 def attack_options(config: Config) -> dict[str, Any]:
     """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
-    names = resolved_name(config, "attack")
-    known: set[str] = set()
-    for name in names if isinstance(names, tuple) else (names,):
-        known |= set(registry.attacks.options(name))
+    known = {option for name in resolved_names(config, "attack") for option in registry.attacks.options(name)}
     fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
     prefix = "attack.options."
     flat = {path.removeprefix(prefix): v for path, v in flatten(config).items() if path.startswith(prefix)}
@@ -121,9 +121,8 @@ def attack_options(config: Config) -> dict[str, Any]:
 
 def array_options(config: Config, section: str) -> set[str]:
     """Names of the array options of the part chosen in `section`; several attacks must all take an array."""
-    names = resolved_name(config, section)
     taken: dict[str, bool] = {}
-    for name in names if isinstance(names, tuple) else (names,):
+    for name in resolved_names(config, section):
         for option in PARTS[section][0].options(name).values():
             taken[option.name] = taken.get(option.name, True) and option.traced
     of_one = {name for name, option in options_of_one(config, section).items() if option.traced}
@@ -215,7 +214,7 @@ def _check_combinations(config: Config) -> None:
                 "options evaluates a model of its own that no step of the server reaches: it must be 'none'."
             )
     for name, value in attack_options(config).items():
-        for attack in (config.attack.name,) if isinstance(config.attack.name, str) else config.attack.name:
+        for attack in resolved_names(config, "attack"):
             known = registry.attacks.options(attack)
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
@@ -327,7 +326,6 @@ def num_malicious(config: Config) -> int:
 
     Deviation: the authors' codes truncate the product of floats, which gives 28 there.
     """
-    names = resolved_name(config, "attack")
-    if set(names if isinstance(names, tuple) else (names,)) == {"none"}:
+    if set(resolved_names(config, "attack")) == {"none"}:
         return 0
     return math.floor(config.federation.num_clients * Decimal(repr(config.attack.malicious_fraction)))

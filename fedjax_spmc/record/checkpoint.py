@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_spmc import keys
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record import files
 
@@ -139,17 +140,11 @@ def _structure(state: Any) -> dict[str, str]:
     }
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _storable(state: Any) -> Any:
     """The state with leaves of the types that Orbax knows: keys as their data, NumPy's scalars as arrays."""
 
     def storable(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.random.key_data(leaf)
-        return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+        return np.asarray(leaf) if isinstance(leaf, np.generic) else keys.numbers_of(leaf)
 
     return jax.tree.map(storable, state)
 
@@ -157,8 +152,7 @@ def _storable(state: Any) -> Any:
 def _restored(leaf: Any, data: Any) -> Any:
     """An array that Orbax read, as a leaf of the type that the state has there."""
     # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
-    array = jnp.asarray(np.asarray(data))
-    return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+    return keys.leaf_of(jnp.asarray(np.asarray(data)), leaf)
 
 
 def _first_line(reason: Any) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import trees
+from fedjax_spmc import keys, trees
 from fedjax_spmc.types import Roster, State
 
 SCHEDULE = ("first", "last", "every", "turns")
@@ -54,10 +54,8 @@ def roster_of(content: Mapping[str, Any]) -> Roster:
 def attack_arrays(own: State) -> dict[str, np.ndarray]:
     """The leaves of an attack's state under their paths joined by dots; keys as their numbers."""
     names = trees.leaf_names(own)
-    return {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for name, leaf in zip(names, jax.tree.leaves(own), strict=True)
-    }
+    leaves = map(keys.numbers_of, jax.tree.leaves(own))
+    return {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
 
 
 def attack_of(arrays: Mapping[str, np.ndarray], like: State) -> State:
@@ -71,15 +69,8 @@ def attack_of(arrays: Mapping[str, np.ndarray], like: State) -> State:
         ValueError: the arrays are those of another attack.
     """
     leaves = []
-    for name, (old, wanted) in zip(
-        trees.leaf_names(like), zip(jax.tree.leaves(like), attack_arrays(like).values(), strict=True), strict=True
-    ):
+    for old, (name, wanted) in zip(jax.tree.leaves(like), attack_arrays(like).items(), strict=True):
         if name not in arrays or arrays[name].shape != wanted.shape or arrays[name].dtype != wanted.dtype:
             raise ValueError(f"{name} is missing or has another shape")
-        read = jnp.asarray(arrays[name])
-        leaves.append(jax.random.wrap_key_data(read) if _is_key(old) else read)
+        leaves.append(keys.leaf_of(jnp.asarray(arrays[name]), old))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
