@@ -48,7 +48,7 @@ class Attackers:
         """What a benign client's rule sees."""
         federation, state = self._federation, self._state
         return Context(
-            model=federation.model,
+            model=federation.local_model(),
             variables=state.variables,
             previous=state.previous,
             hyper=federation.hyper_at(state.round),
@@ -73,8 +73,9 @@ class Attackers:
         federation = self._federation
         attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
         hyper, epochs = self._training_of(attacking)
+        own_fields = {"model": federation.model, "obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs}
         ctx = AttackContext(
-            **self.rule_context()._asdict() | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
+            **self.rule_context()._asdict() | own_fields,
             roster=self._roster,
             client_ids=self._client_ids,
             num_batches=num_batches,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
 from fedjax_spmc import config as configs
@@ -181,16 +182,21 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
 
 def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
-    name, model = config.model.name, model_of(config, info)
+    model = model_of(config, info)
     if not jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats):
         return
-    given, instead = f"model.name = {name!r}", ""
-    if "norm" in registry.models.options(name):
-        given, instead = f"{given} and model.norm = {config.model.norm!r}", ", or model.norm 'group' or 'none'"
-    raise ConfigError(
-        f"local.drop_last = False is not allowed with {given}, whose batch statistics would count the rows that an "
-        f"incomplete batch lacks: it must be True{instead}."
-    )
+
+    def run(key: PRNGKey) -> Any:
+        variables, inputs = model.init(key), jnp.zeros((2, *model.input.shape), model.input.dtype)
+        return model.apply(variables.params, variables.stats, inputs, True, key, jnp.ones(2, bool))
+
+    try:
+        jax.eval_shape(run, jax.random.key(0))
+    except ValueError:
+        raise ConfigError(
+            f"local.drop_last = False is not allowed with model.name = {config.model.name!r}, whose batch statistics "
+            "would count the rows that an incomplete batch lacks: it must be True."
+        ) from None
 
 
 def federation_of(
@@ -231,6 +237,7 @@ def federation_of(
         held=held,
         attacker=attacker_of(config, rule),
         frozen=config.attack.augmentation == "frozen",
+        whole_batches=config.local.drop_last,
     )
 
 
