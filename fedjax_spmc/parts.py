@@ -37,7 +37,8 @@ from fedjax_spmc.types import (
 
 def task_of(config: Any, info: data.DatasetInfo) -> Task:
     """What the data set makes of the model's work, with the config's augmentation and normalisation."""
-    return make_task(info, config.data.augment, config.data.normalise)
+    given = {name: config.data[name] for name in ("mean", "std") if config.data[name]}
+    return make_task(info._replace(**given), config.data.augment, config.data.normalise)
 
 
 def model_of(config: Any, info: data.DatasetInfo) -> Model:
@@ -165,14 +166,22 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a config that does not fit the data set.
 
     Raises:
-        ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
+        ConfigError: the attacker's target is no class of it, its pixels have other channels than the statistics given,
+            or incomplete batches would enter batch statistics.
     """
+    for name in ("mean", "std"):
+        channels = 0 if info.mean is None else len(info.mean)
+        if config.data[name] and len(config.data[name]) != channels:
+            raise ConfigError(
+                f"data.{name} = {config.data[name]} is not allowed with {info.name}: it must be a list of {channels}, "
+                "one number for each channel, or ()."
+            )
     targets = {"attack.target_label": config.attack.target_label}
     for name, value in configs.attack_options(config).items():
         if name.endswith(".target_label"):
             targets[f"attack.options.{name}"] = value
     for path, target in targets.items():
-        if target >= info.num_classes:
+        if target is not None and target >= info.num_classes:
             raise ConfigError(
                 f"{path} = {target} is not allowed: it must be a class of {info.name}, 0 to {info.num_classes - 1}."
             )

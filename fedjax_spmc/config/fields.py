@@ -17,6 +17,7 @@ COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
 BELOW_ONE = Range(0, 1, high_open=True)
 AS_BENIGN = "of attacking clients; None = as benign ones"
+OF_THE_ATTACK = "None = the attack's own"
 
 FIELDS: dict[str, Option] = {
     option.name: option
@@ -35,6 +36,8 @@ FIELDS: dict[str, Option] = {
         Option("data.val_fraction", float, 0.1, range=Range(0, 0.9)),
         Option("data.augment", bool, True, note="crop and flip of the data set"),
         Option("data.normalise", bool, True, note="False leaves pixels in [0, 1]"),
+        Option("data.mean", tuple, (), note="of pixels in [0, 1], one for each channel; () = the data set's own"),
+        Option("data.std", tuple, (), note="like data.mean, above 0; () = the data set's own"),
         Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
@@ -104,9 +107,9 @@ FIELDS: dict[str, Option] = {
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
-        Option("attack.poison_fraction", float, 0.5, range=FRACTION),
-        Option("attack.target_label", int, 2, range=Range(0, 10**6)),
-        Option("attack.trigger", str, "fdcr_paper", note="a preset of the attack, see --list"),
+        Option("attack.poison_fraction", float, None, optional=True, range=FRACTION, note=OF_THE_ATTACK),
+        Option("attack.target_label", int, None, optional=True, range=Range(0, 10**6), note=OF_THE_ATTACK),
+        Option("attack.trigger", str, None, optional=True, note=f"a preset of the attack, see --list; {OF_THE_ATTACK}"),
         Option(
             "attack.augmentation",
             str,
@@ -147,7 +150,7 @@ PARTS: dict[str, tuple[registry.Registry, str]] = {
 """The sections with free `options`: the registry that types them and the field that names the part."""
 
 ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
-"""Fields of `attack` that are options of those attacks that know them."""
+"""Fields of `attack` that are options of those attacks that know them; None leaves each attack its own default."""
 
 SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
 """Such fields of all sections; they are not repeated among the section's `options`."""
