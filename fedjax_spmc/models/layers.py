@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.pooled import convolution_pool
 from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
@@ -170,7 +171,7 @@ def as_model(
         return next_function(*arguments, **keywords)
 
     with nn.intercept_methods(note):
-        order = paths(jax.eval_shape(init, jax.random.key(0)).params)
+        order = paths(jax.eval_shape(init, root_key(0)).params)
     last = order[-1][:-1]
 
     def features(
