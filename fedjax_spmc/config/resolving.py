@@ -300,7 +300,7 @@ def with_chosen_options(config: Config) -> Config:
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
-        copy.local.schedule_rounds = copy.federation.rounds
+        copy.local.schedule_rounds = copy.local.schedule_offset + copy.federation.rounds
     return copy
 
 
