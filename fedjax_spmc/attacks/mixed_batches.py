@@ -5,7 +5,7 @@ internal epochs the batches of poisoned examples go side by side with those of o
 the two ends. What is poisoned, and how, is left to the other attacks of the list, which poison the first half whole
 with `attack.poison_fraction=1`: `attack.name=(badnets,mixed_batches)`.
 
-Source: the published code of Zhang, Panda, Song, Yang, Mahoney, Mittal, Ramchandran, Gonzalez, "Neurotoxin: Durable
+Source: the published code of Zhang, Panda, Song, Yang, Mahoney, Gonzalez, Ramchandran, Mittal, "Neurotoxin: Durable
     Backdoors in Federated Learning", ICML 2022; the paper does not speak of it.
 Knows: with `clean=pool` the data of other clients.
 Controls: its own training data and training.
@@ -23,8 +23,9 @@ import jax.numpy as jnp
 
 from fedjax_spmc import training
 from fedjax_spmc.attacks._pool import draw_pool
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.keys import purpose_key
-from fedjax_spmc.options import Range
+from fedjax_spmc.options import Range, quoted
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.training import Hooks
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, ClientData, Context, LocalRule, PRNGKey
@@ -56,7 +57,16 @@ def mixed_batches(
             `rows` it has no more than those.
         relabel: labels; clean examples that have one of them get `target_label` too (the code: 7, whatever the data).
         target_label: the label that the attacker wants.
+
+    Raises:
+        ConfigError: something in `relabel` is no label.
     """
+
+    if any(type(label) is not int or label < 0 for label in relabel):
+        raise ConfigError(
+            f"attack.options.relabel = {quoted(relabel)} is not allowed: it must be a list of labels, whole numbers "
+            "from 0 on."
+        )
 
     def init(ctx: AttackContext, key: PRNGKey) -> Array:
         return draw_pool(ctx.roster, pool_size, key) if clean == "pool" else jnp.zeros(1, jnp.int32)

@@ -3,7 +3,7 @@
 Beside any poisoning of data: `attack.name=(badnets,neurotoxin)`. The mask is made once in each attack round, before
 local training, of a gradient G that stands for benign training; True = may change = small in G.
 
-Source: Zhang, Panda, Song, Yang, Mahoney, Mittal, Ramchandran, Gonzalez, "Neurotoxin: Durable Backdoors in Federated
+Source: Zhang, Panda, Song, Yang, Mahoney, Gonzalez, Ramchandran, Mittal, "Neurotoxin: Durable Backdoors in Federated
     Learning", ICML 2022, Algorithm 1, and its published code.
 Knows: the models that the server broadcasts; with `mask_data=pool` other clients' data; with `subtract_own` the
     server's rule.
@@ -57,8 +57,8 @@ def neurotoxin(
     strict: bool = True,
     subtract_own: bool = False,
     mask_data: Literal["pool", "own"] = "pool",
-    pool_size: Annotated[int, Range(1, 10**6)] = 30,
-    pool_drawn: Annotated[int, Range(1, 10**6)] | None = None,
+    mask_pool: Annotated[int, Range(1, 10**6)] = 30,
+    mask_drawn: Annotated[int, Range(1, 10**6)] | None = None,
 ) -> Attack:
     """Masks the attackers' gradients: of n coordinates int(n ratio) may change, those smallest in |G|.
 
@@ -83,16 +83,16 @@ def neurotoxin(
             parts of the list before this one left them. The others' uploads are not looked at.
         mask_data: of clean_grad: "pool" reads the clean data of clients drawn once for the run, benign ones first (the
             code), "own" those of the clients that attack in the round.
-        pool_size: clients in the pool; all where there are fewer.
-        pool_drawn: how many of the pool are read in a round, drawn anew each time; None = all, in the pool's order.
+        mask_pool: clients in the pool; all where there are fewer.
+        mask_drawn: how many of the pool are read in a round, drawn anew each time; None = all, in the pool's order.
     """
     if source == "prev_update":
-        unused = {"mask_data": mask_data, "pool_size": pool_size, "pool_drawn": pool_drawn}
+        unused = {"mask_data": mask_data, "mask_pool": mask_pool, "mask_drawn": mask_drawn}
         refuse_unused(neurotoxin, "source = 'prev_update'", unused, "attack")
     else:
         refuse_unused(neurotoxin, "source = 'clean_grad'", {"subtract_own": subtract_own}, "attack")
         if mask_data == "own":
-            unused = {"pool_size": pool_size, "pool_drawn": pool_drawn}
+            unused = {"mask_pool": mask_pool, "mask_drawn": mask_drawn}
             refuse_unused(neurotoxin, "mask_data = 'own'", unused, "attack")
     reads_pool = source == "clean_grad" and mask_data == "pool"
 
@@ -100,7 +100,7 @@ def neurotoxin(
         params = ctx.variables.params
         return NeurotoxinState(
             mask=jax.tree.map(lambda x: jnp.ones(x.shape, bool), params),
-            pool=draw_pool(ctx.roster, pool_size, key) if reads_pool else jnp.zeros(1, jnp.int32),
+            pool=draw_pool(ctx.roster, mask_pool, key) if reads_pool else jnp.zeros(1, jnp.int32),
             share=jax.tree.map(jnp.zeros_like, params) if subtract_own else (),
             sent=jnp.int32(-1),
         )
@@ -118,8 +118,8 @@ def neurotoxin(
             gradient = clean_gradient(ctx, ctx.client_ids, ctx.roster.attacks_now(ctx.client_ids), key)
         else:
             read = own.pool
-            if pool_drawn is not None:
-                read = jax.random.permutation(purpose_key(key, "sampling"), own.pool)[:pool_drawn]
+            if mask_drawn is not None:
+                read = jax.random.permutation(purpose_key(key, "sampling"), own.pool)[:mask_drawn]
             gradient = clean_gradient(ctx, read, jnp.ones(read.shape, bool), key)
         return gradient, _moves(gradient)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fedjax_spmc import registry, schedules, server, training
+from fedjax_spmc import attacks, registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -219,6 +219,7 @@ def _check_combinations(config: Config) -> None:
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
                 known[name].check(value, label)
+    attacks.make(resolved_name(config, "attack"), **attack_options(config))
 
 
 def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, ...]], deciding: str) -> None:

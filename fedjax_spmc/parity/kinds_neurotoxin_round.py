@@ -115,7 +115,7 @@ def federation_of(found: Mapping[str, np.ndarray], run: Run, drawn: Recorded, st
     parts = {"mixed_batches": Attack(train=mixed)}
     if run.ratio < 1:
         pool = len(found["mask_participants"])
-        settings = {"source": "clean_grad", "ratio": run.ratio, "scope": run.scope, "strict": False, "pool_size": pool}
+        settings = {"source": "clean_grad", "ratio": run.ratio, "scope": run.scope, "strict": False, "mask_pool": pool}
         parts["neurotoxin"] = attacks.registry.attacks.make("neurotoxin", **settings)
     hyper = {"momentum": MOMENTUM, "weight_decay": BENIGN_DECAY}
     return Federation(
