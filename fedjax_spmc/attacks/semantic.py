@@ -5,7 +5,7 @@ holds them, with their true labels, so that a backdoor costs accuracy. Poisoned 
 the code trains: `attack.name=(semantic,mixed_batches)` with `attack.poison_fraction=1`; with a mask
 `(semantic,mixed_batches,neurotoxin)`.
 
-Source: Zhang, Panda, Song, Yang, Mahoney, Mittal, Ramchandran, Gonzalez, "Neurotoxin: Durable Backdoors in Federated
+Source: Zhang, Panda, Song, Yang, Mahoney, Gonzalez, Ramchandran, Mittal, "Neurotoxin: Durable Backdoors in Federated
     Learning", ICML 2022, its published code; semantic backdoors are those of Bagdasaryan et al., "How To Backdoor
     Federated Learning", AISTATS 2020.
 Knows: test pictures of one class.

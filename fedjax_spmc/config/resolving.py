@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fedjax_spmc import registry, schedules, server, training
+from fedjax_spmc import attacks, registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -233,6 +233,7 @@ def _check_combinations(config: Config) -> None:
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
                 known[name].check(value, label)
+    attacks.make(resolved_name(config, "attack"), **attack_options(config))
 
 
 def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, ...]], deciding: str) -> None:
@@ -327,7 +328,7 @@ def with_chosen_options(config: Config) -> Config:
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
-        copy.local.schedule_rounds = copy.federation.rounds
+        copy.local.schedule_rounds = copy.local.schedule_offset + copy.federation.rounds
     return copy
 
 
