@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks, data
+from fedjax_spmc import attacks, data, evaluate, experiment, sweep
 from fedjax_spmc import config as configs
 from fedjax_spmc.attacks._pictures import draw
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError, DataError
+from fedjax_spmc.report import images, read
 from fedjax_spmc.types import Attack, AttackContext, Batch
 from tests import small
 
@@ -207,3 +208,37 @@ def test_fields_of_attack_are_the_chosen_attacks_own_unless_given(names, expecte
     assert given.attack.target_label == 3
     made = attacks.options_by_part((names,) if isinstance(names, str) else names, configs.attack_options(given))
     assert all(part["target_label"] == 3 for name, part in made.items() if name != "none")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        ("semantic", {"attack__options__disjoint": False, "attack__options__draws": 20}),
+        (("edge_case", "badnets", "semantic"), {"attack__options__pictures": "digits", "attack__target_label": 1}),
+    ],
+    ids=["semantic", "three"],
+)
+def test_a_run_resumes_sweeps_and_is_evaluated_again(tmp_path, names, fields):
+    def config(rounds=2):
+        return small.config(rounds, "fedavg", attack__name=names, **fields)
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    result = experiment.run(config(), straight)
+    experiment.run(config(1), broken)
+    experiment.run(config(), broken)
+    small.assert_same_run(straight, broken)
+    assert result.history[-1]["ASR"] == result.history[-1]["ASR_all"], "no picture shows what the attacker wants"
+    assert evaluate.evaluate(str(straight))["ASR"] == result.history[-1]["ASR"]
+    (run,) = read.read([straight]).runs
+    pictures = images.RunImages().test_images(run)
+    assert {one.label for one in pictures.triggered} == {"5"}
+    assert pictures.caption == "test images of the attack's own, without a trigger"
+    assert pictures.note.startswith(f"The attacker's class is {1 if 'edge_case' in names else 9}.")
+    rows = sweep.run(sweep.Sweep(config(), grid={"attack.poison_fraction": [0.0, 0.5]}), tmp_path / "sweep")
+    assert [row["status"] for row in rows] == ["finished"] * 2
+    cell = experiment.load(tmp_path / "sweep" / rows[1]["folder"])
+    alone = experiment.run(small.config(2, "fedavg", attack__name=names, attack__poison_fraction=0.5, **fields))
+    for a, b in zip(jax.tree.leaves(cell.variables), jax.tree.leaves(alone.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
