@@ -68,6 +68,7 @@ def summary_text(workdir: Path) -> str:
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
     mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
+    lines += [f"note: {remark['sentence']}" for remark in summary["remarks"]]
     roster = json.loads((workdir / "roster.json").read_text())
     lines.append(f"malicious clients: {len(roster['malicious'])} of {roster['num_clients']}")
     lines.append(f"run folder: {workdir}   curves: {workdir / 'curves.png'}")

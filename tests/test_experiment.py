@@ -35,7 +35,8 @@ FILES = {
 }
 KEYS = (
     "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr precision "
-    "f1 auc participating attacking malicious non_finite aggregation_failed round_seconds eval_seconds"
+    "f1 auc participating attacking malicious non_finite aggregation_failed unattacked_rounds "
+    "round_seconds eval_seconds"
 )
 
 

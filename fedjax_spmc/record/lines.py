@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_spmc import config as configs
 from fedjax_spmc import metrics
 from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import RoundReport
+from fedjax_spmc.record.remarks import Facts, remarks_of
+from fedjax_spmc.setup import is_oracle
 from fedjax_spmc.types import Verdict
 
 
@@ -20,18 +23,21 @@ class Unreported(NamedTuple):
     Attributes:
         rejected: uploads that were not finite.
         failed: rounds that kept the global model.
+        unattacked: rounds of the attack's schedule in which no attacking client took part.
     """
 
     rejected: Any
     failed: Any
+    unattacked: Any
 
     def plus(self, report: RoundReport) -> "Unreported":
         """With one more round."""
+        more = (report.rejected, report.failed, report.unattacked)
         # Arrays, as a checkpoint takes no NumPy scalars.
-        return Unreported(np.asarray(self.rejected + report.rejected), np.asarray(self.failed + report.failed))
+        return Unreported(*(np.asarray(old + new, np.int32) for old, new in zip(self, more, strict=True)))
 
 
-NONE_UNREPORTED = Unreported(np.zeros((), np.int32), np.zeros((), np.int32))
+NONE_UNREPORTED = Unreported(*[np.zeros((), np.int32)] * 3)
 
 
 def metrics_line(
@@ -70,33 +76,32 @@ def metrics_line(
         "malicious": malicious[client_ids],
         "non_finite": int(unreported.rejected),
         "aggregation_failed": int(unreported.failed),
+        "unattacked_rounds": int(unreported.unattacked),
         **seconds,
     }
     return {name: json_value(value) for name, value in content.items()}
 
 
 def summary_of(
-    rounds: int,
-    history: Sequence[dict[str, Any]],
-    oracle: bool,
-    data_note: str | None,
-    diverged: int,
+    config: configs.Config, history: Sequence[dict[str, Any]], facts: Facts, data_note: str | None, diverged: int
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
     Args:
-        rounds: of the config.
+        config: resolved.
         history: the lines of `metrics.jsonl`.
-        oracle: whether the aggregator was told who is malicious.
+        facts: of the run.
         data_note: what the data set's reader has to say of it.
         diverged: the round in which training stopped being finite; -1 = none.
     """
     return {
         "status": "finished" if diverged < 0 else "diverged",
-        "rounds": rounds,
+        "rounds": config.federation.rounds,
         "diverged_round": None if diverged < 0 else diverged,
-        "oracle": oracle,
+        "oracle": is_oracle(config),
         "data_note": data_note,
+        **facts._asdict(),
+        "remarks": [remark._asdict() for remark in remarks_of(configs.flatten(config), facts)],
         **metrics.summarise(history),
         **{f"{name}_run": value for name, value in metrics.detection_over_run(history).items()},
     }

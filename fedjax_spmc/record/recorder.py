@@ -16,6 +16,7 @@ from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
 from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
 from fedjax_spmc.record.truth import attack_arrays, roster_content
@@ -120,7 +121,8 @@ class Recorder(NoRecorder):
         """Writes the summary and the pictures, those among them that the aggregator declares."""
         config, experiment, folder = self._config, self._experiment, self._folder
         note, malicious = experiment.dataset.info.note, experiment.malicious
-        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, diverged)
+        facts = facts_of(configs.flatten(config), history, malicious, experiment.idle)
+        summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
         plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
         plots.verdicts(history, malicious, folder.path / "verdicts.png")

@@ -16,6 +16,10 @@ SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
 DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
 
 
+MAX_REMARKS = 20
+"""Remarks at the top of the page, at most."""
+
+
 class Fact(NamedTuple):
     """A fact at the top of the page: a name, and values with the number of runs that have each."""
 
@@ -96,12 +100,13 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             device = run.environment.get("device")
             kind = device.get("kind") if isinstance(device, dict) else None
             names = ("A", "ASR", "R_all", "V_all", "alpha_smallest", "alpha_largest")
-            numbers = [
-                Cell(Estimate(run.numbers[name], math.nan, math.nan, 1), digits=4 if name.startswith("alpha") else 2)
-                for name in names
-            ]
+            letters = "".join(remark.letter for remark in run.remarks)
+            numbers = []
+            for name in names:
+                alone, weight = Estimate(run.numbers[name], math.nan, math.nan, 1), name.startswith("alpha")
+                numbers.append(Cell(alone, marks="" if weight else letters, digits=4 if weight else 2))
             words = [
-                run.status + (f": {run.error}" if run.error else ""),
+                "; ".join([run.status + (f": {run.error}" if run.error else ""), *(one.short for one in run.remarks)]),
                 str(run.lines[-1]["round"] + 1 if run.lines else 0),
                 str(kind or "–"),
                 str(run.environment.get("commit") or "–")[:12],
@@ -199,6 +204,23 @@ def config_differences(
 
 def _names_that_differ(settings: Sequence[Setting]) -> list[str]:
     return [path for path in ("local.rule", "aggregator.name") if len({one.config[path] for one in settings}) > 1]
+
+
+def remarks_on(settings: Sequence[Setting]) -> list[str]:
+    """A sentence for each remark on the runs behind the numbers, with the setting and its seeds."""
+    said = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        seeds: dict[str, list[int]] = {}
+        for run in setting.counted:
+            for remark in run.remarks:
+                seeds.setdefault(remark.sentence, []).append(run.config["seed"])
+        for sentence, those in seeds.items():
+            words = f"seed{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}"
+            said.append(f"{label}, {words}: {sentence}")
+    if len(said) > MAX_REMARKS:
+        more = f"{len(said) - MAX_REMARKS} more remarks stand with the runs in the table of every run."
+        said = [*said[:MAX_REMARKS], more]
+    return said
 
 
 def departures_text(setting: Setting) -> list[str]:

@@ -17,6 +17,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import metrics
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import PER_RUN, client_ids, client_values, number, numbers_of, participating, read_lines
 
@@ -39,6 +40,7 @@ class Run(NamedTuple):
         oracle: the aggregator was told who is malicious.
         note: what must be known of its data, or "".
         malicious: [N] bool.
+        remarks: what must be known of it.
         numbers: means of the last five evaluated rounds (`metrics.SCALARS`), and `PER_RUN`; NaN where undefined.
     """
 
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     oracle: bool
     note: str
     malicious: np.ndarray
+    remarks: list[Remark]
     numbers: dict[str, float]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,9 +183,11 @@ def _make_run(
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
+        remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
     else:
         numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *PER_RUN)}
-    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, numbers)
+        remarks = remarks_in(summary)  # most fields of a row's config are taken from its neighbours
+    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, remarks, numbers)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import UserError
+from fedjax_spmc.record.remarks import MEANINGS
 from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
 RESAMPLES = 2000
@@ -21,6 +22,7 @@ MARKS = {
     "x": "not all seeds count: some runs are unfinished, failed or diverged, the mean is over the others",
     "f": "failed or diverged: no seed finished",
     "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
+    **MEANINGS,
 }
 """Marks of cells in a table and their meaning, in the order of the legend."""
 
@@ -74,12 +76,13 @@ class Setting(NamedTuple):
             "x": bool(self.counted) and len(self.counted) < len(self.runs),
             "f": not self.counted and any(state in (FAILED, DIVERGED) for state in states),
             "j": any("JPEG" in run.note for run in self.runs),
-        }
-        return "".join(letter for letter, holds in found.items() if holds)
+        } | dict.fromkeys((remark.letter for run in self.counted for remark in run.remarks), True)
+        return "".join(letter for letter in MARKS if found.get(letter))
 
     def ranked(self) -> bool:
-        """Whether its numbers may be called best: two finished seeds or more, and no oracle."""
-        return not set(self.marks()) & set("osuf")
+        """Whether its numbers may be called best: two finished seeds or more, no oracle, no remark against it."""
+        against = any(not remark.ranked for run in self.counted for remark in run.remarks)
+        return not set(self.marks()) & set("osuf") and not against
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(rounds, mean, low, high) over the seeds, all [rounds]; low and high NaN below two seeds."""

@@ -271,4 +271,4 @@ def _row_text(row: Mapping[str, Any]) -> str:
     if row["status"] != FINISHED:
         return f"{row['status']}: {row['error']}"
     percents = "  ".join(f"{name} {row[name]:5.2f}" for name in PRINTED[:4] if row[name] is not None)
-    return f"{percents}  {row['seconds']:.1f} s"
+    return f"{percents}  {row['seconds']:.1f} s" + "".join(f"  note: {one['sentence']}" for one in row["remarks"])

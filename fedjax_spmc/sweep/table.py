@@ -19,7 +19,7 @@ from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import summary_of
-from fedjax_spmc.setup import is_oracle
+from fedjax_spmc.record.remarks import Facts
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
@@ -55,8 +55,7 @@ class Outcome(NamedTuple):
 
 def failed_outcome(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
     """The outcome of a cell without a result: its row has the keys of the others, with None in them."""
-    rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = summary_of(rounds, [], is_oracle(cell.config), note, -1)
+    summary = summary_of(cell.config, [], Facts(), environment["data"]["note"], -1)
     return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
 
 
