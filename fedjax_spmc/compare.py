@@ -39,7 +39,10 @@ def _compare(parser: Parser, flags: Flags) -> int:
         letters = "".join(remark.letter for remark in noted[folder])
         cells += [f"{len(result.history):>6}", f"{letters:<5}", folder]
         print("  ".join([method_title(result.config).ljust(width), *cells]))
-    for folder in results:
+    for folder, result in results.items():
+        if result.config.evaluation.confidence > 0:
+            confidence = result.config.evaluation.confidence
+            print(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
         for remark in noted[folder]:
             print(f"{remark.letter}  {folder}: {remark.sentence}")
     if flags["png"]:

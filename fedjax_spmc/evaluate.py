@@ -32,7 +32,8 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
         built = experiment.build(without_start(config))
         own = folder.read_attack(built.state.attack)
         counts = built.evaluate(result.variables, built.test, folder.roster(), own)
-    return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)
+    backdoor = built.federation.attack.backdoor is not None
+    return metrics.percentages(counts, backdoor, config.evaluation.confidence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

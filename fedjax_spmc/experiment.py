@@ -99,7 +99,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
 def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Progress) -> Result:
     """Plays the rounds that are left, evaluates, records."""
     federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
-    backdoor = federation.attack.backdoor is not None
+    backdoor, confidence = federation.attack.backdoor is not None, config.evaluation.confidence
     used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
     play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
     with recorder.opened(experiment) as ((state, unreported), history):
@@ -120,7 +120,9 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
                     "round_seconds": (ended - start) / (done - since),
                     "eval_seconds": time.perf_counter() - ended,
                 }
-                line = metrics_line(done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds)
+                line = metrics_line(
+                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence
+                )
                 history.append(line)
                 recorder.add(line, report)
                 progress.update(line)

@@ -190,6 +190,7 @@ def _check_combinations(config: Config) -> None:
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
     _check_milestones(config)
+    _check_evaluation(config)
     for path in ("local.rule", "attack.local.rule"):
         name = flatten(config)[path]
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
@@ -250,6 +251,18 @@ def _check_milestones(config: Config) -> None:
             "local.schedule_milestones = () is not allowed with local.schedule = 'step': it must be a list of at least "
             "one round."
         )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuses what cannot be read off the histograms, and brings thresholds into their own type."""
+    confidence, thresholds = config.evaluation.confidence, config.evaluation.lifespan_thresholds
+    if round(confidence, 2) != confidence:
+        raise FIELDS["evaluation.confidence"].refusal(confidence)
+    numbers = [one for one in thresholds if isinstance(one, (int, float, np.number)) and not isinstance(one, bool)]
+    names = {f"{float(one):g}" for one in numbers if 0 <= one <= 100}
+    if len(names) != len(thresholds):
+        raise FIELDS["evaluation.lifespan_thresholds"].refusal(thresholds)
+    set_field(config, "evaluation.lifespan_thresholds", tuple(map(float, thresholds)))
 
 
 def hyperparameters(config: Config) -> tuple[str, ...]:

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.report import read
+from fedjax_spmc.report.durable import durability_table, rejection_table
 from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
 from fedjax_spmc.report.read import FoundRuns, Run
-from fedjax_spmc.report.settings import Estimate, Setting, departures, differing_fields, labels, value_text
+from fedjax_spmc.report.settings import (
+    Estimate,
+    Setting,
+    departures,
+    differing_fields,
+    labels,
+    num_seeds,
+    rounds_played,
+    value_text,
+)
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
 KINDS = ("benign", "malicious")
@@ -28,9 +38,10 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs" and, where any client was flagged, "detection"."""
-    listed = [settings_table(settings), detection_table(settings), runs_table(settings)]
-    return [one for one in listed if one.rows or one.name != "detection"]
+    """The tables "settings", "runs" and, where there is anything in them, "durability", "rejection", "detection"."""
+    listed = [settings_table(settings), durability_table(settings), rejection_table(settings)]
+    listed += [detection_table(settings), runs_table(settings)]
+    return [one for one in listed if one.rows or one.name in ("settings", "runs")]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
@@ -38,7 +49,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         marks = setting.marks()
-        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else _num_seeds(setting))
+        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else num_seeds(setting))
         cells = [counted, Cell(text=rounds_played(setting))]
         for name in SETTINGS_COLUMNS:
             cells.append(Cell(setting.estimate(name), marks=marks))
@@ -63,7 +74,7 @@ def detection_table(settings: Sequence[Setting]) -> Table:
         flagging = any(run.numbers[name] > 0 for run in setting.counted for name in ("tpr_run", "fpr_run"))
         if flagging:
             marks = setting.marks()
-            cells = [Cell(text=_num_seeds(setting)), Cell(text=rounds_played(setting))]
+            cells = [Cell(text=num_seeds(setting)), Cell(text=rounds_played(setting))]
             cells += [Cell(setting.estimate(name), marks=marks, digits=2 if "auc" in name else 1) for name in names]
             cells.append(Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1))
             cells += [Cell(setting.estimate(name), marks=marks, digits=3) for name in MEAN_SCORES]
@@ -77,19 +88,6 @@ def detection_table(settings: Sequence[Setting]) -> Table:
         "bootstrap interval over seeds."
     ]
     return Table("detection", "Detection, by thirds of the run", notes, ("setting",), groups, columns, rows)
-
-
-def _num_seeds(setting: Setting) -> str:
-    return str(len(setting.counted) or len(setting.runs))
-
-
-def rounds_played(setting: Setting) -> str:
-    """How many rounds lie behind the numbers, of how many."""
-    wanted = setting.config["federation.rounds"]
-    played = sorted({run.lines[-1]["round"] + 1 for run in setting.counted if run.lines})
-    if not played or played == [wanted]:
-        return str(wanted) if setting.counted else f"0 of {wanted}"
-    return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:

@@ -21,6 +21,7 @@ MARKS = {
     "u": "unfinished: the mean of the last five rounds so far; never ranked",
     "x": "not all seeds count: some runs are unfinished, failed or diverged, the mean is over the others",
     "f": "failed or diverged: no seed finished",
+    "c": "in some seeds ASR is above the threshold in the last round: the lifespan may be longer",
     "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
     **MEANINGS,
 }
@@ -98,6 +99,20 @@ class Setting(NamedTuple):
         return rounds[whole], values[:, whole].mean(axis=0), low, high
 
 
+def num_seeds(setting: Setting) -> str:
+    """How many seeds lie behind the numbers."""
+    return str(len(setting.counted) or len(setting.runs))
+
+
+def rounds_played(setting: Setting) -> str:
+    """How many rounds lie behind the numbers, of how many."""
+    wanted = setting.config["federation.rounds"]
+    played = sorted({run.lines[-1]["round"] + 1 for run in setting.counted if run.lines})
+    if not played or played == [wanted]:
+        return str(wanted) if setting.counted else f"0 of {wanted}"
+    return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
+
+
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % percentile intervals of the mean over the rows.
 
@@ -132,8 +147,12 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed."""
-    return {path: value for path, value in sorted(configs.result_fields(config).items()) if path != "seed"}
+    """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed.
+
+    Thresholds of lifespans do not: every run's are computed for those of all.
+    """
+    touching = {*configs.result_fields(config), "evaluation.confidence"} - {"seed"}
+    return {path: config[path] for path in sorted(touching)}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:

@@ -85,6 +85,9 @@ def play(
     try:
         table.forget([cell.id for cell in cells if table.rows.get(cell.id, {}).get("status") == FAILED])
         pending = {cell.id for cell in cells} - table.rows.keys()
+        for cell in cells:
+            if cell.id in table.rows:
+                table.measure_again(cell)
 
         def log(text: str) -> None:
             if stream is not None:

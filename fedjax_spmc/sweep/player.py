@@ -12,9 +12,8 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import data, parts, setup
 from fedjax_spmc.data.pipeline import ClientIndices, pad_indices
 from fedjax_spmc.errors import UserError
-from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import FederationState, evaluated_model
-from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
+from fedjax_spmc.record.lines import Unreported, at_confidence, diverged_message, metrics_line, summary_of
 from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.record.truth import attack_arrays, roster_content
@@ -196,7 +195,7 @@ class Player:
         return {
             i: metrics_line(
                 round_index=index,
-                counts=Counts(*(field[i] for field in counts)),
+                counts=jax.tree.map(lambda x, i=i: x[i], counts),
                 report=jax.tree.map(lambda x, i=i: x[i], reports),
                 malicious=malicious[i],
                 backdoor=backdoor,
@@ -216,18 +215,20 @@ class Player:
     ) -> list[Outcome]:
         outcomes = []
         for i, cell in enumerate(cells):
+            # Cells of one program may differ in it, and it may have changed since the program was interrupted.
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in histories[i]]
             federation = parts.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states)
             note, diverged = self._dataset.info.note, int(diverged_rounds[i])
             idle = setup.idle_clients(cell.config, self._parts[cell.id])
             malicious = np.asarray(state.roster.malicious)
-            facts = facts_of(configs.flatten(cell.config), histories[i], malicious, idle)
+            facts = facts_of(configs.flatten(cell.config), history, malicious, idle)
             outcomes.append(
                 Outcome(
                     cell=cell,
-                    summary=summary_of(cell.config, histories[i], facts, note, diverged),
+                    summary=summary_of(cell.config, history, facts, note, diverged),
                     environment={**self._environment, "start_sha256": self.start_sha256(cell)},
-                    history=histories[i],
+                    history=history,
                     variables=jax.device_get(evaluated_model(federation, state)),
                     roster=roster_content(state.roster),
                     attack=attack_arrays(state.attack),

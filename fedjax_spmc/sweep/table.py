@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fedjax_spmc import config as configs
+from fedjax_spmc import durability
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import summary_of
+from fedjax_spmc.record.lines import at_confidence, measured, summary_of
 from fedjax_spmc.record.remarks import Facts
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
@@ -134,6 +136,44 @@ class Table:
                 folder.close()
         self._append(row)
         return row
+
+    def measure_again(self, cell: Cell) -> None:
+        """Brings the row and the folder of a finished cell to its fields of `evaluation`, where they have changed.
+
+        Raises:
+            WorkdirError: what they are read off is gone, or an older version did not write it.
+        """
+        row = self.rows[cell.id]
+        now = {name: configs.plain(value) for name, value in cell.config.evaluation.items()}
+        before: dict[str, Any] = now | {"confidence": 0.0}  # what a row of an older version does not say
+        before |= {name: row[name] for name in now if name in row}
+        if row["status"] == FAILED or before == now:
+            return
+        changed = next(name for name in now if before[name] != now[name])
+        gone = WorkdirError(
+            f"workdir = {str(self.path)!r} holds rows with evaluation.{changed} = {quoted(before[changed])}, but not "
+            f"the lines of which those with {quoted(now[changed])} are made: give another --workdir."
+        )
+        folder = RunFolder(self.path / str(row["folder"]), cell.config)
+        environment, lines = folder.environment(), folder.history()
+        if environment is None or not lines:
+            raise gone
+        try:
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in lines]
+        except ValueError:
+            raise gone from None
+        stale = set(durability.names(before["lifespan_thresholds"]))
+        row = {name: value for name, value in row.items() if name not in stale} | measured(cell.config, history)
+        summary = {name: row[name] for name in summary_of(cell.config, [], Facts(), None, -1)}
+        folder.begin(environment)
+        try:
+            folder.write_start(ended=True)
+            folder.rewrite_history(history)
+            folder.write_json("summary.json", summary)
+        finally:
+            folder.close()
+        self.rows[cell.id] = row
+        self._rewrite()
 
     def _append(self, row: Mapping[str, Any]) -> None:
         """Appends a row and waits until it is on the disk."""
