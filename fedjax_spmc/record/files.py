@@ -3,9 +3,12 @@
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -40,6 +43,15 @@ def replace(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file that only pictures need; none where it is not there or cannot be read."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}
 
 
 def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

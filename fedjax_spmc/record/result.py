@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import parts
+from fedjax_spmc import numerics, parts
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record.environment import info_of
 from fedjax_spmc.record.folder import RunFolder
@@ -30,6 +30,7 @@ class Result(NamedTuple):
     config: Any
 
 
+@numerics.pinned()
 def load(workdir: str | os.PathLike[str]) -> Result:
     """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
 

@@ -1,19 +1,22 @@
 """The files of a program in progress, from which a killed sweep goes on at its last checkpoint.
 
-A folder for the cells that a program plays at once: `cells.json` says which they are, `lines.jsonl` has the lines of
-the evaluated rounds, `checkpoint/` the state of all lanes. It is removed once its cells have their rows.
+A folder for the cells that a program plays at once: `cells.json` says which they are, `environment.json` where and
+under what they are played, `lines.jsonl` has the lines of the evaluated rounds, `checkpoint/` the state of all lanes.
+It is removed once its cells have their rows.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.numerics import OtherNumerics, check_same
 from fedjax_spmc.record import files
 from fedjax_spmc.record.checkpoint import Checkpoints
+from fedjax_spmc.record.environment import continued
 from fedjax_spmc.record.resume import Snapshot
 
 
@@ -25,6 +28,7 @@ class ProgramCells(NamedTuple):
         ids: of the cells, by lane.
         axis, devices, batch: of the layout: what the devices share, how many there are, experiments on each.
         fingerprint: of the data.
+        held_sha256: sum of what the attack holds, or None.
         starts: sha256 of the model with which each lane's cell begins, or None.
     """
 
@@ -34,6 +38,7 @@ class ProgramCells(NamedTuple):
     devices: int
     batch: int
     fingerprint: str
+    held_sha256: str | None
     starts: tuple[str | None, ...]
 
 
@@ -47,12 +52,21 @@ class Scratch:
     Args:
         folder: where programs in progress are kept, `WORKDIR/work`; None keeps nothing.
         cells: what the program plays.
+        environment: as `environment.json`, here and now.
+        log: takes a line for the user.
+
+    Attributes:
+        environment: as `environment.json`: with a line for each time that the program went on.
     """
 
-    def __init__(self, folder: Path | None, cells: ProgramCells):
+    def __init__(
+        self, folder: Path | None, cells: ProgramCells, environment: Mapping[str, Any], log: Callable[[str], None]
+    ):
         name = hashlib.sha256(json.dumps(cells.ids).encode()).hexdigest()[:16]
         self._path = None if folder is None else folder / name
         self._cells = cells
+        self.environment = environment
+        self._log = log
         self._checkpoints: Checkpoints | None = None
 
     def resume(self, like: Snapshot) -> tuple[int, Snapshot, list[Entry]]:
@@ -60,6 +74,9 @@ class Scratch:
 
         Args:
             like: the snapshot before round 0; it is returned, with 0 and no rounds, where nothing usable is there.
+
+        Raises:
+            WorkdirError: numbers would come out otherwise than before, or nothing can be written.
         """
         if self._path is None:
             return 0, like, []
@@ -70,13 +87,19 @@ class Scratch:
                 if done is not None:
                     snapshot = self._checkpoints.restore(done, like)
                     entries = [entry for entry in self._entries() if entry["round"] < done]
+                    self._go_on(done)
                     self._rewrite(entries)
                     return done, snapshot, entries
-        except WorkdirError:  # damaged: it costs no more than the rounds that it stood for
+        except OtherNumerics:
             self.close()
+            raise
+        except WorkdirError as error:  # damaged: it costs no more than the rounds that it stood for
+            self.close()
+            self._log(f"these rounds are played again: {error}")
         shutil.rmtree(self._path, ignore_errors=True)
         try:
             self._path.mkdir(parents=True)
+            files.replace(self._path / "environment.json", json.dumps(self.environment).encode())
             files.replace(self._path / "cells.json", json.dumps(self._cells._asdict()).encode())
         except OSError as error:
             raise _unwritable(self._path, error) from None
@@ -108,6 +131,23 @@ class Scratch:
         self.close()
         if self._path is not None:
             shutil.rmtree(self._path, ignore_errors=True)
+
+    def _go_on(self, done: int) -> None:
+        """Compares the environment with that in which the program was begun, and notes that it goes on.
+
+        Raises:
+            WorkdirError: it cannot be read, or differs in what touches numbers.
+        """
+        assert self._path is not None
+        path = self._path / "environment.json"
+        try:
+            before = json.loads(path.read_text())
+            recorded = before["numerics"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise WorkdirError(f"{path} is damaged.") from None
+        check_same(recorded, self.environment["numerics"], str(self._path))
+        self.environment = continued(before, self.environment, done)
+        files.replace(path, json.dumps(self.environment).encode())
 
     def _entries(self) -> list[Entry]:
         assert self._path is not None

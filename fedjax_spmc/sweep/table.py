@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
         history: the lines of its `metrics.jsonl`.
         variables: the final model on the host; None where there is no result.
         roster: as `roster.json`.
-        attack: the arrays of `attack.npz`.
+        attack, partition: the arrays of `attack.npz` and `partition.npz`.
         seconds: its share of the time that its program ran.
         error: why it failed or diverged; None for a finished cell.
     """
@@ -51,6 +51,7 @@ class Outcome(NamedTuple):
     variables: Variables | None = None
     roster: Mapping[str, Any] = {}
     attack: Mapping[str, np.ndarray] = {}
+    partition: Mapping[str, np.ndarray] = {}
     seconds: float = 0.0
     error: str | None = None
 
@@ -129,6 +130,7 @@ class Table:
                 folder.rewrite_history(outcome.history)
                 folder.write_json("roster.json", outcome.roster)
                 folder.write_attack(outcome.attack)
+                folder.write_partition(outcome.partition)
                 if keep_model:
                     folder.write_model(outcome.variables)
                 folder.write_json("summary.json", outcome.summary)
@@ -155,8 +157,8 @@ class Table:
             f"the lines of which those with {quoted(now[changed])} are made: give another --workdir."
         )
         folder = RunFolder(self.path / str(row["folder"]), cell.config)
-        environment, lines = folder.environment(), folder.history()
-        if environment is None or not lines:
+        lines = folder.history()
+        if not lines:
             raise gone
         try:
             history = [at_confidence(line, cell.config.evaluation.confidence) for line in lines]
@@ -165,15 +167,20 @@ class Table:
         stale = set(durability.names(before["lifespan_thresholds"]))
         row = {name: value for name, value in row.items() if name not in stale} | measured(cell.config, history)
         summary = {name: row[name] for name in summary_of(cell.config, [], Facts(), None, -1)}
-        folder.begin(environment)
-        try:
-            folder.write_start(ended=True)
-            folder.rewrite_history(history)
-            folder.write_json("summary.json", summary)
-        finally:
-            folder.close()
+        # The sweep's own lock is held.
+        folder.write_json("config.json", configs.to_plain(configs.with_chosen_options(cell.config)))
+        folder.rewrite_history(history)
+        folder.write_json("summary.json", summary)
         self.rows[cell.id] = row
         self._rewrite()
+
+    def recorded_numerics(self, cell: Cell) -> dict[str, Any] | None:
+        """What the folder of a finished cell says of the flags that its numbers depend on; None where it does not."""
+        try:
+            found = json.loads((self.path / folder_of(cell) / "environment.json").read_text()).get("numerics")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _append(self, row: Mapping[str, Any]) -> None:
         """Appends a row and waits until it is on the disk."""
