@@ -363,6 +363,8 @@ class AttackContext(NamedTuple):
         benign: client_id -> Variables, what the benign rule trains on that client's clean data. Costs a training.
         defend: Upload -> (params, verdict), the server's aggregator under the attacker's own key; in `craft` alone.
         server_learning_rate: of the server's step.
+        trained_clean: whether the whole list of attacks leaves data and training alone, so that attacking clients have
+            trained on clean data; known when the program is made.
     """
 
     model: Any = None
@@ -384,6 +386,7 @@ class AttackContext(NamedTuple):
     benign: Any = None
     defend: Any = None
     server_learning_rate: Any = 1.0
+    trained_clean: bool = False
 
 
 class Attack(NamedTuple):
