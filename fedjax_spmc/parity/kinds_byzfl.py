@@ -83,14 +83,22 @@ def recorded(arrays: Arrays, source: str) -> Iterator[Outcome]:
     yield from beside_the_library()
 
 
-def beside_the_library() -> Iterator[Outcome]:
-    """Made-up uploads, 5 to 20 a round, to our attacks and to those of the installed byzfl."""
+def installed() -> tuple[Any, str]:
+    """The library byzfl, or None and why it is not there."""
     try:
         import byzfl  # pyright: ignore[reportMissingImports]
     except Exception as error:  # an installed library may fail for want of another one
         missing = isinstance(error, ModuleNotFoundError) and error.name == "byzfl"
         reason = "it is not installed" if missing else f"it cannot be imported: {error}"
-        yield skipped("byzfl, installed", "byzfl", " ".join(reason.split())[:200])
+        return None, " ".join(reason.split())[:200]
+    return byzfl, ""
+
+
+def beside_the_library() -> Iterator[Outcome]:
+    """Made-up uploads, 5 to 20 a round, to our attacks and to those of the installed byzfl."""
+    byzfl, reason = installed()
+    if byzfl is None:
+        yield skipped("byzfl, installed", "byzfl", reason)
         return
     rng = np.random.default_rng(0)
     comparisons = {field: Comparison(f"byzfl, installed: {field}", TOLERANCE) for field in FIELDS}
