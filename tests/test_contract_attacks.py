@@ -11,7 +11,7 @@ from fedjax_spmc import attacks, models
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
-from fedjax_spmc.types import Attack, AttackContext, Batch, Roster
+from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
@@ -25,8 +25,18 @@ def context(**fields: Any) -> AttackContext:
     """Four clients, of whom 1 and 3 attack."""
     malicious = jnp.array([False, True, False, True])
     roster = Roster(malicious, jnp.int32(0), jnp.int32(10), jnp.int32(0))
-    ids = jnp.arange(4, dtype=jnp.int32)
-    return AttackContext(task=TASK, roster=roster, client_ids=ids, round=jnp.int32(0), epochs=1)._replace(**fields)
+    params = random_upload(4).global_params
+    previous = Variables(jax.tree.map(lambda x: 0.9 * x, params), {})
+    return AttackContext(
+        variables=Variables(params, {}),
+        previous=previous,
+        task=TASK,
+        roster=roster,
+        client_ids=jnp.arange(4, dtype=jnp.int32),
+        num_batches=jnp.int32(3),
+        round=jnp.int32(0),
+        epochs=1,
+    )._replace(**fields)
 
 
 def batch(size: int = 64, seed: int = 0) -> Batch:

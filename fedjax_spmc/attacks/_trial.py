@@ -79,11 +79,11 @@ class Sorted(NamedTuple):
 
     Attributes:
         values: [K, D], those that are not known last.
-        count: int32 scalar b.
+        number: int32 scalar b.
     """
 
     values: Array
-    count: Array
+    number: Array
 
 
 def sorted_updates(updates: Array, mask: Array) -> Sorted:
@@ -97,12 +97,12 @@ def trimmed_mean_with(known: Sorted, crafted: Array, copies: Array | int) -> Arr
     With f copies behind the r known values below them, the i-th known value has place i or, from r on, i + f. At least
     one value is kept, or two of an even number.
     """
-    total = known.count + copies
+    total = known.number + copies
     cut = jnp.minimum(copies, (total - 1) // 2)
     below = (known.values < crafted[None]).sum(axis=0)
     row = jnp.arange(len(known.values))[:, None]
     place = jnp.where(row < below[None], row, row + copies)
-    kept = (row < known.count) & (place >= cut) & (place < total - cut)
+    kept = (row < known.number) & (place >= cut) & (place < total - cut)
     kept_copies = jnp.maximum(jnp.minimum(below + copies, total - cut) - jnp.maximum(below, cut), 0)
     inside = jnp.where(kept, known.values, 0.0).sum(axis=0)
     return (inside + kept_copies.astype(crafted.dtype) * crafted) / (total - 2 * cut).astype(crafted.dtype)
@@ -110,7 +110,7 @@ def trimmed_mean_with(known: Sorted, crafted: Array, copies: Array | int) -> Arr
 
 def median_with(known: Sorted, crafted: Array, copies: Array | int) -> Array:
     """[D]: median of the known values and of f copies, the lower one of two in the middle."""
-    middle, last = (known.count + copies - 1) // 2, len(known.values) - 1
+    middle, last = (known.number + copies - 1) // 2, len(known.values) - 1
     low = jnp.where(middle >= copies, known.values[jnp.clip(middle - copies, 0, last)], -jnp.inf)
-    high = jnp.where(middle < known.count, known.values[jnp.clip(middle, 0, last)], jnp.inf)
+    high = jnp.where(middle < known.number, known.values[jnp.clip(middle, 0, last)], jnp.inf)
     return jnp.clip(crafted, low, high)

@@ -1,7 +1,7 @@
 """ALIE, a little is enough: attackers send the mean of the others, moved by a few of their standard deviations.
 
-Source: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019,
-    Algorithm 3 for z; the search for z is that of the library byzfl 0.0.11.
+Source: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019;
+    the search for z is that of the library byzfl 0.0.11.
 Knows: how many clients take part and attack; the benign uploads of the round, or its own alone (`knowledge`); with
     `optimise` the server's rule.
 Controls: its own upload.

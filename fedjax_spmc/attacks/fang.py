@@ -40,10 +40,11 @@ def fang(
     center: bool = False,
     knowledge: Knowledge = "benign",
 ) -> Attack:
-    """Krum: uploads g - lambda s, s the signs of the mean m of the updates known, with the largest lambda that passes.
+    """Uploads whose updates point against the mean m of the updates that are known, number by number.
 
-    It is halved until Krum would choose a crafted upload. Trimmed mean: each number is drawn beyond all benign ones, on
-    the side that opposes m; with "own" knowledge 3 to 4 standard deviations from m. It is meant for the median too.
+    Made for Krum, they are g - lambda sign(m), g being the broadcast model; lambda is halved until Krum would choose
+    one of them. Made for a trimmed mean (and for the median), each number is drawn beyond all benign ones on the side
+    that opposes m; with "own" knowledge between 3 and 4 standard deviations from m.
 
     Args:
         rule: what the server is taken to run.
@@ -83,8 +84,9 @@ def first_lambda(updates: Array, mask: Array, pairs: Array, attackers: Array | i
     others = jnp.sort(jnp.where(jnp.eye(len(mask), dtype=bool), jnp.inf, lengths), axis=1)
     near = jnp.where(jnp.arange(len(mask))[None, :] < count - 2 - attackers, others, 0.0).sum(axis=1)
     nearest = jnp.where(mask, near, jnp.inf).min()
-    farthest = jnp.where(mask, jnp.sqrt(along(updates, mean_of(updates, mask), jnp.zeros_like(updates[0]))(0.0)), 0.0)
-    return nearest / (jnp.maximum(count - attackers - 1, 1).astype(updates.dtype) * root) + farthest.max() / root
+    gaps = jnp.where(mask[:, None], updates - mean_of(updates, mask)[None], 0.0)
+    farthest = jnp.sqrt(jnp.square(gaps).sum(axis=1)).max()
+    return nearest / (jnp.maximum(count - attackers - 1, 1).astype(updates.dtype) * root) + farthest / root
 
 
 def through_krum(updates: Array, mask: Array, attackers: Array | int, center: bool = False) -> tuple[Array, Array]:

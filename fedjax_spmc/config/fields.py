@@ -87,13 +87,7 @@ FIELDS: dict[str, Option] = {
         Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
-        Option(
-            "aggregator.pre",
-            tuple,
-            (),
-            choices=registry.preaggregators.names,
-            note="a list of them: what uploads pass, in order, before the rule",
-        ),
+        Option("aggregator.pre", tuple, (), note="names of pre-aggregators, which uploads pass before the rule"),
         Option(
             "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
         ),

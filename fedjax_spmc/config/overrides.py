@@ -52,7 +52,8 @@ def parse_override(config: Config, path: str, text: str) -> Any:
     if path in ("attack.name", PRE) and any(sign in text for sign in ",(["):
         parts = [word.strip("'\" ") for word in text.strip("()[] ").split(",")]
         return check_field(path, tuple(part for part in parts if part))
-    return FIELDS[path].parse(text, path)
+    value = FIELDS[path].parse(text, path)
+    return check_field(path, value) if path == PRE else value
 
 
 def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str]:

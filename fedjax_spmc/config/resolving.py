@@ -149,6 +149,8 @@ def check_field(path: str, value: Any) -> Any:
     if path == PRE:
         one = isinstance(value, str) and value in registry.preaggregators.names()
         listed = field.check((value,) if one else value)
+        for name in listed:
+            registry.preaggregators.factory(name, PRE)
         preaggregators.check_once(listed)
         return listed
     if path == "attack.name" and isinstance(value, (tuple, list)):

@@ -1,7 +1,7 @@
 """Bucketing: deal the uploads into buckets at random and send the rule the mean of each.
 
-Source: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022,
-    Algorithm 1; the library byzfl 0.0.11 agrees.
+Source: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022;
+    the library byzfl 0.0.11 agrees.
 Assumes: few malicious uploads: each spoils a bucket of s. What the rule behind is told of f counts buckets.
 Cost: O(K D).
 Deviations: the last bucket holds what is left and is the mean of these; buckets count alike whatever their size.

@@ -1,7 +1,7 @@
 """NNM, nearest neighbour mixing: put the mean of the uploads nearest to it in the place of each upload.
 
 Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by Mixing: A Recipe for Optimal Byzantine ML
-    under Heterogeneity", AISTATS 2023, Algorithm 2; the library byzfl 0.0.11 agrees.
+    under Heterogeneity", AISTATS 2023; the library byzfl 0.0.11 agrees.
 Assumes: at most f of the n uploads are malicious, n >= 2 f + 1.
 Cost: O(K^2 D): one Gram matrix and one product; memory O(K^2 + K D).
 Deviations: among equally near uploads the lowest rows count.
