@@ -23,10 +23,12 @@ from fedjax_spmc.types import (
     ClientData,
     LocalRule,
     Model,
+    Params,
     PRNGKey,
     Roster,
     RuleState,
     State,
+    Stats,
     Task,
     Upload,
     Variables,
@@ -130,6 +132,8 @@ class Federation(NamedTuple):
         held: arrays that the attack holds, see `Attack.hold`.
         attacker: how attacking clients train where they do not train as benign ones.
         frozen: whether a malicious client's augmentation is drawn once for the whole run.
+        whole_batches: whether every row of every client's batch is valid: local rules then run the model on all rows,
+            so that one that takes no `valid` works too.
         map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
             rows.
     """
@@ -151,7 +155,22 @@ class Federation(NamedTuple):
     held: Any = ()
     attacker: Attacker = Attacker()
     frozen: bool = False
+    whole_batches: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
+
+    def local_model(self) -> Model:
+        """The network as local rules run it."""
+        run = self.model.apply
+        if not self.whole_batches:
+            return self.model
+
+        def apply(
+            params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey, valid: Array | None = None
+        ) -> tuple[Array, Stats]:
+            del valid
+            return run(params, stats, inputs, train, key)
+
+        return self.model._replace(apply=apply)
 
     def hyper_at(self, round_index: Array) -> Mapping[str, Any]:
         """`hyper` with the learning rate of a round."""

@@ -170,7 +170,8 @@ def schedule_of(config: Any) -> np.ndarray | None:
     if name == "constant":
         return None
     settings = {setting: config.local[setting] for setting in schedules.TAKES[name]}
-    return schedules.factors(name, config.federation.rounds, **settings).astype(np.float32)
+    factors = schedules.factors(name, config.federation.rounds, config.local.learning_rate, **settings)
+    return factors.astype(np.float32)
 
 
 def is_oracle(config: Any) -> bool:

@@ -62,7 +62,8 @@ class Model(NamedTuple):
         num_classes: number of logits.
         input: shape and dtype of one example that `apply` takes.
         features: `apply`'s arguments -> (what the last linear layer takes [B, features], stats); the last two of
-            `param_order` are that layer's weight and bias. None where a network has no such layer.
+            `param_order` are that layer's weight and bias. None where a network does not end in such a layer, or in
+            one without a bias.
     """
 
     init: Callable[..., Variables]

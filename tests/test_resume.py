@@ -249,6 +249,7 @@ OTHER = {
 DEPENDENT: dict[str, dict[str, object]] = {
     "local.beta2": {"local.optimizer": "adam"},
     "local.schedule_rounds": {"local.schedule": "linear"},
+    "local.schedule_offset": {"local.schedule": "linear"},
     "local.schedule_end": {"local.schedule": "linear"},
     "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},
     "local.schedule_gamma": {"local.schedule": "step", "local.schedule_milestones": (2,)},

@@ -17,6 +17,7 @@ COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
 BELOW_ONE = Range(0, 1, high_open=True)
 AS_BENIGN = "of attacking clients; None = as benign ones"
+OF_THE_ATTACK = "None = the attack's own"
 
 FIELDS: dict[str, Option] = {
     option.name: option
@@ -35,6 +36,8 @@ FIELDS: dict[str, Option] = {
         Option("data.val_fraction", float, 0.1, range=Range(0, 0.9)),
         Option("data.augment", bool, True, note="crop and flip of the data set"),
         Option("data.normalise", bool, True, note="False leaves pixels in [0, 1]"),
+        Option("data.mean", tuple, (), note="of pixels in [0, 1], one for each channel; () = the data set's own"),
+        Option("data.std", tuple, (), note="like data.mean, above 0; () = the data set's own"),
         Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
@@ -72,7 +75,14 @@ FIELDS: dict[str, Option] = {
             str,
             "constant",
             choices=tuple(schedules.TAKES),
-            note="of the learning rate over global rounds; neurotoxin_cifar is meant for a rate of 0.2",
+            note="of the learning rate over global rounds; Neurotoxin's are meant for a rate of 0.2",
+        ),
+        Option(
+            "local.schedule_offset",
+            int,
+            0,
+            range=ROUND,
+            note="rounds of the schedule that lie before round 0, such as those that model.start has behind it",
         ),
         Option(
             "local.schedule_rounds",
@@ -80,10 +90,10 @@ FIELDS: dict[str, Option] = {
             None,
             optional=True,
             range=COUNT,
-            note="rounds to the end of linear and cosine; None = federation.rounds",
+            note="rounds of the schedule to the end of linear and cosine; None = those up to the end of the run",
         ),
         Option("local.schedule_end", float, 0.0, range=FRACTION, note="factor at the end of linear and cosine"),
-        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds, from 0, at whose start step falls"),
+        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds of it, from 0, where step falls"),
         Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
@@ -105,9 +115,9 @@ FIELDS: dict[str, Option] = {
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
-        Option("attack.poison_fraction", float, 0.5, range=FRACTION),
-        Option("attack.target_label", int, 2, range=Range(0, 10**6)),
-        Option("attack.trigger", str, "fdcr_paper", note="a preset of the attack, see --list"),
+        Option("attack.poison_fraction", float, None, optional=True, range=FRACTION, note=OF_THE_ATTACK),
+        Option("attack.target_label", int, None, optional=True, range=Range(0, 10**6), note=OF_THE_ATTACK),
+        Option("attack.trigger", str, None, optional=True, note=f"a preset of the attack, see --list; {OF_THE_ATTACK}"),
         Option(
             "attack.augmentation",
             str,
@@ -155,7 +165,7 @@ SECTIONS = PARTS | {PRE: (registry.preaggregators, PRE)}
 """`PARTS` and the list of pre-aggregators."""
 
 ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
-"""Fields of `attack` that are options of those attacks that know them."""
+"""Fields of `attack` that are options of those attacks that know them; None leaves each attack its own default."""
 
 SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
 """Such fields of all sections; they are not repeated among the section's `options`."""

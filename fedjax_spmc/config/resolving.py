@@ -67,6 +67,9 @@ def resolve(config: Config) -> Config:
         defaults = {name: option.default for name, option in alike.items() if name not in disputed}
         for name, value in (defaults | checked).items():
             set_field(resolved, f"{place}.{name}", value)
+    for name in ATTACK_FIELDS:
+        if resolved.attack[name] is None:
+            set_field(resolved, f"attack.{name}", _default_of_attacks(resolved, name))
     _check_combinations(resolved)
     return resolved
 
@@ -118,10 +121,20 @@ def _disputed(config: Config, section: str) -> set[str]:
     return disputed
 
 
+def _default_of_attacks(config: Config, name: str) -> Any:
+    """The default of one of `ATTACK_FIELDS` in the attacks chosen; None where they differ.
+
+    Where no attack has a use for the field it is BadNets's, so that there is a value to write down.
+    """
+    parts = [one for one in resolved_names(config, "attack") if name in registry.attacks.options(one)]
+    defaults = {registry.attacks.options(one)[name].default for one in parts or ["badnets"]}
+    return defaults.pop() if len(defaults) == 1 else None
+
+
 def attack_options(config: Config) -> dict[str, Any]:
     """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
     known = {option for name in resolved_names(config, "attack") for option in registry.attacks.options(name)}
-    fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
+    fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known and config.attack[name] is not None}
     return {**fields, **options_in(config, "attack")}
 
 
@@ -208,6 +221,7 @@ def _check_combinations(config: Config) -> None:
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
     _check_milestones(config)
+    _check_pixel_statistics(config)
     for path in ("local.rule", "attack.local.rule"):
         name = flatten(config)[path]
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
@@ -269,6 +283,19 @@ def _check_milestones(config: Config) -> None:
             "local.schedule_milestones = () is not allowed with local.schedule = 'step': it must be a list of at least "
             "one round."
         )
+
+
+def _check_pixel_statistics(config: Config) -> None:
+    for name in ("mean", "std"):
+        path, value = f"data.{name}", config.data[name]
+        numbers = [one for one in value if type(one) in (int, float) and math.isfinite(one)]
+        if len(numbers) < len(value) or (name == "std" and min(numbers, default=1) <= 0):
+            raise FIELDS[path].refusal(value)
+        if value and not config.data.normalise:
+            raise ConfigError(
+                f"{path} = {quoted(value)} is not allowed with data.normalise = False, where it has no effect: it must "
+                "be ()."
+            )
 
 
 def hyperparameters(config: Config) -> tuple[str, ...]:
@@ -340,7 +367,7 @@ def with_chosen_options(config: Config) -> Config:
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
-        copy.local.schedule_rounds = copy.federation.rounds
+        copy.local.schedule_rounds = copy.local.schedule_offset + copy.federation.rounds
     return copy
 
 
