@@ -22,7 +22,8 @@ class ArraySettings(NamedTuple):
 
     Attributes:
         hyper: learning_rate, momentum, weight_decay; beta2 and clip_norm where they are in use.
-        local, aggregator, attack: the array options of these parts, but for those that are None.
+        local, aggregator, pre, attack: the array options of these parts, but for those that are None; of
+            pre-aggregators by `NAME.x`.
         server: the numbers that the server's optimiser takes; {} without one.
         schedule: [rounds] float32 factors on the local learning rate; None = it is constant.
     """
@@ -30,6 +31,7 @@ class ArraySettings(NamedTuple):
     hyper: dict[str, Any]
     local: dict[str, Any]
     aggregator: dict[str, Any]
+    pre: dict[str, Any]
     attack: dict[str, Any]
     server: dict[str, Any]
     schedule: Any = None
@@ -170,6 +172,7 @@ def array_settings(config: Any) -> ArraySettings:
         schedule=schedule_of(config),
         local=traced("local", config.local.options),
         aggregator=traced("aggregator", config.aggregator.options),
+        pre=traced(configs.PRE, configs.options_in(config, configs.PRE)),
         attack=traced("attack", configs.attack_options(config)),
     )
 

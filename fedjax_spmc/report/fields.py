@@ -17,12 +17,13 @@ def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     fields = {path: configs.plain(option.default) for path, option in configs.FIELDS.items()}
     given = fields | {path: configs.plain(value) for path, value in configs.flatten(content).items()}
     options = {}
-    for section, (parts, name) in configs.PARTS.items():
-        own = configs.SECTION_FIELDS.get(section, ())
+    for section, (parts, name) in configs.SECTIONS.items():
+        own, place = configs.SECTION_FIELDS.get(section, ()), configs.OPTION_PATHS[section]
         for part in given[name] if isinstance(given[name], list) else [given[name]]:
             if part in parts.names():  # a plug-in's part may not be known here
+                prefix = f"{place}.{part}." if section == configs.PRE else f"{place}."
                 known = parts.options(part).items()
-                options |= {f"{section}.options.{n}": configs.plain(o.default) for n, o in known if n not in own}
+                options |= {f"{prefix}{n}": configs.plain(o.default) for n, o in known if n not in own}
     return options | given
 
 

@@ -251,10 +251,10 @@ def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | 
             changes = presets.preset_fields(row["method"])
         except ConfigError:  # of a plug-in, or of another version
             changes = {"aggregator.name": row["method"]}
-    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}
-    for section, (_, field) in configs.PARTS.items():
+    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or configs.option_at(path)[0]}
+    for section, (_, field) in configs.SECTIONS.items():
         if field in changes:
-            flat = {path: value for path, value in flat.items() if not path.startswith(f"{section}.options.")}
+            flat = {path: value for path, value in flat.items() if configs.option_at(path)[0] != section}
     flat |= changes | {"data.name": row["data"], "seed": row["seed"]}
     if isinstance(row.get("confidence"), float):
         flat["evaluation.confidence"] = row["confidence"]

@@ -254,12 +254,14 @@ def departures(config: Mapping[str, Any], variant: str = "") -> dict[str, Any]:
     paper = paper_config(rule, aggregator, variant, clients, per_round)
     if paper is None:
         paper = paper_config("sgd", "mean", variant, clients, per_round) or {}
-        config = {path: value for path, value in config.items() if ".options." not in path}
+        config = {path: value for path, value in config.items() if not configs.option_at(path)[0]}
     own = comparable_fields(config)
+    missing = object()
     return {
         path: own[path]
         for path in own
-        if path in paper and json.dumps(own[path], default=str) != json.dumps(paper[path], default=str)
+        if (path in paper or configs.option_at(path)[0] == configs.PRE)  # no paper's method has pre-aggregators
+        and json.dumps(own[path], default=str) != json.dumps(paper.get(path, missing), default=str)
     }
 
 
@@ -288,7 +290,8 @@ SHORT_NAMES = {"data.name": "data", "attack.malicious_fraction": "γ", "partitio
 
 def short_name(path: str) -> str:
     """A field's name in labels."""
-    return SHORT_NAMES.get(path, path.rpartition(".")[2])
+    section, option = configs.option_at(path)
+    return SHORT_NAMES.get(path, option if section == configs.PRE else path.rpartition(".")[2])
 
 
 def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[str]:
