@@ -1,6 +1,6 @@
 """What an experiment has on the host, each from a resolved config: data, partition, roster, the settings in arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,7 @@ class Experiment(NamedTuple):
         state: before round 0.
         key: the experiment's key, the same in every round.
         malicious: [N] bool, the ground truth (for metrics and pictures).
+        idle: [N] bool, clients that never train.
         parts: index lists of the clients, on the host.
         dataset: on the host.
         evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
@@ -61,6 +62,7 @@ class Experiment(NamedTuple):
     state: FederationState
     key: PRNGKey
     malicious: np.ndarray
+    idle: np.ndarray
     parts: list[np.ndarray]
     dataset: data.Dataset
     evaluate: Callable[..., Any]
@@ -102,6 +104,17 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
             "training examples of the largest client, or local.drop_last must be False."
         )
     return parts
+
+
+def idle_clients(config: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """[N] bool: clients that never train, because their examples make no batch.
+
+    Args:
+        config: resolved.
+        parts: index lists of all clients, from `divide`.
+    """
+    fewest = config.local.batch_size if config.local.drop_last else 1
+    return np.array([len(part) < fewest for part in parts], bool)
 
 
 def roster(config: Any, key: PRNGKey) -> Roster:

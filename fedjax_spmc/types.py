@@ -362,14 +362,17 @@ class Roster(NamedTuple):
     every: Array | int = 1
     turns: Array | int = 0
 
+    def attack_round(self) -> Array:
+        """Whether the round in progress is one of the schedule: bool, shaped like `round`."""
+        since = self.round - self.first
+        return (since >= 0) & (self.round <= self.last) & (since % self.every == 0)
+
     def attacks_now(self, client_ids: Array) -> Array:
         """Which of `client_ids` attack in the round in progress: bool, shaped like `client_ids`."""
-        since = self.round - self.first
-        on = (since >= 0) & (self.round <= self.last) & (since % self.every == 0)
         ranks = jnp.cumsum(self.malicious.astype(jnp.int32)) - 1
-        turn = (since // self.every) % jnp.maximum(self.malicious.sum(dtype=jnp.int32), 1)
+        turn = ((self.round - self.first) // self.every) % jnp.maximum(self.malicious.sum(dtype=jnp.int32), 1)
         has_turn = (ranks[client_ids] == turn) | (jnp.asarray(self.turns) == 0)
-        return self.malicious[client_ids] & on & has_turn
+        return self.malicious[client_ids] & self.attack_round() & has_turn
 
 
 class AttackContext(NamedTuple):

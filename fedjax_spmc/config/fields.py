@@ -141,6 +141,19 @@ FIELDS: dict[str, Option] = {
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
         Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
         Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
+        Option(
+            "evaluation.confidence",
+            float,
+            0.0,
+            range=Range(0, 0.99),
+            note="a multiple of 0.01: a prediction whose probability is below it is rejected",
+        ),
+        Option(
+            "evaluation.lifespan_thresholds",
+            tuple,
+            (50.0,),
+            note="percents from 0 to 100, each once: ASR above which a backdoor counts as alive",
+        ),
         Option("checkpoint.every", int, 1, range=COUNT),
         Option("sweep.experiment_batch", int, None, optional=True, range=COUNT, note="None = by backend"),
     )
@@ -175,9 +188,10 @@ HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
 
 CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
-    "sweep.experiment_batch",
+    "sweep.experiment_batch", "evaluation.confidence", "evaluation.lifespan_thresholds",
 )  # fmt: skip
-"""Fields that do not touch the numbers of the rounds played: a run may go on with another value (rounds: a larger)."""
+"""Fields that do not touch the rounds played: a run may go on with another value (rounds: a larger). What is measured
+with those of `evaluation` is made anew from what the lines hold."""
 
 
 def default_config() -> Config:

@@ -222,6 +222,7 @@ def _check_combinations(config: Config) -> None:
         )
     _check_milestones(config)
     _check_pixel_statistics(config)
+    _check_evaluation(config)
     for path in ("local.rule", "attack.local.rule"):
         name = flatten(config)[path]
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
@@ -296,6 +297,18 @@ def _check_pixel_statistics(config: Config) -> None:
                 f"{path} = {quoted(value)} is not allowed with data.normalise = False, where it has no effect: it must "
                 "be ()."
             )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuses what cannot be read off the histograms, and brings thresholds into their own type."""
+    confidence, thresholds = config.evaluation.confidence, config.evaluation.lifespan_thresholds
+    if round(confidence, 2) != confidence:
+        raise FIELDS["evaluation.confidence"].refusal(confidence)
+    numbers = [one for one in thresholds if isinstance(one, (int, float, np.number)) and not isinstance(one, bool)]
+    names = {f"{float(one):g}" for one in numbers if 0 <= one <= 100}
+    if len(names) != len(thresholds):
+        raise FIELDS["evaluation.lifespan_thresholds"].refusal(thresholds)
+    set_field(config, "evaluation.lifespan_thresholds", tuple(map(float, thresholds)))
 
 
 def hyperparameters(config: Config) -> tuple[str, ...]:

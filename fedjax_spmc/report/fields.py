@@ -37,6 +37,9 @@ def checked_fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, kind in _REQUIRED.items():
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
             raise WorkdirError(f"{path} is damaged ({name} = {found[name]!r}): the run is left out.")
+    name = "evaluation.lifespan_thresholds"
+    if any(not isinstance(value, (int, float)) for value in found[name]):
+        raise WorkdirError(f"{path} is damaged ({name} = {found[name]!r}): the run is left out.")
     return found
 
 
@@ -44,6 +47,8 @@ _REQUIRED: dict[str, Any] = {
     "seed": int, "federation.num_clients": int, "federation.rounds": int, "federation.eval_every": int,
     "federation.clients_per_round": int, "attack.malicious_fraction": (int, float), "partition.beta": (int, float),
     "data.name": str, "local.rule": str, "aggregator.name": str, "attack.placement": str,
+    "attack.schedule.first": int, "attack.schedule.last": (int, type(None)), "attack.schedule.every": int,
+    "evaluation.confidence": (int, float), "evaluation.lifespan_thresholds": list, "local.batch_size": int,
 }  # fmt: skip
 """Fields that the report computes with, and their types."""
 

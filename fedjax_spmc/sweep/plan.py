@@ -136,7 +136,10 @@ def expand(sweep: Sweep) -> list[Cell]:
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.id in seen:
-            raise ConfigError(f"cells {seen[cell.id].title()} and {cell.title()} are the same experiment.")
+            other = seen[cell.id]
+            free = [name for name in configs.CHANGEABLE_FIELDS if cell.fields.get(name) != other.fields.get(name)]
+            why = f": {', '.join(free)} may change on a finished run and cannot be swept" if free else ""
+            raise ConfigError(f"cells {other.title()} and {cell.title()} are the same experiment{why}.")
         seen[cell.id] = cell
     return cells
 
