@@ -12,6 +12,7 @@ from scipy.stats import norm
 from fedjax_spmc import attacks, trees
 from fedjax_spmc.attacks._updates import what_is_known
 from fedjax_spmc.attacks.alie import published_z
+from fedjax_spmc.parity import walk
 from fedjax_spmc.types import AttackContext, Roster, Upload, Variables
 from tests.uploads import SHAPES, flat
 
@@ -376,3 +377,67 @@ def test_at_corners_uploads_are_finite(label):
             assert np.isfinite(np.asarray(leaf[i])[rows]).all(), (corner, label)
             if corner in ("nobody is benign", "no other is finite"):
                 np.testing.assert_array_equal(np.asarray(leaf[i])[rows], np.asarray(old)[rows])
+
+
+# Golden files.
+
+
+def walked(folder: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
+    np.savez(folder / name, **arrays)
+    return {one.check: (one.verdict, one.reason) for one in walk(folder)}
+
+
+def test_other_cases_of_the_recorded_kind_are_compared_and_tampering_is_noticed(tmp_path):
+    """Names, sizes, numbers of attackers, starts and draws are the file's."""
+    rng = np.random.default_rng(5)
+    g, f = (rng.normal(size=(9, 14)) + 0.3).astype(np.float32), 2
+    wide = g.astype(np.float64)
+    std = wide.std(axis=0, ddof=1)
+    gamma = halving(lambda x: ((-x * std + wide.mean(axis=0) - wide) ** 2).sum() <= pairs(wide).sum(axis=1).min(), 7.0)
+    arrays = {
+        "other/benign": g,
+        "other/f": np.array(f),
+        "other/lie": wide.mean(axis=0) + 0.4 * std,
+        "other/lie_z": np.array(0.4),
+        "other/minsum/std_7": wide.mean(axis=0) - gamma * std,
+        "other/minsum/std_7_lam": np.array(gamma),
+        "alie/z_30_7": np.array(norm.ppf((30 - 7 - (16 - 7)) / (30 - 7))),
+    }
+    passed = walked(tmp_path, "attacks_untargeted_other.npz", arrays)
+    assert passed == dict.fromkeys(("untargeted lie", "untargeted alie z", "untargeted minsum"), ("passed", ""))
+    changed = arrays | {"other/lie": arrays["other/lie"] + 1e-3, "other/nothing": np.zeros(1)}
+    failed = walked(tmp_path, "attacks_untargeted_other.npz", changed)
+    assert failed["untargeted lie"][0] == "failed"
+    assert failed["untargeted"] == ("skipped", "nothing here is called other/nothing")
+
+
+def test_other_cases_of_byzfl_are_compared_in_float64(tmp_path):
+    honest = np.random.default_rng(6).normal(size=(11, 8))
+    expected = honest.mean(axis=0) + 1.5 * honest.std(axis=0, ddof=1)
+    arrays = {"c/honest": honest, "c/f": np.array(4), "c/alie": expected, "c/mimic3": honest[3]}
+    passed = walked(tmp_path, "attacks_byzfl_other.npz", arrays)
+    assert passed["byzfl alie"] == passed["byzfl mimic3"] == ("passed", "")
+    assert (
+        walked(tmp_path, "attacks_byzfl_other.npz", arrays | {"c/alie": expected + 1e-11})["byzfl alie"][0] == "failed"
+    )
+
+
+def test_other_cases_of_mixing_are_compared(tmp_path):
+    updates = np.random.default_rng(7).normal(size=(6, 5)).astype(np.float32)
+    order, lengths = np.array([5, 2, 0, 1, 4, 3]), np.linalg.norm(updates, axis=1, keepdims=True)
+    near = np.argsort(pairs(updates), axis=1)[:, :4]
+    arrays = {
+        "case_names": np.array(["q"]),
+        "q__updates": updates,
+        "q__f": np.array(2),
+        "q__bucket": np.array(4),
+        "q__bucket_permutation": order,
+        "q__clip_bound": np.array(1.5),
+        "q__nnm": updates[near].mean(axis=1),
+        "q__bucketing": np.stack([updates[order[:4]].mean(axis=0), updates[order[4:]].mean(axis=0)]),
+        "q__clipping": updates * np.minimum(1, 1.5 / lengths),
+    }
+    passed = walked(tmp_path, "defences_mixing_other.npz", arrays)
+    assert all(passed[f"mixing {field}"] == ("passed", "") for field in ("nnm", "bucketing", "clipping"))
+    changed = walked(tmp_path, "defences_mixing_other.npz", arrays | {"q__nnm": arrays["q__nnm"] * 1.001})
+    assert [changed[f"mixing {field}"][0] for field in ("nnm", "bucketing")] == ["failed", "passed"]
