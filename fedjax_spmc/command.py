@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.reading import reason_of
 
 Overrides = list[tuple[str, str]]
 """`--config.FIELD=VALUE` as (FIELD, VALUE)."""
@@ -240,8 +241,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
-        reason = f"{type(error).__name__}: {error}".rstrip(".")
-        raise ConfigError(f"--config = {str(path)!r} fails with {reason}.") from None
+        raise ConfigError(f"--config = {str(path)!r} fails with {reason_of(error, named=True)}.") from None
     words = [word.strip() for word in presets.split(",") if word.strip()]
     return config, "-".join([path.stem, *words]), path
 

@@ -5,13 +5,13 @@ The layout is <data_dir>/<name>/<version>/ with dataset_info.json, features.json
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_spmc import reading
 from fedjax_spmc.errors import DataError
 
 SPLITS = ("train", "test")
@@ -142,14 +142,11 @@ def _check(name: str, folder: Path) -> Prepared:
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return reading.json_object(path)
     except FileNotFoundError:
         raise DataError(f"data set {name} is incomplete: {path} is missing") from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"data set {name} is damaged: {path} is not valid JSON")
-    return content
+    except reading.UnreadableError as error:
+        raise DataError(f"data set {name} cannot be used: {path} {error}") from None
 
 
 def _shards(name: str, folder: Path, split: str, template: str, lengths: list[int]) -> tuple[Shard, ...]:

@@ -4,12 +4,11 @@ Every module `kinds_*.py` beside this one is imported, and registers what it can
 """
 
 import importlib
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from fedjax_spmc import reading
 from fedjax_spmc.parity.comparison import KINDS, Outcome, failed, skipped
 
 
@@ -32,17 +31,15 @@ def walk(folder: Path) -> list[Outcome]:
             outcomes.append(skipped(path.stem, path.name, "no check of this kind yet"))
             continue
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = _Required(file)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            outcomes.append(failed(path.stem, path.name, f"the file cannot be read: {error}"))
+            arrays = _Required(reading.arrays(path))
+        except (FileNotFoundError, reading.UnreadableError) as error:
+            words = error if isinstance(error, reading.UnreadableError) else "is missing"
+            outcomes.append(failed(path.stem, path.name, f"the file {words}"))
             continue
         for check in checks:
             try:
                 outcomes += list(check(arrays, path.name))
             except Exception as error:
-                reason = (
-                    error.args[0] if isinstance(error, KeyError) and error.args else f"{type(error).__name__}: {error}"
-                )
-                outcomes.append(failed(path.stem, path.name, str(reason).splitlines()[0][:200]))
+                named = not isinstance(error, KeyError)  # a missing array names itself
+                outcomes.append(failed(path.stem, path.name, reading.reason_of(error, named=named)))
     return outcomes

@@ -1,15 +1,13 @@
 """The result of an experiment, and how it is read back from a run folder."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_spmc import config as configs
-from fedjax_spmc import parts
+from fedjax_spmc import parts, reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record.environment import info_of
-from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.record.folder import RunFolder, resolved_config
 from fedjax_spmc.record.lines import verdict_of
 from fedjax_spmc.types import Variables, Verdict
 
@@ -39,11 +37,11 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     path = Path(workdir)
     config_path = path / "config.json"
     try:
-        config = configs.resolve(json.loads(config_path.read_text()))
-    except OSError:
+        config = resolved_config(config_path, reading.json_object(config_path))
+    except FileNotFoundError:
         raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
-    except ValueError as error:
-        raise WorkdirError(f"{config_path} is damaged ({str(error).rstrip('.')}).") from None
+    except reading.UnreadableError as error:
+        raise WorkdirError(f"workdir = {str(path)!r} cannot be used: {config_path} {error}.") from None
     folder = RunFolder(path, config, read_only=True)
     environment = folder.environment()
     if environment is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc import types
+from fedjax_spmc import reading, types
 from fedjax_spmc.record import plots
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.report import read
@@ -260,9 +260,8 @@ def _read_details(folder: Path | None) -> dict[str, np.ndarray]:
     if folder is None:
         return {}
     try:
-        with np.load(folder / "details.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception:  # what numpy and zipfile raise on damaged bytes is not documented
+        return reading.arrays(folder / "details.npz")
+    except (FileNotFoundError, reading.UnreadableError):
         return {}
 
 

@@ -11,6 +11,7 @@ import jax
 from fedjax_spmc import data, parts, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
+from fedjax_spmc.reading import reason_of
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.progress import clock
 from fedjax_spmc.starting import start_model
@@ -178,9 +179,8 @@ def play_group(
     """
 
     def fail(cells: Sequence[Cell], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         for cell in cells:
-            on_outcome(failed_outcome(cell, environment, reason))
+            on_outcome(failed_outcome(cell, environment, reason_of(error, named=True, longest=500)))
 
     remaining = [cell for cell in group.cells if cell.id in pending]
     try:

@@ -4,7 +4,6 @@ A cell's folder has the files of a run folder, so that `experiment.load`, `evalu
 written before its row: a row stands only for what is there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fedjax_spmc import reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
@@ -147,15 +147,15 @@ class Table:
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.path / TABLE_FILE
         try:
-            text = path.read_text()
+            text = reading.text(path)
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise WorkdirError(f"{path} cannot be read ({error}): give another --workdir.") from None
+        except reading.UnreadableError as error:
+            raise WorkdirError(f"{path} {error}: give another --workdir.") from None
         rows: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(text.split("\n")[:-1], 1):  # behind the last line end: half a row
             try:
-                row = json.loads(line)
+                row = reading.json_of(line)
                 rows[row["config_hash"]] = row
                 known = isinstance(row["config_hash"], str) and isinstance(row["status"], str)
             except (ValueError, KeyError, TypeError):
@@ -174,10 +174,7 @@ class Table:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> WorkdirError:
-        return WorkdirError(
-            f"workdir = {quoted(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
-            "that you may write."
-        )
+        return files.unwritable(f"workdir = {quoted(str(self.path))}", self.path, error)
 
 
 def folder_of(cell: Cell) -> str:
