@@ -58,6 +58,24 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
+def plain(value: Any) -> Any:
+    """A value as Python's own: scalars and arrays of NumPy and JAX as numbers, texts and lists, also inside of lists.
+
+    A float32 keeps its exact value: np.float32(0.1) is 0.10000000149011612. What is traced stays as it is.
+    """
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value
+    try:
+        array = np.asarray(value)
+    except TypeError:  # a key
+        return value
+    if array.dtype == np.longdouble:  # which its own `tolist` would leave alone
+        array = array.astype(np.float64)
+    return plain(array.tolist()) if array.dtype == object else array.tolist()
+
+
 LARGEST = 1e38
 """About the largest number that float32 holds."""
 POSITIVE = Range(0, LARGEST, low_open=True)
@@ -121,20 +139,20 @@ class Option(NamedTuple):
             return None
         if self.traced and isinstance(value, jax.Array):
             return value
+        value = plain(value)
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)
             value = _as_tuple(value)
         elif self.kind is bool:
-            if not isinstance(value, (bool, np.bool_)):
+            if not isinstance(value, bool):
                 raise self.refusal(value, label)
-            value = bool(value)
         elif self.kind is int:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise self.refusal(value, label)
             value = int(value)
         elif self.kind is float:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise self.refusal(value, label)
             try:
                 number = float(value)

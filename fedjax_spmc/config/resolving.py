@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from fedjax_spmc import registry, schedules, server, training
@@ -49,7 +48,7 @@ def resolve(config: Config) -> Config:
         set_field(resolved, path, check_field(path, value))
     for section in PARTS:
         given = {
-            path.split(".options.", 1)[1]: value.tolist() if isinstance(value, jax.Array) else value
+            path.split(".options.", 1)[1]: value
             for path, value in flat.items()
             if path.startswith(f"{section}.options.")
         }

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_spmc import metrics
 from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import RoundReport
+from fedjax_spmc.options import plain
 from fedjax_spmc.types import Verdict
 
 
@@ -119,10 +119,7 @@ def verdict_of(line: Mapping[str, Any]) -> Verdict:
 
 def json_value(value: Any) -> Any:
     """A value for JSON: arrays become lists, floats that are not finite None."""
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return json_value(np.asarray(value).tolist())
+    value = plain(value)
     if isinstance(value, (list, tuple)):
         return [json_value(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -142,7 +142,7 @@ def unfinished_programs(folder: Path) -> Iterator[ProgramCells]:
 
 def _read(path: Path) -> ProgramCells | None:
     try:
-        content = reading.json_object(path / "cells.json")
+        content: Any = reading.json_object(path / "cells.json")
         return ProgramCells(**content | {name: tuple(content[name]) for name in ("ids", "starts")})
     except (FileNotFoundError, KeyError, TypeError):
         return None
