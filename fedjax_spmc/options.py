@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_spmc.errors import ConfigError
 
@@ -65,7 +66,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, (tuple, list)):
         return (tuple if isinstance(value, tuple) else list)(map(plain, value))
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return value
     try:
         array = np.asarray(value)
@@ -164,7 +165,8 @@ class Option(NamedTuple):
         elif not isinstance(value, str):
             raise self.refusal(value, label)
         choices = self.choices() if callable(self.choices) else self.choices
-        if choices is not None and any(v not in choices for v in (value if self.kind is tuple else (value,))):
+        items: Any = value if self.kind is tuple else (value,)
+        if choices is not None and any(item not in choices for item in items):
             raise self.refusal(value, label)
         if self.range is not None and self.kind in (int, float) and value not in self.range:
             raise self.refusal(value, label)
