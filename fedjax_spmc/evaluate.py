@@ -17,9 +17,7 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
     Who is malicious and what the trigger looks like is read from the run folder.
     """
-    import jax
-
-    from fedjax_spmc import experiment, metrics
+    from fedjax_spmc import experiment, metrics, numerics
     from fedjax_spmc.record.folder import RunFolder
     from fedjax_spmc.starting import without_start
 
@@ -28,8 +26,9 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
     if data_dir is not None:
         config.data.data_dir = data_dir
     folder = RunFolder(workdir, config, read_only=True)
-    with jax.default_matmul_precision(config.precision):
+    with numerics.pinned(config.precision):
         built = experiment.build(without_start(config))
+        folder.check_data(built.dataset.fingerprint, built.federation.held, "give the run's own data as --data_dir.")
         own = folder.read_attack(built.state.attack)
         counts = built.evaluate(result.variables, built.test, folder.roster(), own)
     return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_spmc import numerics
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.losses import asked
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, Examples, Model, Roster, State, Task, Variables
 
@@ -48,7 +50,7 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
         ctx = AttackContext(model=model, variables=variables, task=task, roster=roster, held=held)
 
         def predict(inputs: Array) -> Array:
-            logits, _ = model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
+            logits, _ = model.apply(variables.params, variables.stats, inputs, False, root_key(0))
             return jnp.argmax(logits, axis=-1)
 
         def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
@@ -94,4 +96,4 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
         second = batches(own_test, lambda batch: Counts(*nothing, *triggered(batch)))
         return jax.tree.map(jnp.add, first, second)
 
-    return jax.jit(evaluate)
+    return numerics.pinned()(jax.jit(evaluate))

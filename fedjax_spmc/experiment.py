@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import data, devices, parts, setup
+from fedjax_spmc import data, devices, numerics, parts, setup
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import evaluated_model
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
@@ -49,10 +50,11 @@ def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, s
     config = configs.resolve(config)
     progress = Progress(config.federation.rounds, stream)
     recorder = make_recorder(config, workdir, progress)
-    with closing(progress), jax.default_matmul_precision(config.precision):
+    with closing(progress), numerics.pinned(config.precision):
         return play(config, build(config), recorder, progress)
 
 
+@numerics.pinned()
 def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experiment:
     """The experiment that a resolved config describes, before its first round.
 
@@ -66,7 +68,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     dataset = setup.load_data(config) if dataset is None else dataset
     info, settings = dataset.info, setup.array_settings(config)
     parts.check_fits(config, info)
-    key = jax.random.key(config.seed)  # every draw folds it with what it is for
+    key = root_key(config.seed)  # every draw folds it with what it is for
     shares = setup.divide(config, dataset)  # the partition: each client's examples
     roster = setup.roster(config, key)  # who is malicious, and when they attack
     task, model = parts.task_of(config, info), parts.model_of(config, info)

@@ -15,7 +15,7 @@ from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
 from fedjax_spmc.data.task import task_of as make_task
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state
-from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.setup import ArraySettings, array_settings, is_oracle
 from fedjax_spmc.training import auto_client_batch
 from fedjax_spmc.types import (
@@ -182,7 +182,7 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
 def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
     name, model = config.model.name, model_of(config, info)
-    if not jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats):
+    if not jax.tree.leaves(jax.eval_shape(model.init, root_key(0)).stats):
         return
     given, instead = f"model.name = {name!r}", ""
     if "norm" in registry.models.options(name):

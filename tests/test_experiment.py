@@ -26,6 +26,7 @@ FILES = {
     "environment.json",
     "metrics.jsonl",
     "model.npz",
+    "partition.npz",
     "partition.png",
     "roster.json",
     "attack.npz",

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import UnidentifiedImageError
 
-from fedjax_spmc import evaluate, experiment, reading
+from fedjax_spmc import evaluate, experiment, numerics, reading
 from fedjax_spmc.errors import DamagedError, WorkdirError
 from fedjax_spmc.record import checkpoint, files
+from fedjax_spmc.record.environment import CONTINUATION
 from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.report import read
@@ -158,8 +159,9 @@ def test_a_whole_checkpoint_that_cannot_be_restored_is_not_called_damaged(tmp_pa
 
 
 def test_a_sweep_throws_damaged_rounds_away_and_no_others(tmp_path, refuse):
-    cells = ProgramCells("group", ("a",), "experiments", 1, 1, "data", (None,))
-    scratch = Scratch(tmp_path, cells)
+    cells, said = ProgramCells("group", ("a",), "experiments", 1, 1, "data", None, (None,)), []
+    now = {"numerics": numerics.facts("float32")} | dict.fromkeys(CONTINUATION[:-1])
+    scratch = Scratch(tmp_path, cells, now, said.append)
     scratch.resume(STATE)
     scratch.save(1, STATE)
     scratch.close()
@@ -172,8 +174,10 @@ def test_a_sweep_throws_damaged_rounds_away_and_no_others(tmp_path, refuse):
     assert done == 1
     scratch.close()
     (next(tmp_path.iterdir()) / "checkpoint" / checkpoint.MANIFEST).write_text("{")
+    assert said == []
     done, _, _ = scratch.resume(STATE)
     assert done == 0
+    assert "manifest.json" in said[0]
     scratch.close()
 
 

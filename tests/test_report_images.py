@@ -94,5 +94,7 @@ def test_clean_and_triggered_images_are_shown_or_it_says_why_not(finished_run, t
     environment["data"]["fingerprint"] = "another"
     (copy / "environment.json").write_text(json.dumps(environment))
     (other,) = read.read([copy]).runs
-    (copy / "partition.png").unlink()
-    assert "fingerprints differ" in str(images.RunImages().partition(other))
+    (copy / "model.npz").write_bytes((finished_run / "model.npz").read_bytes())
+    assert "a run on other data" in str(images.RunImages().test_images(other))
+    (copy / "partition.npz").unlink()
+    assert "no partition.npz" in str(images.RunImages().partition(other))

@@ -297,7 +297,7 @@ def test_a_cell_starts_from_the_bits_of_its_single_run(arrays_sweep):
     cells = sweep.expand(arrays_sweep)
     (group,) = sweep.groups_of(cells)
     dataset = setup.load_data(cells[0].config)
-    built = player.Player(group, dataset, {})
+    built = player.Player(group, dataset)
     widths = set()
     for cell in (cells[0], cells[5], cells[-1]):
         state, lane = built.start(cell)
@@ -532,7 +532,7 @@ def test_the_batch_is_sized_by_what_a_program_needs():
 def test_a_program_that_needs_too_much_is_made_smaller(monkeypatch):
     cells = sweep.expand(small_sweep(rounds=1, seeds=range(8), fields={"sweep__experiment_batch": 4}))
     (group,) = sweep.groups_of(cells)
-    built = player.Player(group, setup.load_data(cells[0].config), {})
+    built = player.Player(group, setup.load_data(cells[0].config))
     wanted = program.layout_of(cells[0].config, 8, jax.local_devices()[:1])
     needed = built.memory(wanted, cells[0])
     assert needed is not None

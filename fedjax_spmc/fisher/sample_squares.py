@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.layers import ConvolutionPool, Linear
 from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches, to_index
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
@@ -54,7 +55,7 @@ def supports(model: Model, variables: Variables) -> bool:
     def run(variables: Variables) -> Any:
         inputs = jnp.zeros((1, *model.input.shape), model.input.dtype)
         with nn.intercept_methods(collect):
-            return model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
+            return model.apply(variables.params, variables.stats, inputs, False, root_key(0))
 
     jax.eval_shape(run, variables)
     return sorted(model.param_order) == sorted(paths) and columns == {1}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.pooled import convolution_pool
 from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
@@ -155,7 +156,7 @@ def as_model(
         logits, new = module.apply(variables, inputs, train, rngs=draws, mutable=["batch_stats"])
         return logits, ordered(new["batch_stats"], like=stats)
 
-    order = paths(jax.eval_shape(init, jax.random.key(0)).params)
+    order = paths(jax.eval_shape(init, root_key(0)).params)
     last = order[-1][:-1]
 
     def features(

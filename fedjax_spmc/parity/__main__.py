@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_spmc import numerics
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser, _parity, arguments)
 
 
+@numerics.pinned()
 def _parity(flags: Flags) -> int:
     golden, clone = (None if flags[name] is None else Path(flags[name]) for name in ("golden", "reference"))
     if golden is None and not flags["torch"] and clone is None:

@@ -23,6 +23,7 @@ import numpy as np
 from fedjax_spmc import aggregators, data, local_rules, models, training
 from fedjax_spmc.data import augment
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Comparison, Outcome
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import require
@@ -165,7 +166,7 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
         own = Variables(models.from_torch(model, teacher), {})
         ctx = Context(model, variables, variables, hyper, 1, jnp.int32(0))
         batches = fixed_batches(images, labels)
-        return models.to_torch(training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params)
+        return models.to_torch(training.train_client(rule, ctx, own, batches, root_key(0)).variables.params)
 
     return [
         np.asarray(train(jnp.asarray(teacher), jnp.asarray(images[k]), jnp.asarray(labels[k])))
@@ -217,9 +218,7 @@ def against_clone(folder: Path) -> list[Outcome]:
             one.load_state_dict(state)
         weights = clone.aggregate(name, net, nets, order, sizes)
         rule = aggregators.make(ours, **options)
-        params, verdict, _ = jax.jit(rule.aggregate)(
-            upload, rule.init(upload.global_params, CLIENTS), jax.random.key(0)
-        )
+        params, verdict, _ = jax.jit(rule.aggregate)(upload, rule.init(upload.global_params, CLIENTS), root_key(0))
         comparison = Comparison(f"server {name}")
         comparison.add("model", models.to_torch(params), flat(net))
         comparison.add("weights", verdict.weights, np.asarray(weights, np.float64))

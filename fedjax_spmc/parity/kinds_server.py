@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_spmc import aggregators
 from fedjax_spmc.federation import average_stats
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity import tags
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, failed, kind, skipped
 from fedjax_spmc.parity.layout import join, layout_of, split, unequal_counters, upload_of
@@ -51,7 +52,7 @@ class Case:
         """One call of our rule."""
         if self.tag.prepare is not None:
             upload = self.tag.prepare(self.arrays, self.layout, self.name, upload)
-        params, verdict, state = self.rule.aggregate(upload, state, jax.random.key(0))
+        params, verdict, state = self.rule.aggregate(upload, state, root_key(0))
         stats = average_stats(upload, upload.participating, verdict, old_stats)
         evaluated, broadcast = (join(p, stats, self.layout) for p in (self.rule.evaluated(params, state), params))
         return Aggregated(evaluated, broadcast, params, stats, verdict, state)

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fedjax_spmc import reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.reading import reason_of
 
@@ -55,6 +58,14 @@ def replace(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file that only pictures need; none where it is not there or cannot be read."""
+    try:
+        return reading.arrays(path)
+    except (FileNotFoundError, reading.UnreadableError):
+        return {}
 
 
 def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, models, reading
+from fedjax_spmc import metrics, models, numerics, reading
 from fedjax_spmc.errors import ConfigError, DamagedError, PluginError, WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files, truth
+from fedjax_spmc.record.environment import changes, check_data, continued, digest_of
 from fedjax_spmc.types import Model, Roster, State, Variables
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ OWN_FILES = (
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz",
+    "attack.npz", "partition.npz",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -67,7 +68,7 @@ class RunFolder:
         self._check()
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Takes the lock and checks that a run that is there goes on with the same data and start."""
+        """Takes the lock and checks that a run that is there goes on with the same data, start and numerics."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -82,12 +83,11 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
         self._check()
-        old, fingerprint = self.environment(), environment["data"]["fingerprint"]
-        if old is not None and old["data"]["fingerprint"] != fingerprint:
-            raise WorkdirError(
-                f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
-                f"{old['data']['fingerprint'][:12]}, now {fingerprint[:12]}): give another --workdir."
-            )
+        old, where = self.environment(), f"workdir = {str(self.path)!r}"
+        if old is not None:
+            now = environment["data"]
+            check_data(old["data"], now["fingerprint"], now["held_sha256"], where, "give another --workdir.")
+            numerics.check_same(old.get("numerics"), environment["numerics"], where)
         began, begins = ((facts or {}).get("start_sha256") for facts in (old, environment))
         if old is not None and began != begins:
             raise ConfigError(
@@ -99,18 +99,28 @@ class RunFolder:
         if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
             self.write_start()
 
-    def write_start(self, ended: bool = False) -> None:
+    def write_start(self, rounds_played: int = 0, ended: bool = False) -> list[str]:
         """Writes `config.json` and `environment.json`: the run that is there, if any, can go on.
 
         Args:
-            ended: no round is left to play; then the environment stays that of the last round.
+            rounds_played: after which the run goes on; `environment.json` gets a line more.
+            ended: no round is left to play; then the environment stays as it is.
+
+        Returns:
+            What has changed since the last round, of versions, device and commit, in words.
         """
         for name in REPLACED_FILES:
             for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
                 left_over.unlink(missing_ok=True)
         self.write_json("config.json", configs.to_plain(self._config))
-        if not ended or self.environment() is None:
+        old = self.environment()
+        if old is None or not rounds_played:
             self.write_json("environment.json", self._environment)
+            return []
+        if ended:
+            return []
+        self.write_json("environment.json", continued(old, self._environment, rounds_played))
+        return changes(old, self._environment)
 
     def close(self) -> None:
         """Releases the lock."""
@@ -165,28 +175,42 @@ class RunFolder:
             )
         return content
 
+    def check_data(self, fingerprint: str, held: Any, advice: str) -> None:
+        """Refuses data other than those of the run.
+
+        Args:
+            fingerprint: of the data set here.
+            held: the arrays that the attack holds here.
+            advice: the end of the sentence: what to do.
+
+        Raises:
+            WorkdirError: they differ, or nothing says which they were.
+        """
+        recorded = self.environment()
+        if recorded is None:
+            raise WorkdirError(f"{self.path / 'environment.json'} is missing: nothing says on which data the run was.")
+        check_data(recorded["data"], fingerprint, digest_of(held), f"workdir = {str(self.path)!r}", advice)
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file, atomically."""
         self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
     def write_model(self, variables: Variables) -> None:
         """Writes `model.npz`, atomically: torch names and layout, no pickle."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(variables))
-        self._replace("model.npz", buffer.getvalue())
+        self._write_arrays("model.npz", models.to_torch_dict(variables))
 
     def write_details(self, details: Mapping[str, Any]) -> None:
         """Writes the aggregator's arrays of the last evaluated round as `details.npz`, atomically; nothing for none."""
         if details:
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in details.items()})
-            self._replace("details.npz", buffer.getvalue())
+            self._write_arrays("details.npz", details)
 
     def write_attack(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the attack's state (`truth.attack_arrays`) as `attack.npz`, atomically, no pickle."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        self._replace("attack.npz", buffer.getvalue())
+        self._write_arrays("attack.npz", arrays)
+
+    def write_partition(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes who has how many examples (`truth.partition_arrays`) as `partition.npz`, atomically."""
+        self._write_arrays("partition.npz", arrays)
 
     def roster(self) -> Roster:
         """The roster of `roster.json`, before round 0.
@@ -217,10 +241,7 @@ class RunFolder:
 
     def details(self) -> dict[str, np.ndarray]:
         """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""
-        try:
-            return reading.arrays(self.path / "details.npz")
-        except (FileNotFoundError, reading.UnreadableError):
-            return {}
+        return files.read_arrays(self.path / "details.npz")
 
     def read_model(self, model: Model) -> Variables:
         """Reads `model.npz`.
@@ -242,6 +263,11 @@ class RunFolder:
             return make(arrays)
         except (ValueError, TypeError) as error:
             raise WorkdirError(f"{path} {reading.UnreadableError(error)}.") from None
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **{key: np.asarray(array) for key, array in arrays.items()})
+        self._replace(name, buffer.getvalue())
 
     def _replace(self, name: str, content: bytes) -> None:
         try:

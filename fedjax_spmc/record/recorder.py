@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.data import partition
 from fedjax_spmc.federation import RoundReport, evaluated_model
 from fedjax_spmc.record import plots
 from fedjax_spmc.record.checkpoint import Checkpoints
@@ -18,7 +17,7 @@ from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
-from fedjax_spmc.record.truth import attack_arrays, roster_content
+from fedjax_spmc.record.truth import attack_arrays, partition_arrays, roster_content
 from fedjax_spmc.setup import Experiment
 
 
@@ -67,7 +66,8 @@ class Recorder(NoRecorder):
         folder, info = self._folder, experiment.dataset.info
         self._experiment = experiment
         self._board: TensorBoard | None = None
-        folder.begin(environment(info, experiment.dataset.fingerprint, experiment.start_sha256))
+        fingerprint, held = experiment.dataset.fingerprint, experiment.federation.held
+        folder.begin(environment(info, fingerprint, self._config.precision, experiment.start_sha256, held))
         try:
             self._checkpoints = Checkpoints(folder.path / "checkpoint")
             try:
@@ -87,16 +87,17 @@ class Recorder(NoRecorder):
         state = start.snapshot.state
         done, diverged = int(state.round), int(state.diverged) >= 0
         ended = done == rounds or diverged
-        folder.write_start(ended=ended)
+        changed = folder.write_start(done if found else 0, ended)
         folder.write_json("roster.json", roster_content(experiment.state.roster))
         if found:  # it may have been killed before it wrote the model
             folder.write_model(evaluated_model(experiment.federation, state))
             folder.write_attack(attack_arrays(state.attack))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
-            self._draw_partition()
+            self._write_partition()
         elif not ended:
-            self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
+            words = f" (since then: {', '.join(changed)})" if changed else ""
+            self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}{words}")
         if not ended:
             self._board = TensorBoard(folder.path)
         return start
@@ -136,11 +137,12 @@ class Recorder(NoRecorder):
             beside = [one for one in pictures if one.file == file]
             plots.details(beside, arrays, rows, self._folder.path / file)
 
-    def _draw_partition(self) -> None:
+    def _write_partition(self) -> None:
         dataset = self._experiment.dataset
-        counts = partition.counts(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
-        if counts is not None:
-            plots.partition(counts, self._experiment.malicious, self._folder.path / "partition.png")
+        arrays = partition_arrays(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
+        self._folder.write_partition(arrays)
+        if "counts" in arrays:
+            plots.partition(arrays["counts"], self._experiment.malicious, self._folder.path / "partition.png")
 
 
 def make_recorder(

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_spmc import parts, reading
+from fedjax_spmc import numerics, parts, reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record.environment import info_of
 from fedjax_spmc.record.folder import RunFolder, resolved_config
@@ -28,6 +28,22 @@ class Result(NamedTuple):
     config: Any
 
 
+def read_config(workdir: Path) -> Any:
+    """The resolved config of a run folder.
+
+    Raises:
+        WorkdirError: there is no run, or its `config.json` cannot be used here.
+    """
+    path = workdir / "config.json"
+    try:
+        return resolved_config(path, reading.json_object(path))
+    except FileNotFoundError:
+        raise WorkdirError(f"workdir = {str(workdir)!r} holds no run: {path} is missing.") from None
+    except reading.UnreadableError as error:
+        raise WorkdirError(f"workdir = {str(workdir)!r} cannot be used: {path} {error}.") from None
+
+
+@numerics.pinned()
 def load(workdir: str | os.PathLike[str]) -> Result:
     """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
 
@@ -35,13 +51,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
         WorkdirError: there is no run, or a file of it is missing or damaged.
     """
     path = Path(workdir)
-    config_path = path / "config.json"
-    try:
-        config = resolved_config(config_path, reading.json_object(config_path))
-    except FileNotFoundError:
-        raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
-    except reading.UnreadableError as error:
-        raise WorkdirError(f"workdir = {str(path)!r} cannot be used: {config_path} {error}.") from None
+    config = read_config(path)
     folder = RunFolder(path, config, read_only=True)
     environment = folder.environment()
     if environment is None:

@@ -5,13 +5,12 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc import reading, types
-from fedjax_spmc.record import plots
+from fedjax_spmc import types
+from fedjax_spmc.record import files, plots
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.report import read
 from fedjax_spmc.report.history import client_ids
@@ -240,7 +239,8 @@ def _detection(axis: Any, run: Run) -> None:
 
 def _detail_pictures(run: Run) -> list[Picture]:
     """The pictures that the run's aggregator declares of its details."""
-    details, malicious = _read_details(run.folder), run.malicious[client_ids(run.lines[-1])]
+    details = {} if run.folder is None else files.read_arrays(run.folder / "details.npz")
+    malicious = run.malicious[client_ids(run.lines[-1])]
     made = []
     for one in _declared_pictures(run.config["aggregator.name"]) if details else ():
         if one.fits(details, len(malicious)):
@@ -253,16 +253,6 @@ def _detail_pictures(run: Run) -> list[Picture]:
 def _declared_pictures(aggregator: str) -> tuple[types.Picture, ...]:
     """The pictures of a rule with its options at their defaults; none of a plug-in's rule, which is not known here."""
     return aggregators.make(aggregator).pictures if aggregator in aggregators.names() else ()
-
-
-def _read_details(folder: Path | None) -> dict[str, np.ndarray]:
-    """The arrays of `details.npz`; none where it is missing or damaged."""
-    if folder is None:
-        return {}
-    try:
-        return reading.arrays(folder / "details.npz")
-    except (FileNotFoundError, reading.UnreadableError):
-        return {}
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray) -> Picture:

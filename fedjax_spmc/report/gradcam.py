@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.layers import ConvolutionPool
 from fedjax_spmc.types import Array, Model, Variables
 
@@ -32,7 +33,7 @@ def grad_cam(model: Model, variables: Variables, images: Array) -> tuple[np.ndar
     target = _last_feature_map(model, variables, images)
 
     def logits_of(images: Array) -> Array:
-        return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
+        return model.apply(variables.params, variables.stats, images, False, root_key(0))[0]
 
     if target is None:
         return np.asarray(jnp.argmax(jax.jit(logits_of)(images), axis=-1)), None
@@ -96,4 +97,4 @@ def _apply_with_hook(
         return hook(number, context.module, next_function(*arguments, **keywords))
 
     with nn.intercept_methods(intercept):
-        return model.apply(variables.params, variables.stats, images, False, jax.random.key(0))[0]
+        return model.apply(variables.params, variables.stats, images, False, root_key(0))[0]

@@ -1,14 +1,14 @@
 """The pictures of a run that need its model or its data: test images with predictions, Grad-CAM, the partition."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc import parts
-from fedjax_spmc.errors import DataError, UserError
+from fedjax_spmc import numerics, parts
+from fedjax_spmc.errors import UserError
+from fedjax_spmc.record import files
 from fedjax_spmc.report import figures, gradcam
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.read import Run
@@ -72,10 +72,10 @@ class RunImages:
         Raises:
             UserError: it cannot be resolved any more.
         """
-        from fedjax_spmc import config as configs
+        from fedjax_spmc.record.result import read_config
 
         assert run.folder is not None
-        resolved = configs.resolve(json.loads((run.folder / "config.json").read_text()))
+        resolved = read_config(run.folder)
         if self._data_dir is not None:
             resolved.data.data_dir = self._data_dir
         return resolved
@@ -100,57 +100,32 @@ class RunImages:
             raise self._dataset
         return self._dataset
 
-    def config_and_dataset(self, run: Run) -> tuple[Any, Any]:
-        """The run's config and data set.
-
-        Raises:
-            UserError: either is not to be had, or the data are not those of the run.
-        """
-        config = self.config(run)
-        dataset = self.dataset(config)
-        facts = run.environment.get("data")
-        wanted = facts.get("fingerprint") if isinstance(facts, dict) else None
-        if wanted is not None and wanted != dataset.fingerprint:
-            raise DataError("the data here are not those of the run (their fingerprints differ).")
-        return config, dataset
-
     def partition(self, run: Run) -> Picture | str:
-        """Examples by client and class, or why they cannot be shown."""
-        from fedjax_spmc import setup
-        from fedjax_spmc.data import partition
-
+        """Examples by client and class as the run recorded them, or why they cannot be shown."""
         if run.folder is None:
             return "The partition is not shown: only the row of the run is left."
-        try:
-            config, dataset = self.config_and_dataset(run)
-            parts = setup.divide(config, dataset)
-        except UserError as error:
-            try:
-                kept = (run.folder / "partition.png").read_bytes()
-            except OSError:
-                return f"The partition is not shown: {error}"
-            caption = "training examples by client and class (the run's own picture)"
-            return Picture(figures.png(kept, caption, "light"), caption)
-        classes = dataset.info.num_classes
-        counts = partition.counts(dataset.train_labels, parts, classes)
-        if counts is None:
+        arrays = files.read_arrays(run.folder / "partition.npz")
+        if not arrays:
+            return "The partition is not shown: the run has no partition.npz that can be read."
+        if "counts" not in arrays:
             return "The partition is not shown: a sequence with a label at every place has no class."
-        if len(parts) > 100 or classes > 100:
-            return f"The partition is not shown: {len(parts)} clients by {classes} classes are too many for a picture."
-        return figures.partition(counts, run.malicious)
+        clients, classes = arrays["counts"].shape
+        if clients > 100 or classes > 100:
+            return f"The partition is not shown: {clients} clients by {classes} classes are too many for a picture."
+        return figures.partition(arrays["counts"], run.malicious)
 
     def test_images(self, run: Run) -> TestImages | str:
         """Test images with and without trigger, the predictions and Grad-CAM, or why they cannot be shown."""
         if not run.has_model():
             return "No model was kept for this run: test images and Grad-CAM cannot be shown."
         try:
-            return _test_images(run, *self.config_and_dataset(run))
+            config = self.config(run)
+            return _test_images(run, config, self.dataset(config))
         except UserError as error:
             return f"Test images and Grad-CAM are not shown: {error}"
 
 
 def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
-    import jax
     import jax.numpy as jnp
 
     from fedjax_spmc import experiment
@@ -166,6 +141,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     built = experiment.build(without_start(config), dataset)
     folder = RunFolder(run.folder, config, read_only=True)
     model, attack = built.federation.model, built.federation.attack
+    folder.check_data(dataset.fingerprint, built.federation.held, "the pictures need the run's own data.")
     variables = folder.read_model(model)
     mean, std = task.mean, task.std
 
@@ -176,7 +152,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     names: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
     def row(batch: Any, wanted: np.ndarray | None) -> list[Prediction]:
-        with jax.default_matmul_precision(config.precision):
+        with numerics.pinned(config.precision):
             predictions, heat = gradcam.grad_cam(model, variables, batch)
         pixels = np.clip(np.asarray(batch) * np.asarray(std) + np.asarray(mean), 0, 1)
         made = []

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import jax
 
-from fedjax_spmc import data, parts, setup
+from fedjax_spmc import data, numerics, parts, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
 from fedjax_spmc.reading import reason_of
@@ -48,13 +48,14 @@ class DatasetCache:
         if self._dataset is None or key != self._key:
             self._dataset = None
             self._key, self._dataset = key, setup.load_data(config)
-            self._environments[key] = environment(self._dataset.info, self._dataset.fingerprint)
-        return self._dataset, self._environments[key]
+            self._environments[key] = environment(self._dataset.info, self._dataset.fingerprint, config.precision)
+        return self._dataset, self._environments[key] | {"numerics": numerics.facts(config.precision)}
 
     def environment(self, config: Any) -> dict[str, Any]:
         """The environment with a config's data, which are read if they never were."""
         key = data_key(config)
-        return self._environments[key] if key in self._environments else self.get(config)[1]
+        known = self._environments[key] if key in self._environments else self.get(config)[1]
+        return known | {"numerics": numerics.facts(config.precision)}
 
 
 PlayGroups = Callable[[Sequence[Group], Collection[str], DatasetCache, OnOutcome, Log], None]
@@ -124,6 +125,10 @@ def _check_data(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> Non
                 f"{dataset.fingerprint[:12]}): give another --workdir."
             )
     _check_starts(cells, table, cache)
+    for cell in cells if len(table.rows) < len(cells) else ():
+        if cell.id in table.rows:
+            where = f"workdir = {str(table.path)!r}"
+            numerics.check_same(table.recorded_numerics(cell), numerics.facts(cell.config.precision), where)
 
 
 def _check_starts(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> None:
@@ -184,7 +189,7 @@ def play_group(
 
     remaining = [cell for cell in group.cells if cell.id in pending]
     try:
-        player = Player(group, dataset, environment)
+        player = Player(group, dataset)
     except Exception as error:
         fail(remaining, error)
         return 0
@@ -210,9 +215,11 @@ def play_group(
                 devices=len(layout.devices),
                 batch=layout.batch,
                 fingerprint=dataset.fingerprint,
+                held_sha256=player.held_sha256,
                 starts=tuple(player.start_sha256(cell) for cell in cells),
             )
-            scratch = Scratch(work, program_cells)
+            facts = {**environment["data"], "held_sha256": player.held_sha256}
+            scratch = Scratch(work, program_cells, {**environment, "data": facts}, log)
             try:
                 for outcome in player.play(cells, layout, scratch, _progress(log, cells)):
                     if outcome.cell.id in pending:

@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
         history: the lines of its `metrics.jsonl`.
         variables: the final model on the host; None where there is no result.
         roster: as `roster.json`.
-        attack: the arrays of `attack.npz`.
+        attack, partition: the arrays of `attack.npz` and `partition.npz`.
         seconds: its share of the time that its program ran.
         error: why it failed or diverged; None for a finished cell.
     """
@@ -49,6 +49,7 @@ class Outcome(NamedTuple):
     variables: Variables | None = None
     roster: Mapping[str, Any] = {}
     attack: Mapping[str, np.ndarray] = {}
+    partition: Mapping[str, np.ndarray] = {}
     seconds: float = 0.0
     error: str | None = None
 
@@ -128,6 +129,7 @@ class Table:
                 folder.rewrite_history(outcome.history)
                 folder.write_json("roster.json", outcome.roster)
                 folder.write_attack(outcome.attack)
+                folder.write_partition(outcome.partition)
                 if keep_model:
                     folder.write_model(outcome.variables)
                 folder.write_json("summary.json", outcome.summary)
@@ -135,6 +137,14 @@ class Table:
                 folder.close()
         self._append(row)
         return row
+
+    def recorded_numerics(self, cell: Cell) -> dict[str, Any] | None:
+        """What the folder of a finished cell says of the flags that its numbers depend on; None where it does not."""
+        try:
+            found = reading.json_object(self.path / folder_of(cell) / "environment.json").get("numerics")
+        except (FileNotFoundError, reading.UnreadableError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _append(self, row: Mapping[str, Any]) -> None:
         """Appends a row and waits until it is on the disk."""
