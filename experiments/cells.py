@@ -20,6 +20,7 @@ from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.report import overview, read, tables
 from fedjax_spmc.report.settings import group
+from fedjax_spmc.terminal import show
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KEPT_FILES = ("config.json", "environment.json", "roster.json", "metrics.jsonl", "summary.json")
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = "\n".join(
         f"  {name:<14} {study.title}\n{'':17}cells: {', '.join(study.cells)}" for name, study in STUDIES.items()
     )
-    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n")
+    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n", resumes=True)
     parser.positional("NAME", "one of the names above")
     parser.flag(Option("--data", str, "cifar10"), "NAME", "data set")
     parser.flag(Option("--seeds", str, "0,1,2"), "N,...", "of every cell")
@@ -152,7 +153,7 @@ def _cells(parser: Parser, flags: Flags) -> int:
             run_cell(preset, {**fixed, **fields}, flags["data"], workdir / folder)
             copy_results(workdir / folder, results / folder)
     settings, _ = group(read.read([results]).runs)
-    print("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
+    show("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option
+from fedjax_spmc.terminal import show
 
 
 def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
@@ -48,11 +49,11 @@ def _evaluate(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
     values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
-        print(json.dumps(values))
+        show(json.dumps(values))
         return 0
     for name, value in values.items():
         shown = value if isinstance(value, list) else [value]
-        print(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
+        show(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
     return 0
 
 

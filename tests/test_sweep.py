@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import experiment, registry, setup, sweep
+from fedjax_spmc import experiment, numerics, registry, setup, sweep
 from fedjax_spmc.command import call_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
@@ -525,7 +525,7 @@ def test_the_batch_is_sized_by_what_a_program_needs():
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=500) == 4
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=1500) == 9
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=50) == 1
-    assert not program.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
+    assert not numerics.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ then renamed, so a reader sees all of it or nothing; a damaged one is never used
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_spmc.reading import UnreadableError, json_of, reason_of
+from fedjax_spmc.terminal import note
 
 MANIFEST = "manifest.json"
 
@@ -101,4 +101,4 @@ def _write(folder: Path, key: str, arrays: Arrays) -> None:
 
 
 def _warn(sentence: str) -> None:
-    print(f"fedjax_spmc: {sentence}", file=sys.stderr)
+    note(f"fedjax_spmc: {sentence}")

@@ -8,6 +8,8 @@
 --reference=DIR  your own clone of the authors' repository (WenddHe0119/SPMC): its server rules and aligned training,
                  imported at run time.
 
+What is being compared is said on standard error.
+
 Exit codes: 0 all that ran passed, 1 a check failed or none ran, 2 bad input.
 """
 
@@ -22,6 +24,7 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
 from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
 from fedjax_spmc.parity.walker import walk
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,16 +48,16 @@ def _parity(flags: Flags) -> int:
             raise ConfigError(
                 f"--golden = {str(golden)!r} is not allowed: it must be a folder of golden vectors (*.npz)."
             )
-        outcomes += walk(golden)
+        outcomes += walk(golden, note)
     if flags["torch"]:
         from fedjax_spmc.parity.torch_rounds import against_torch
 
-        outcomes += against_torch()
+        outcomes += against_torch(note)
     if clone is not None:
         from fedjax_spmc.parity.clone import against_clone
 
-        outcomes += against_clone(clone)
-    print(to_json(outcomes) if flags["json"] else table(outcomes))
+        outcomes += against_clone(clone, note)
+    show(to_json(outcomes) if flags["json"] else table(outcomes))
     return exit_code(outcomes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_spmc import reading
-from fedjax_spmc.parity.comparison import KINDS, Outcome, failed, skipped
+from fedjax_spmc.parity.comparison import KINDS, Outcome, Say, failed, silent, skipped
 
 
 class _Required(dict):  # type: ignore[type-arg]
@@ -19,13 +19,20 @@ class _Required(dict):  # type: ignore[type-arg]
         raise KeyError(f"array {name!r} is missing")
 
 
-def walk(folder: Path) -> list[Outcome]:
-    """Compares every `*.npz` in a folder; each file gives at least one row."""
+def walk(folder: Path, say: Say = silent) -> list[Outcome]:
+    """Compares every `*.npz` in a folder; each file gives at least one row.
+
+    Args:
+        folder: of golden files.
+        say: takes a line for each file, before it is compared.
+    """
     for module in sorted(Path(__file__).parent.glob("kinds_*.py")):  # they register their kinds
         importlib.import_module(f"{__package__}.{module.stem}")
 
     outcomes: list[Outcome] = []
-    for path in sorted(folder.glob("*.npz")):
+    paths = sorted(folder.glob("*.npz"))
+    for number, path in enumerate(paths, 1):
+        say(f"file {number} of {len(paths)}: {path.name}")
         checks = [check for pattern, check in KINDS if pattern.fullmatch(path.stem)]
         if not checks:
             outcomes.append(skipped(path.stem, path.name, "no check of this kind yet"))

@@ -1,9 +1,12 @@
 """The whole state on disk (Orbax), with a sum of every file: resuming gives the same bits, damage is noticed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +18,13 @@ import numpy as np
 
 from fedjax_spmc import keys, reading
 from fedjax_spmc.errors import DamagedError, WorkdirError
-from fedjax_spmc.reading import reason_of
 from fedjax_spmc.record import files
 
 MANIFEST = "manifest.json"
 """Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
+
+LEAST_ROOM = 2**16
+"""Bytes without which no checkpoint is begun: on a full disk Orbax leaves writes behind that complain later."""
 
 
 class Checkpoints:
@@ -38,7 +43,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
-            raise files.unwritable(f"checkpoint {self._folder}", self._folder, error) from None
+            raise self._unwritable(error) from None
         except Exception as error:
             raise self._unreadable(error) from None
 
@@ -47,19 +52,24 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, rounds: int, state: Any) -> None:
-        """Writes `state`, to be found under `rounds`."""
+        """Writes `state`, to be found under `rounds`.
+
+        Raises:
+            WorkdirError: it cannot be written; the checkpoint before it is still there.
+        """
         args = self._ocp.args
         try:
+            room = shutil.disk_usage(self._folder)
+            if room.total and room.free < LEAST_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with _quiet_absl():
                 self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        except Exception as error:  # what Orbax's storage raises is not documented, and no OSError on a full disk
+        except Exception as error:
             for half in self._folder.glob(f"{rounds}.*"):  # its temporary folder, which would be in the way
                 shutil.rmtree(half, ignore_errors=True)
-            raise WorkdirError(
-                f"checkpoint {self._folder} cannot be written ({reason_of(error)}): the one before is kept."
-            ) from None
+            raise self._unwritable(error) from None
 
     def restore(self, rounds: int, like: Any) -> Any:
         """Reads the checkpoint of `rounds`.
@@ -87,6 +97,11 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the manager's background work."""
         self._manager.close()
+
+    def _unwritable(self, error: Exception) -> WorkdirError:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # of the storage below Orbax, which raises no OSError
+        words = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+        return files.unwritable(f"checkpoint {self._folder}", self._folder, words)
 
     def _sums(self, rounds: int) -> dict[str, str]:
         """sha256 of every file of a checkpoint."""

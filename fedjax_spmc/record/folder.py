@@ -25,7 +25,7 @@ OWN_FILES = (
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz", "partition.npz",
+    "attack.npz", "partition.npz", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,

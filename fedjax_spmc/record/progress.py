@@ -4,29 +4,30 @@ import os
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from fedjax_spmc.terminal import Lines
+
 
 class Progress:
     """Prints a line per evaluated round: round, A, ASR, R, V, seconds per round, time left.
 
     Args:
         rounds: rounds of the whole run.
-        stream: where to print; None prints nothing.
+        stream: where to print; None prints nothing. One that is closed on the way ends nothing.
     """
 
     def __init__(self, rounds: int, stream: TextIO | None):
         self._rounds = rounds
-        self._stream = stream
+        self._lines = Lines(stream)
         self._live = stream is not None and stream.isatty()
         self._fastest = float("inf")
 
     def note(self, text: str) -> None:
         """Prints a line of its own."""
-        if self._stream is not None:
-            print(("\r\033[K" if self._live else "") + text, file=self._stream, flush=True)
+        self._lines.add(("\r\033[K" if self._live else "") + text)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Prints the evaluated round `line` (see `metrics.jsonl`)."""
-        if self._stream is None:
+        if self._lines.stream is None:
             return
         self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
         # The first round compiles: the time left is estimated from the fastest round so far.
@@ -37,14 +38,13 @@ class Progress:
             f"{line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
         )
         if self._live:  # a line that wraps could not be overwritten
-            text = text[: (_columns(self._stream) or len(text) + 1) - 1]
-        end = "" if self._live else "\n"
-        print(("\r\033[K" if self._live else "") + text, end=end, file=self._stream, flush=True)
+            text = text[: (_columns(self._lines.stream) or len(text) + 1) - 1]
+        self._lines.add(("\r\033[K" if self._live else "") + text, end="" if self._live else "\n")
 
     def close(self) -> None:
         """Ends the live line."""
-        if self._stream is not None and self._live:
-            print(file=self._stream, flush=True)
+        if self._live:
+            self._lines.add("")
 
 
 def _columns(stream: TextIO) -> int:

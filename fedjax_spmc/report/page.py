@@ -8,6 +8,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_spmc import numerics
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
@@ -44,6 +45,7 @@ class RunDetail(NamedTuple):
     test_images: TestImages | None
 
 
+@numerics.pinned()
 def build(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

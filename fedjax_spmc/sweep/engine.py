@@ -21,6 +21,7 @@ from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import Layout
 from fedjax_spmc.sweep.scratch import ProgramCells, Scratch, unfinished_programs
 from fedjax_spmc.sweep.table import FAILED, FINISHED, Outcome, Table, failed_outcome
+from fedjax_spmc.terminal import Lines
 
 OnOutcome = Callable[[Outcome], None]
 """Is called with the outcome of each cell, as soon as it has ended."""
@@ -62,6 +63,7 @@ PlayGroups = Callable[[Sequence[Group], Collection[str], DatasetCache, OnOutcome
 """(groups, ids of their pending cells, cache, on_outcome, log) -> None: plays the pending cells of groups."""
 
 
+@numerics.pinned()
 def play(
     sweep: Sweep,
     cells: Sequence[Cell],
@@ -88,9 +90,7 @@ def play(
         table.forget([cell.id for cell in cells if table.rows.get(cell.id, {}).get("status") == FAILED])
         pending = {cell.id for cell in cells} - table.rows.keys()
 
-        def log(text: str) -> None:
-            if stream is not None:
-                print(text, file=stream, flush=True)
+        log = Lines(stream).add
 
         def on_outcome(outcome: Outcome) -> None:
             row = table.record(outcome, sweep.keep_models)
@@ -230,7 +230,7 @@ def play_group(
         except WorkdirError:
             raise
         except Exception as error:  # a rule of the user's may raise anything; the other cells have their turn
-            if programs.is_out_of_memory(error) and layout.batch > 1:
+            if numerics.is_out_of_memory(error) and layout.batch > 1:
                 layout = layout._replace(batch=layout.batch // 2)
                 first, fitted = [], False
                 log(f"out of memory: goes on with {layout.lanes} experiments per program")
