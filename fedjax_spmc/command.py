@@ -14,6 +14,7 @@ Flags are written `--flag value` or `--flag=value`, everywhere.
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from fedjax_spmc import terminal
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
 from fedjax_spmc.options import Option, quoted
 from fedjax_spmc.reading import reason_of
-from fedjax_spmc.startup import INTERRUPTED
+from fedjax_spmc.startup import COMMAND, INTERRUPTED
 from fedjax_spmc.terminal import note, show
 
 Overrides = list[tuple[str, str]]
@@ -187,6 +188,8 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
 def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
     """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
+        if COMMAND:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = command()
         terminal.flush()
         return code

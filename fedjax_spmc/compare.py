@@ -13,6 +13,7 @@ from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
 LONGEST_NAME = 48
@@ -34,8 +35,9 @@ def _compare(parser: Parser, flags: Flags) -> int:
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png = {quoted(str(png))} is not allowed: it must be a file name that ends in .png.")
 
-    from fedjax_spmc import experiment, metrics
-    from fedjax_spmc.record import plots
+    with Imports():
+        from fedjax_spmc import experiment, metrics
+        from fedjax_spmc.record import plots
 
     results = {folder: experiment.load(folder) for folder in flags.positional}
     show("mean of the last five evaluated rounds, percent")

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
 
@@ -18,9 +19,10 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
     Who is malicious and what the trigger looks like is read from the run folder.
     """
-    from fedjax_spmc import experiment, metrics, numerics
-    from fedjax_spmc.record.folder import RunFolder
-    from fedjax_spmc.starting import without_start
+    with Imports():
+        from fedjax_spmc import experiment, metrics, numerics
+        from fedjax_spmc.record.folder import RunFolder
+        from fedjax_spmc.starting import without_start
 
     result = experiment.load(workdir)
     config = result.config

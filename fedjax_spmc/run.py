@@ -15,6 +15,7 @@ from pathlib import Path
 from fedjax_spmc import config as configs
 from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import note, show
 
 
@@ -42,7 +43,8 @@ def _run(parser: Parser, flags: Flags) -> int:
     workdir = Path(flags["workdir"] or f"runs/{label}-{short_hash(config)}")
     use_compilation_cache(config)
 
-    from fedjax_spmc import devices, experiment
+    with Imports():
+        from fedjax_spmc import devices, experiment
 
     devices.use_cores(config.federation.devices)
     experiment.run(config, workdir, stream=sys.stderr)

@@ -1,46 +1,71 @@
 """What holds for a command from its first moment, before its own code is there; importing this module sets it up.
 
-A second goes by between `python -m fedjax_spmc.run` and the command's own first line, in which JAX and the rest are
-imported: Ctrl-C is then answered as later, in one line. A program that imports the package as a library is left alone.
+Seconds go by between `python -m fedjax_spmc.run` and the command's first line, in which JAX and the rest are imported.
+An exception that Ctrl-C raises among imports is lost in a callback or ends in a crash: so it ends the process at once,
+in one line. A program that imports the package as a library is left alone.
 """
 
 import os
+import signal
 import sys
-from types import TracebackType
-from typing import Any
-
-from fedjax_spmc import terminal
-from fedjax_spmc.errors import ConfigError, UserError
 
 INTERRUPTED = 130
 """Exit code of a command that was interrupted."""
+COMMAND = getattr(sys, "argv", [""])[:1] == ["-m"]
+"""Whether this process is a command of the package: so it is while Python looks for the module that it is to run."""
 
 
-def _begin() -> None:
-    """Prepares the process of a command: standard streams that are there, and errors as one sentence."""
-    # A log that is closed must not let the next file that is opened, a model say, take its number.
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted.\n")
+    os._exit(INTERRUPTED)
+
+
+if COMMAND:
+    signal.signal(signal.SIGINT, _leave)
+
+
+class Imports:
+    """`with Imports():` around imports that a command does late: Ctrl-C ends it at once, as during the first ones."""
+
+    def __enter__(self) -> None:
+        if COMMAND:
+            signal.signal(signal.SIGINT, _leave)
+
+    def __exit__(self, *error: object) -> None:
+        if COMMAND:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _keep_streams() -> None:
+    """Opens the standard streams that are closed: else the next file, a model say, takes the place of a log."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
-    sys.excepthook = _tell
-    sys.unraisablehook = _tell_unraisable
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _tell(kind, error, trace) -> None:
+    """An exception that nobody has caught; of a user's making, it is one sentence here too."""
+    from fedjax_spmc.errors import UserError
+
     if issubclass(kind, KeyboardInterrupt):
-        terminal.note("interrupted.")
-        os._exit(INTERRUPTED)
+        _leave(signal.SIGINT, None)
     if issubclass(kind, UserError):
-        terminal.note(f"error: {error}")
+        os.write(2, f"error: {error}\n".encode(errors="replace"))
         os._exit(2)
     sys.__excepthook__(kind, error, trace)
 
 
-def _tell_unraisable(found: Any) -> None:
+def _tell_unraisable(found) -> None:
+    """An exception in a callback, which Python only prints."""
+    import _thread
+    import threading
+
+    if isinstance(found.exc_value, KeyboardInterrupt):  # it must not be lost
+        threading.Timer(0.01, _thread.interrupt_main).start()
     # What Orbax still has under way when a disk is full comes too late for anyone: the error itself has been told.
-    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+    elif not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(found)
 
 
@@ -53,6 +78,8 @@ def _check_jax() -> None:
     try:
         import jax
     except ValueError as error:
+        from fedjax_spmc.errors import ConfigError
+
         said = str(error)
         if "JAX" not in said:
             raise
@@ -62,6 +89,8 @@ def _check_jax() -> None:
     del jax
 
 
-if getattr(sys, "argv", [""])[:1] == ["-m"]:  # so it is while Python looks for the module that it is to run
-    _begin()
+if COMMAND:
+    _keep_streams()
+    sys.excepthook = _tell
+    sys.unraisablehook = _tell_unraisable
 _check_jax()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
 
@@ -33,7 +34,8 @@ def _report(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
         raise parser.refusal("no folder is given")
 
-    from fedjax_spmc.report import page, published
+    with Imports():
+        from fedjax_spmc.report import page, published
 
     for name in flags["tables"]:
         if name not in published.LAYOUTS:

@@ -15,6 +15,7 @@ from fedjax_spmc import sweep as sweeps
 from fedjax_spmc.command import Flags, Parser, call_config, run_command, use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.sweep.plan import METHOD, Sweep, as_sweep, expand
 from fedjax_spmc.terminal import note, show
 
@@ -39,7 +40,8 @@ def _sweep(parser: Parser, flags: Flags) -> int:
     sweep = override(as_sweep(content), flags.overrides)
     cells = expand(sweep)
     if flags["dry_run"]:
-        from fedjax_spmc.sweep import describe
+        with Imports():
+            from fedjax_spmc.sweep import describe
 
         if flags["estimate"]:
             use_compilation_cache(cells[0].config)
