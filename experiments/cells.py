@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import overview, read, tables
 from fedjax_spmc.report.settings import group
 from fedjax_spmc.terminal import show
@@ -138,7 +139,8 @@ def _cells(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"NAME must be one of {', '.join(STUDIES)}, and {given} is given")
     study_name = flags.positional[0]
     study = STUDIES[study_name]
-    workdir, results = Path(flags["workdir"] or f"runs/{study_name}"), Path(flags["results"] or RESULTS / study_name)
+    workdir = expanded(flags["workdir"] or f"runs/{study_name}", "--workdir")
+    results = expanded(flags["results"] or RESULTS / study_name, "--results")
     words = (study.default if flags["cells"] is None else flags["cells"]).split(",")
     chosen = [name for name in study.cells if any(w == name or (w in name and w not in study.cells) for w in words)]
     if not chosen:

@@ -21,6 +21,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc.command import Flags, Overrides, Parser, run_command, use_compilation_cache
 from fedjax_spmc.config import FIELDS
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import page, read
 from fedjax_spmc.sweep import Sweep, engine, expand
 from fedjax_spmc.sweep.__main__ import override
@@ -131,7 +132,8 @@ def _papers(parser: Parser, flags: Flags) -> int:
         given = " ".join(flags.positional) or "nothing"
         raise parser.refusal(f"NAME must be one of {', '.join(RESULTS_OF_PAPERS)}, and {given} is given")
     paper = RESULTS_OF_PAPERS[flags.positional[0]]
-    workdir, results = Path(flags["workdir"] or paper.workdir), Path(flags["results"])
+    workdir = expanded(flags["workdir"] or paper.workdir, "--workdir")
+    results = expanded(flags["results"], "--results")
     sweeps = _sweeps(parser, flags, paper)
     kept = {} if paper.needs_models else _kept_cells(results)
     ids: set[str] = set()

@@ -14,7 +14,6 @@ Flags are written `--flag value` or `--flag=value`, everywhere.
 import argparse
 import importlib.util
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,8 +25,9 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import terminal
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.paths import NoHomeError, expanded
 from fedjax_spmc.reading import reason_of
-from fedjax_spmc.startup import COMMAND, INTERRUPTED
+from fedjax_spmc.startup import INTERRUPTED, interrupts
 from fedjax_spmc.terminal import note, show
 
 Overrides = list[tuple[str, str]]
@@ -188,8 +188,7 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
 def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
     """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
-        if COMMAND:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts(at_once=False)
         code = command()
         terminal.flush()
         return code
@@ -253,7 +252,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
         ConfigError: no such file, or it fails.
     """
     file, colon, presets = text.partition(".py:")
-    path = Path(file + ".py" if colon else text)
+    path = expanded(file + ".py" if colon else text, "--config")
     if not os.path.isfile(path):  # Path.is_file raises where the name is too long
         beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
@@ -279,10 +278,10 @@ def use_compilation_cache(config: Any) -> None:
 
     from fedjax_spmc.data import cache
 
-    folder = cache.root(config.data.cache_dir) / "xla"
     try:
+        folder = cache.root(config.data.cache_dir) / "xla"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # then every start compiles
+    except (OSError, NoHomeError):  # then every start compiles
         return
     # A damaged entry is compiled anew; that is no news.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")

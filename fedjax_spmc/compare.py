@@ -7,12 +7,12 @@ A picture holds 24 runs; of more folders it shows the first.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
         raise parser.refusal("no run folder is given")
-    png = None if flags["png"] is None else Path(flags["png"])
+    png = None if flags["png"] is None else expanded(flags["png"], "--png")
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png = {quoted(str(png))} is not allowed: it must be a file name that ends in .png.")
 

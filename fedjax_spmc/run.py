@@ -15,6 +15,7 @@ from pathlib import Path
 from fedjax_spmc import config as configs
 from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
 from fedjax_spmc.options import Option
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import note, show
 
@@ -40,7 +41,7 @@ def _run(parser: Parser, flags: Flags) -> int:
     for notice in configs.override(config, flags.overrides):
         note(notice)
     config = configs.resolve(config)
-    workdir = Path(flags["workdir"] or f"runs/{label}-{short_hash(config)}")
+    workdir = expanded(flags["workdir"] or f"runs/{label}-{short_hash(config)}", "workdir")
     use_compilation_cache(config)
 
     with Imports():

@@ -1,13 +1,13 @@
 """The saved model with which a run begins in place of random weights: `model.start`."""
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import models, reading, trees
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.types import Model, Variables
 
 
@@ -30,7 +30,7 @@ def start_model(config: configs.Config, model: Model) -> StartModel | None:
     """
     if config.model.start is None:
         return None
-    label, path = f"model.start = {quoted(config.model.start)}", Path(config.model.start)
+    label, path = f"model.start = {quoted(config.model.start)}", expanded(config.model.start, "model.start")
     try:
         path = path / "model.npz" if path.is_dir() else path
         content = path.read_bytes()

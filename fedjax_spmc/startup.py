@@ -20,20 +20,23 @@ def _leave(number: int, frame: object) -> None:
     os._exit(INTERRUPTED)
 
 
-if COMMAND:
-    signal.signal(signal.SIGINT, _leave)
+def interrupts(at_once: bool) -> None:
+    """Whether Ctrl-C ends a command at once or raises KeyboardInterrupt; where it is ignored, it stays so."""
+    if COMMAND and signal.getsignal(signal.SIGINT) in (_leave, signal.default_int_handler):
+        signal.signal(signal.SIGINT, _leave if at_once else signal.default_int_handler)
+
+
+interrupts(at_once=True)
 
 
 class Imports:
     """`with Imports():` around imports that a command does late: Ctrl-C ends it at once, as during the first ones."""
 
     def __enter__(self) -> None:
-        if COMMAND:
-            signal.signal(signal.SIGINT, _leave)
+        interrupts(at_once=True)
 
     def __exit__(self, *error: object) -> None:
-        if COMMAND:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts(at_once=False)
 
 
 def _keep_streams() -> None:

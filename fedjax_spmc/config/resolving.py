@@ -1,13 +1,14 @@
 """From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
 
 import math
+import os
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
 
-from fedjax_spmc import registry, schedules, server, training
+from fedjax_spmc import attacks, registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -24,6 +25,7 @@ from fedjax_spmc.config.fields import (
 )
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, check_options, quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.types import Aggregator, ServerData
 
 
@@ -218,6 +220,7 @@ def _check_combinations(config: Config) -> None:
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
                 known[name].check(value, label)
+    attacks.make(resolved_name(config, "attack"), **attack_options(config))
 
 
 def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, ...]], deciding: str) -> None:
@@ -287,7 +290,8 @@ def with_chosen_options(config: Config) -> Config:
     """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
     For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less. Fields
-    that are None for a number stand there as that number.
+    that are None for a number stand there as that number, and folders of data in full, as whoever reads the run may
+    stand elsewhere.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -296,6 +300,9 @@ def with_chosen_options(config: Config) -> Config:
     for name, value in _aggregator(config).chosen(config.federation.clients_per_round).items():
         if options.get(name) is None:
             options[name] = value
+    for name in ("data_dir", "cache_dir"):
+        if copy.data[name]:
+            copy.data[name] = os.path.abspath(expanded(copy.data[name], f"data.{name}"))
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:

@@ -13,18 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_spmc.paths import NoHomeError, expanded
 from fedjax_spmc.reading import UnreadableError, json_of, reason_of
 from fedjax_spmc.terminal import note
 
+DEFAULT_ROOT = "~/.cache/fedjax_spmc"
 MANIFEST = "manifest.json"
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def root(cache_dir: str | Path | None = None) -> Path:
-    """The cache folder: the argument, else $FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc."""
-    chosen = cache_dir or os.environ.get("FEDJAX_SPMC_CACHE") or "~/.cache/fedjax_spmc"
-    return Path(os.path.expanduser(chosen))
+    """The cache folder: the argument, else $FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc.
+
+    Raises:
+        NoHomeError: it begins with `~`, and nothing says where that is.
+    """
+    given = {"data.cache_dir": cache_dir, "FEDJAX_SPMC_CACHE": os.environ.get("FEDJAX_SPMC_CACHE")}
+    label, chosen = next(((name, value) for name, value in given.items() if value), ("FEDJAX_SPMC_CACHE", DEFAULT_ROOT))
+    return expanded(chosen, label)
 
 
 def entry(name: str, key: str, cache_dir: str | Path | None = None) -> Path:
@@ -43,7 +50,11 @@ def fetch(name: str, key: str, cache_dir: str | Path | None, build: Callable[[],
         cache_dir: see `root`.
         build: makes the arrays.
     """
-    folder = entry(name, key, cache_dir)
+    try:
+        folder = entry(name, key, cache_dir)
+    except NoHomeError as error:
+        _warn(f"no cached copy is kept ({str(error).rstrip('.')}); every run decodes anew.")
+        return build()
     try:
         if os.path.lexists(folder):
             return _read(folder, key)

@@ -16,7 +16,6 @@ Exit codes: 0 all that ran passed, 1 a check failed or none ran, 2 bad input.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_spmc import numerics
 from fedjax_spmc.command import Flags, Parser, run_command
@@ -24,6 +23,7 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
 from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
 from fedjax_spmc.parity.walker import walk
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.terminal import note, show
 
 
@@ -39,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @numerics.pinned()
 def _parity(flags: Flags) -> int:
-    golden, clone = (None if flags[name] is None else Path(flags[name]) for name in ("golden", "reference"))
+    golden, clone = (
+        None if flags[name] is None else expanded(flags[name], f"--{name}") for name in ("golden", "reference")
+    )
     if golden is None and not flags["torch"] and clone is None:
-        golden = Path(os.environ.get("FEDJAX_SPMC_SHARED", "../shared")) / "golden"
+        golden = expanded(os.environ.get("FEDJAX_SPMC_SHARED", "../shared"), "FEDJAX_SPMC_SHARED") / "golden"
     outcomes: list[Outcome] = []
     if golden is not None:
         if not golden.is_dir():

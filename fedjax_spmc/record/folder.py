@@ -14,6 +14,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, models, numerics, reading
 from fedjax_spmc.errors import ConfigError, DamagedError, PluginError, WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files, truth
 from fedjax_spmc.record.environment import changes, check_data, continued, digest_of
 from fedjax_spmc.types import Model, Roster, State, Variables
@@ -60,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._read_only = read_only
         self._config = configs.with_chosen_options(config)
         self._lock: FileLock | None = None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc import numerics, parts, reading
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record.environment import info_of
 from fedjax_spmc.record.folder import RunFolder, resolved_config
 from fedjax_spmc.record.lines import verdict_of
@@ -50,7 +51,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     Raises:
         WorkdirError: there is no run, or a file of it is missing or damaged.
     """
-    path = Path(workdir)
+    path = expanded(workdir, "workdir")
     config = read_config(path)
     folder = RunFolder(path, config, read_only=True)
     environment = folder.environment()

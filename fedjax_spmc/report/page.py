@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc import numerics
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
 from fedjax_spmc.report import figures, overview, published, read, tables
@@ -70,7 +71,7 @@ def build(
     Raises:
         WorkdirError: nothing was found, or `out` cannot be used.
     """
-    path = Path(out)
+    path = expanded(out, "--out")
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)

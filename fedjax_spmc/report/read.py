@@ -16,6 +16,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, reading
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import PER_RUN, client_ids, client_values, number, numbers_of, participating, read_lines
 
@@ -95,7 +96,7 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> FoundRuns:
     runs: dict[str, Run] = {}
     problems: list[str] = []
     has_sweep = False
-    for source in map(Path, sources):
+    for source in (expanded(one, "RUN_OR_SWEEP") for one in sources):
         if not os.path.isdir(source):
             raise WorkdirError(f"{str(source)!r} is no folder: give run folders, sweep folders or folders of these.")
         before = len(runs)

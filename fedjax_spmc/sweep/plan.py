@@ -51,7 +51,7 @@ class Cell(NamedTuple):
     Attributes:
         fields: the swept fields and their values.
         config: resolved; the seed is in it.
-        id: sixteen hex digits over all fields that touch the numbers.
+        id: sixteen hex digits over all fields that touch the numbers; never to be mistaken for a number.
     """
 
     fields: dict[str, Any]
@@ -181,7 +181,13 @@ def _assign(config: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _hash(flat: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    try:
+        float(name)
+    except ValueError:
+        return name
+    # Digits alone, or with one e among them: pandas would read it as a number, and as another one.
+    return "abcdefabcd"[int(name[0])] + name[1:]
 
 
 def cell_id(config: Any) -> str:

@@ -7,7 +7,6 @@ written before its row: a row stands only for what is there.
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 from fedjax_spmc import reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import summary_of
@@ -72,7 +72,7 @@ class Table:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._lock: FileLock | None = None
         if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / TABLE_FILE):
             raise WorkdirError(f"workdir = {str(self.path)!r} holds a single run: give another --workdir.")
