@@ -37,16 +37,26 @@ def _compare(parser: Parser, flags: Flags) -> int:
 
     with Imports():
         from fedjax_spmc import experiment, metrics
-        from fedjax_spmc.record import plots
+        from fedjax_spmc.record import plots, remarks
 
     results = {folder: experiment.load(folder) for folder in flags.positional}
+    noted = {folder: remarks.of_folder(folder, result.config, result.history) for folder, result in results.items()}
     show("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
-    show("  ".join(["method".ljust(width), *[f"{name:>7}" for name in metrics.PRINTED], "rounds  run folder"]))
+    heads = [*[f"{name:>7}" for name in metrics.PRINTED], "rounds", "notes", "run folder"]
+    show("  ".join(["method".ljust(width), *heads]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
-        show("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
+        letters = "".join(remark.letter for remark in noted[folder])
+        cells += [f"{len(result.history):>6}", f"{letters:<5}", folder]
+        show("  ".join([method_title(result.config).ljust(width), *cells]))
+    for folder, result in results.items():
+        if result.config.evaluation.confidence > 0:
+            confidence = result.config.evaluation.confidence
+            show(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
+        for remark in noted[folder]:
+            show(f"{remark.letter}  {folder}: {remark.sentence}")
     if png is not None:
         titles = [method_title(result.config) for result in results.values()]
         named = [
