@@ -10,9 +10,12 @@ import pytest
 
 from fedjax_spmc import attacks, data, models
 from fedjax_spmc.attacks import triggers
+from fedjax_spmc.config import resolve
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
+from tests import small
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
@@ -202,9 +205,17 @@ def test_a_preset_on_grey_images_is_what_it_has_on_their_channel(name):
 
 @pytest.mark.parametrize("position", [(0, 32, 0), (3, 0, 0), (0, -1, 0), (0, 0), (0, 0.5, 1)])
 def test_a_position_outside_the_image_is_refused(position):
-    attack = attacks.make("badnets", positions=(position,))
     with pytest.raises(ValueError, match=r"attack\.options\.positions"):
-        attack.init(context(), KEY)
+        attacks.make("badnets", positions=(position,)).init(context(), KEY)
+
+
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+@pytest.mark.parametrize("positions", [(), ((0, 0),), ((0, 0.5, 1),), ((0, True, 1),), (5,)])
+def test_a_trigger_that_no_image_can_have_is_refused_before_there_is_one(name, positions):
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        attacks.make(name, positions=positions)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        resolve(small.config(attack__name=name, attack__options__positions=positions))
 
 
 def test_stamp_blends_between_zero_and_one():
