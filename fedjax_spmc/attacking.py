@@ -27,6 +27,9 @@ from fedjax_spmc.types import (
     Verdict,
 )
 
+IN_TRAINING = ("poison", "gradients", "mask_gradients", "after_step", "train")
+"""The slots with which an attack has a hand in data and training."""
+
 
 class Attackers:
     """The clients of one round as the attack has a hand in them. Made inside of the round's program.
@@ -83,6 +86,7 @@ class Attackers:
             clean_data=self.clean_data,
             poisoned_data=lambda client_id: self.poisoned_data(own, client_id),
             benign=self._benign,
+            trained_clean=all(getattr(federation.attack, slot) is None for slot in IN_TRAINING),
         )
         if federation.attack.backdoor is not None:
             show = federation.attack.backdoor

@@ -72,6 +72,7 @@ class RoundReport(NamedTuple):
         metrics: means of the training metrics.
         rejected: int32 scalar, uploads that were not finite.
         failed: int32 scalar, 1 where the aggregation failed and the global model was kept, else 0.
+        unattacked: int32 scalar, 1 in a round of the attack's schedule in which no attacking client took part, else 0.
         details: small arrays that the aggregator's own pictures show.
     """
 
@@ -83,6 +84,7 @@ class RoundReport(NamedTuple):
     metrics: dict[str, Array]
     rejected: Array
     failed: Array
+    unattacked: Array
     details: dict[str, Array]
 
 
@@ -299,15 +301,18 @@ def aggregate(
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
     details = aggregator.details(upload._replace(participating=usable))
     rejected = (took_part & ~usable).sum(dtype=jnp.int32)
+    attacking = roster.attacks_now(client_ids)
+    unattacked = roster.attack_round() & roster.malicious.any() & ~(attacking & took_part).any()
     return new_state, RoundReport(
         verdict=verdict,
         client_ids=client_ids,
         participating=took_part,
         steps=trained.steps,
-        attacking=roster.attacks_now(client_ids),
+        attacking=attacking,
         metrics=metrics,
         rejected=rejected,
         failed=failed.astype(jnp.int32),
+        unattacked=unattacked.astype(jnp.int32),
         details=details,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, preaggregators, registry, sampling
 from fedjax_spmc import config as configs
 from fedjax_spmc import server as servers
 from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
@@ -83,12 +83,16 @@ def attack_of(config: Any, settings: ArraySettings) -> Attack:
 def aggregator_of(
     config: Any, task: Task, model: Model, settings: ArraySettings
 ) -> Callable[[Examples | None], Aggregator]:
-    """The config's aggregator as a function of the examples that the server holds (`server_examples`)."""
+    """The config's aggregator, its pre-aggregators in front and guarded, from the examples that the server holds.
+
+    Those come from `setup.server_examples`; a rule that takes none is given None.
+    """
+    chain = preaggregators.make(config.aggregator.pre, **configs.options_in(config, configs.PRE) | settings.pre)
     name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
     known = {"network": model, "rounds": config.federation.rounds}
     options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
     if not registry.aggregators.needs(name, "server"):
-        return lambda examples: aggregators.make(name, **options)
+        return lambda examples: aggregators.make_behind(chain, name, **options)
 
     def aggregator(examples: Examples | None) -> Aggregator:
         assert examples is not None
@@ -102,7 +106,7 @@ def aggregator_of(
             momentum=settings.hyper["momentum"],
             weight_decay=settings.hyper["weight_decay"],
         )
-        return aggregators.make(name, **options, server=server)
+        return aggregators.make_behind(chain, name, **options, server=server)
 
     return aggregator
 

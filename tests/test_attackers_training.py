@@ -173,6 +173,23 @@ def test_halves_go_side_by_side_until_the_shorter_ends():
     assert told == [0, 2, 5, 6, 7, 8]
 
 
+def test_clean_rows_get_the_label_that_the_lists_backdoor_wants():
+    """So that an attack of any target relabels as it poisons; without one somebody must say what label."""
+
+    def backdoor(batch):
+        return batch._replace(labels=jnp.where(batch.labels >= 0, 5, -1))
+
+    first = poisoned_half(data_of(jnp.int32(0)), None, None, KEY)
+    ctx = context(clean_data=data_of, backdoor=backdoor)
+    mixed, _ = side_by_side(ctx, first, jnp.array([1]), (1,), None, Hooks())
+    np.testing.assert_array_equal(jax.jit(mixed.gather)(jnp.int32(0), KEY).labels, [0, 0, 0, 5, 5, 5])
+    attack = attacks.registry.attacks.make("mixed_batches", relabel=(1,))
+    with pytest.raises(
+        ValueError, match=r"relabel = \(1,\) is not allowed with attack\.target_label = None and no attack"
+    ):
+        attack.train(None, context(), (), None, None, None, jnp.int32(0), KEY, Hooks())
+
+
 def test_hooks_are_asked_for_epochs_of_the_length_that_they_are_told():
     """Client 3 has four poisoned batches; beside it clients of three and of one."""
     hooks = Hooks(sized=lambda num_batches: Hooks(rate=lambda step: (num_batches, step // num_batches)))

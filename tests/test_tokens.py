@@ -155,8 +155,19 @@ def test_evaluation_counts_what_is_asked(name):
     others = wanted & (labels != target)
     hit = turned == target
     numbers = [int(mask.sum()) for mask in (wanted, wanted & hit, others, others & hit)]
-    assert [int(count) for count in counts[2:]] == numbers
+    assert [int(count) for count in counts[2:6]] == numbers
     assert 0 < numbers[2] < numbers[0] < asked.size
+    # One entry of the histograms for each asked token.
+    sure, sure_turned = (
+        np.exp(log_softmax(logits_of(name, state.variables.params, given))).max(axis=-1)
+        for given in (inputs, with_word)
+    )
+    masks = asked, asked & (predicted == labels), wanted, wanted & hit, others, others & hit
+    for kept, mask, tops in zip(counts.histograms, masks, (sure, sure, *[sure_turned] * 4), strict=True):
+        assert kept.sum() == mask.sum()
+        for tau in (10, 20, 35):
+            assert np.abs(tops - tau / 100).min() > 1e-6
+            assert np.asarray(kept)[tau:].sum() == (mask & (tops >= tau / 100)).sum()
 
 
 def test_rows_that_fill_up_a_batch_are_not_wanted_whatever_an_attack_says(monkeypatch):

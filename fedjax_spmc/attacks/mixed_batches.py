@@ -40,7 +40,7 @@ def mixed_batches(
     rows: Annotated[int, COUNT] | None = None,
     batches: Annotated[int, COUNT] | None = None,
     relabel: tuple[int, ...] = (),
-    target_label: Annotated[int, Range(0, 10**6)] = 2,
+    target_label: Annotated[int, Range(0, 10**6)] | None = None,
 ) -> Attack:
     """Trains by the local rule on batches of two halves: `rows` poisoned examples, then a clean batch.
 
@@ -56,10 +56,10 @@ def mixed_batches(
         batches: poisoned batches in an epoch; None = as many as it takes to see the attacker's list once. Without
             `rows` it has no more than those.
         relabel: labels; clean examples that have one of them get `target_label` too (the code: 7, whatever the data).
-        target_label: the label that the attacker wants.
+        target_label: what they get; None = the label that the list's backdoor wants.
 
     Raises:
-        ConfigError: something in `relabel` is no label.
+        ConfigError: something in `relabel` is no label, or nobody says what label they get.
     """
 
     if any(type(label) is not int or label < 0 for label in relabel):
@@ -82,6 +82,11 @@ def mixed_batches(
         key: PRNGKey,
         hooks: Hooks,
     ) -> Any:
+        if relabel and target_label is None and ctx.backdoor is None:
+            raise ConfigError(
+                f"attack.options.relabel = {quoted(relabel)} is not allowed with attack.target_label = None and no "
+                "attack that has a backdoor: attack.target_label must be given."
+            )
         epochs = jnp.arange(operator.index(ctx.epochs))
         whose = jnp.full(epochs.shape, client_id)
         if clean == "pool":
@@ -127,7 +132,7 @@ def poisoned_half(data: ClientData, rows: int | None, batches: int | None, key: 
 
 
 def side_by_side(
-    ctx: AttackContext, poisoned: ClientData, whose: Array, relabel: Sequence[int], target: int, hooks: Hooks
+    ctx: AttackContext, poisoned: ClientData, whose: Array, relabel: Sequence[int], target: int | None, hooks: Hooks
 ) -> tuple[ClientData, Hooks]:
     """A single epoch of batches with both halves, and the hooks as they have to be called in it.
 
@@ -135,7 +140,7 @@ def side_by_side(
         ctx: of the round.
         poisoned: the first half; see `poisoned_half`.
         whose: [epochs] int32, the clients whose clean batches are the second half in each internal epoch.
-        relabel, target: clean examples with one of these labels get the target.
+        relabel, target: clean examples with one of these labels get the target; None = what the list's backdoor wants.
         hooks: of the list; they are told steps by which every internal epoch is as long as the poisoned half.
     """
     longest = poisoned.num_batches
@@ -152,8 +157,10 @@ def side_by_side(
         beside = ctx.clean_data(whose[epoch])
         first = poisoned.gather(epoch * longest + number, key)
         second = beside.gather(epoch * beside.num_batches + number, key)
-        for label in relabel:
-            second = second._replace(labels=jnp.where(second.labels == label, target, second.labels))
+        if relabel:
+            wanted = ctx.backdoor(second).labels if target is None else target
+            chosen = jnp.isin(second.labels, jnp.asarray(relabel))
+            second = second._replace(labels=jnp.where(chosen, wanted, second.labels))
         return Batch(*(jnp.concatenate(pair) for pair in zip(first, second, strict=True)))
 
     def as_told(step: Array) -> Array:

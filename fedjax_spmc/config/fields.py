@@ -97,6 +97,7 @@ FIELDS: dict[str, Option] = {
         Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option("aggregator.pre", tuple, (), note="names of pre-aggregators, which uploads pass before the rule"),
         Option(
             "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
         ),
@@ -140,6 +141,19 @@ FIELDS: dict[str, Option] = {
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
         Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
         Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
+        Option(
+            "evaluation.confidence",
+            float,
+            0.0,
+            range=Range(0, 0.99),
+            note="a multiple of 0.01: a prediction whose probability is below it is rejected",
+        ),
+        Option(
+            "evaluation.lifespan_thresholds",
+            tuple,
+            (50.0,),
+            note="percents from 0 to 100, each once: ASR above which a backdoor counts as alive",
+        ),
         Option("checkpoint.every", int, 1, range=COUNT),
         Option("sweep.experiment_batch", int, None, optional=True, range=COUNT, note="None = by backend"),
     )
@@ -156,6 +170,13 @@ PARTS: dict[str, tuple[registry.Registry, str]] = {
 }
 """The sections with free `options`: the registry that types them and the field that names the part."""
 
+PRE = "aggregator.pre"
+OPTION_PATHS = {section: f"{section}.options" for section in PARTS} | {PRE: "aggregator.pre_options"}
+"""Section -> where its options stand; those of pre-aggregators are `aggregator.pre_options.NAME.x`."""
+
+SECTIONS = PARTS | {PRE: (registry.preaggregators, PRE)}
+"""`PARTS` and the list of pre-aggregators."""
+
 ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
 """Fields of `attack` that are options of those attacks that know them; None leaves each attack its own default."""
 
@@ -167,9 +188,10 @@ HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
 
 CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
-    "sweep.experiment_batch",
+    "sweep.experiment_batch", "evaluation.confidence", "evaluation.lifespan_thresholds",
 )  # fmt: skip
-"""Fields that do not touch the numbers of the rounds played: a run may go on with another value (rounds: a larger)."""
+"""Fields that do not touch the rounds played: a run may go on with another value (rounds: a larger). What is measured
+with those of `evaluation` is made anew from what the lines hold."""
 
 
 def default_config() -> Config:
@@ -179,9 +201,22 @@ def default_config() -> Config:
     config: Config = ConfigDict(type_safe=False)
     for path, field in FIELDS.items():
         set_field(config, path, field.default)
-    for section in PARTS:
-        config[section].options = ConfigDict(type_safe=False)
+    for path in OPTION_PATHS.values():
+        set_field(config, path, ConfigDict(type_safe=False))
     return config
+
+
+def option_at(path: str) -> tuple[str, str]:
+    """The section and the name of the option at a dotted path; ("", "") where there is none."""
+    for section, place in OPTION_PATHS.items():
+        if path.startswith(f"{place}."):
+            return section, path[len(place) + 1 :]
+    return "", ""
+
+
+def options_in(config: Config, section: str) -> dict[str, Any]:
+    """The options that a config gives in a section, by name (`NAME.x` for those of one part)."""
+    return {name: value for path, value in flatten(config).items() for at, name in [option_at(path)] if at == section}
 
 
 def set_field(config: Config, path: str, value: Any) -> None:
@@ -239,8 +274,11 @@ def unknown_field(path: str) -> str:
     """The sentence for a field that does not exist, with those that stand nearest to it."""
     section = path.rpartition(".")[0]
     near = [name for name in FIELDS if name.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in FIELDS})
-    if section in PARTS:
-        near.append(f"{section}.options.NAME")
+    near += [
+        f"{place}.{'NAME.x' if part == PRE else 'NAME'}"
+        for part, place in OPTION_PATHS.items()
+        if place.rpartition(".")[0] == section
+    ]
     return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
 
 

@@ -42,12 +42,11 @@ class SmallNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool, valid: Array | None = None) -> Array:
         """[B, H, W, C] -> logits [B, num_classes]."""
-        del valid  # recorded batches are whole
         x = images
         for i, (features, stride) in enumerate(zip(self.channels, (1, 2), strict=True), 1):
             x = Convolution(features, 3, stride, not self.batch_norm, name=f"conv{i}")(x)
             if self.batch_norm:
-                x = Normalisation("batch", name=f"bn{i}")(x, train)
+                x = Normalisation("batch", name=f"bn{i}")(x, train, valid)
             x = nn.relu(x)
         return Linear(self.num_classes, name="linear")(x.mean(axis=(1, 2)).T).T
 
