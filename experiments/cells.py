@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import overview, read, tables
 from fedjax_spmc.report.settings import group
+from fedjax_spmc.terminal import show
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KEPT_FILES = ("config.json", "environment.json", "roster.json", "metrics.jsonl", "summary.json")
@@ -79,7 +81,30 @@ per_sample) and plain averaging x malicious augmentation (frozen, live) x attack
 one cell with the leak on; 3 of 10 clients are malicious, Dirichlet 0.5, the trigger and poison fraction of the released
 code. A CIFAR-10 cell of 12 rounds takes 6 to 9 minutes of one CPU core."""
 
+FDCR_CODE = {"attack.trigger": "fdcr_code", "attack.poison_fraction": 0.5}
+ANCHOR: dict[str, Cell] = {
+    "paper": ("fedavg", {}),
+    "trigger_spmc_code": ("fedavg", {"attack.trigger": "spmc_code"}),
+    "trigger_fdcr_code": ("fedavg", FDCR_CODE),
+    "poison_0.3": ("fedavg", {"attack.poison_fraction": 0.3}),
+    "frozen": ("fedavg", {"attack.augmentation": "frozen"}),
+    "epochs_1": ("fedavg", {"local.epochs": 1}),
+    "weights_uniform": ("fedavg", {"aggregator.options.weights": "uniform"}),
+    "order_drawn": ("fedavg", {"sampling.options.order": "drawn"}),
+    "placement_random": ("fedavg", {"attack.placement": "random"}),
+    "spmc_code": ("fedavg,reference", {}),
+    "spmc_code_epochs_10": ("fedavg,reference", {"local.epochs": 10}),
+    "fdcr_code": ("fedavg", FDCR_CODE | {"attack.augmentation": "frozen"}),
+    "resnet10": ("fedavg", {"model.name": "resnet10"}),
+}
+"""Which setting gives the papers' averaging row? One factor at a time around the papers' setting of what they leave
+open, and the two codes' own settings, all at 30 % malicious clients and Dirichlet 0.5. On one CPU core a CIFAR-10 cell
+of 12 rounds takes 6 to 9 minutes (epochs_1: one; resnet10: hours)."""
+
 STUDIES = {
+    "anchor": Study(
+        "plain averaging in every setting that the papers leave open (docs/reproduction.md)", ANCHOR, "", ("settings",)
+    ),
     "spmc_halves": Study("SPMC's two halves apart and together (docs/spmc.md)", SPMC_HALVES, "", ("settings",)),
     "fdcr_question": Study(
         "FDCR when the server does not know who is malicious (docs/fdcr.md)",
@@ -96,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = "\n".join(
         f"  {name:<14} {study.title}\n{'':17}cells: {', '.join(study.cells)}" for name, study in STUDIES.items()
     )
-    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n")
+    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n", resumes=True)
     parser.positional("NAME", "one of the names above")
     parser.flag(Option("--data", str, "cifar10"), "NAME", "data set")
     parser.flag(Option("--seeds", str, "0,1,2"), "N,...", "of every cell")
@@ -114,7 +139,8 @@ def _cells(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"NAME must be one of {', '.join(STUDIES)}, and {given} is given")
     study_name = flags.positional[0]
     study = STUDIES[study_name]
-    workdir, results = Path(flags["workdir"] or f"runs/{study_name}"), Path(flags["results"] or RESULTS / study_name)
+    workdir = expanded(flags["workdir"] or f"runs/{study_name}", "--workdir")
+    results = expanded(flags["results"] or RESULTS / study_name, "--results")
     words = (study.default if flags["cells"] is None else flags["cells"]).split(",")
     chosen = [name for name in study.cells if any(w == name or (w in name and w not in study.cells) for w in words)]
     if not chosen:
@@ -129,7 +155,7 @@ def _cells(parser: Parser, flags: Flags) -> int:
             run_cell(preset, {**fixed, **fields}, flags["data"], workdir / folder)
             copy_results(workdir / folder, results / folder)
     settings, _ = group(read.read([results]).runs)
-    print("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
+    show("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
     return 0
 
 

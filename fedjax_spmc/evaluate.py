@@ -10,6 +10,8 @@ from typing import Any
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import show
 
 
 def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
@@ -17,22 +19,23 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
     Who is malicious and what the trigger looks like is read from the run folder.
     """
-    import jax
-
-    from fedjax_spmc import experiment, metrics
-    from fedjax_spmc.record.folder import RunFolder
-    from fedjax_spmc.starting import without_start
+    with Imports():
+        from fedjax_spmc import experiment, metrics, numerics
+        from fedjax_spmc.record.folder import RunFolder
+        from fedjax_spmc.starting import without_start
 
     result = experiment.load(workdir)
     config = result.config
     if data_dir is not None:
         config.data.data_dir = data_dir
     folder = RunFolder(workdir, config, read_only=True)
-    with jax.default_matmul_precision(config.precision):
+    with numerics.pinned(config.precision):
         built = experiment.build(without_start(config))
+        folder.check_data(built.dataset.fingerprint, built.federation.held, "give the run's own data as --data_dir.")
         own = folder.read_attack(built.state.attack)
         counts = built.evaluate(result.variables, built.test, folder.roster(), own)
-    return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)
+    backdoor = built.federation.attack.backdoor is not None
+    return metrics.percentages(counts, backdoor, config.evaluation.confidence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +52,11 @@ def _evaluate(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
     values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
-        print(json.dumps(values))
+        show(json.dumps(values))
         return 0
     for name, value in values.items():
         shown = value if isinstance(value, list) else [value]
-        print(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
+        show(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
     return 0
 
 

@@ -11,6 +11,18 @@ PURPOSES = (
     "train", "prepare", "finish", "poison", "take", "defend", "benign", "step",
 )  # fmt: skip
 """The purposes of draws. Append only: the position is the number that is folded in."""
+IMPLEMENTATION = "threefry2x32"
+"""The random generator of every key, whatever JAX's default is; `numerics.pinned` fixes its form."""
+
+
+def root_key(seed: Any) -> Any:
+    """The key of a seed, from which all others are folded."""
+    return jax.random.key(seed, impl=IMPLEMENTATION)
+
+
+def key_of_numbers(numbers: Any) -> Any:
+    """The key, or array of keys, of `jax.random.key_data`."""
+    return jax.random.wrap_key_data(numbers, impl=IMPLEMENTATION)
 
 
 def purpose_key(key: Any, purpose: str, *indices: Any) -> Any:
@@ -38,4 +50,4 @@ def numbers_of(leaf: Any) -> Any:
 
 def leaf_of(numbers: Any, like: Any) -> Any:
     """The leaf, of the kind that `like` is, from `numbers_of` it."""
-    return jax.random.wrap_key_data(numbers) if is_key(like) else numbers
+    return key_of_numbers(numbers) if is_key(like) else numbers

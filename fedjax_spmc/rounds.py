@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_spmc import trees
+from fedjax_spmc import numerics, trees
 from fedjax_spmc.devices import CLIENTS, balanced_order, map_clients_over
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
 from fedjax_spmc.training import Trained
@@ -59,7 +59,7 @@ def make_round(
     """
     devices = jax.local_devices()[:1] if devices is None else devices
     play, placed = make_program(federation, devices), place_inputs(arrays, sizes, federation.held, devices)
-    return lambda state, key: play(placed, state, key)
+    return numerics.pinned()(lambda state, key: play(placed, state, key))
 
 
 def make_program(

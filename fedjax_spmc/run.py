@@ -9,17 +9,22 @@ Exit codes: 0 finished, 2 bad input (one sentence says what), 3 training stopped
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import durability
 from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
 from fedjax_spmc.options import Option
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("run", __doc__, overrides=True)
+    parser = Parser("run", __doc__, overrides=True, resumes=True)
     parser.flag(Option("--config", str, None, optional=True), "FILE[:PRESETS]", "a config file, and presets by name")
     parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the run folder (default: named by the config)")
     parser.switch("--list", "prints data sets, models, rules, attacks, presets and fields")
@@ -30,22 +35,23 @@ def _run(parser: Parser, flags: Flags) -> int:
     if flags["list"]:
         from fedjax_spmc.config.listing import listing
 
-        print(listing())
+        show(listing())
         return 0
     if flags["config"] is None:
         raise parser.refusal("--config is missing")
     config, label = read_config(flags["config"])
     for notice in configs.override(config, flags.overrides):
-        print(notice, file=sys.stderr)
+        note(notice)
     config = configs.resolve(config)
-    workdir = Path(flags["workdir"] or f"runs/{label}-{short_hash(config)}")
+    workdir = expanded(flags["workdir"] or f"runs/{label}-{short_hash(config)}", "workdir")
     use_compilation_cache(config)
 
-    from fedjax_spmc import devices, experiment
+    with Imports():
+        from fedjax_spmc import devices, experiment
 
     devices.use_cores(config.federation.devices)
     experiment.run(config, workdir, stream=sys.stderr)
-    print(summary_text(workdir))
+    show(summary_text(workdir))
     return 0
 
 
@@ -68,10 +74,37 @@ def summary_text(workdir: Path) -> str:
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
     mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
+    lines += _measured_text(summary)
+    lines += [f"note: {remark['sentence']}" for remark in summary["remarks"]]
     roster = json.loads((workdir / "roster.json").read_text())
     lines.append(f"malicious clients: {len(roster['malicious'])} of {roster['num_clients']}")
     lines.append(f"run folder: {workdir}   curves: {workdir / 'curves.png'}")
     return "\n".join(lines)
+
+
+def _measured_text(summary: Mapping[str, Any]) -> list[str]:
+    """What was rejected, where anything can be, and how long the backdoor outlived an attack that has ended."""
+
+    def percent(name: str) -> str:
+        return "-" if summary[name] is None else f"{summary[name]:.2f}"
+
+    lines = []
+    if summary["confidence"] > 0:
+        lines.append(
+            f"rejected below evaluation.confidence = {summary['confidence']}: {percent('rejected_clean')} % of clean, "
+            f"{percent('rejected_triggered')} % of triggered predictions; without rejection "
+            f"A {percent('A_without_rejection')}  ASR {percent('ASR_without_rejection')}"
+        )
+    if summary["asr_after"] is not None:
+        lines.append(f"ASR after the attack: {percent('asr_after')} on average")
+        if summary["lifespan_resolution"] > 1:
+            lines[-1] += f"; rounds are counted in steps of up to {summary['lifespan_resolution']}"
+    for threshold in summary["lifespan_thresholds"] if summary["asr_after"] is not None else ():
+        values = {name: summary[durability.name_at(name, threshold)] for name in durability.PER_THRESHOLD}
+        rounds = "  ".join(f"{words} {values[name]}" for name, words in durability.WORDS.items())
+        at_least = "  (censored: it is still above at the end)" if values["censored"] else ""
+        lines.append(f"rounds that ASR > {threshold:g} % outlived the attack: {rounds}{at_least}")
+    return lines
 
 
 if __name__ == "__main__":

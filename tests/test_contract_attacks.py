@@ -1,5 +1,6 @@
 """What every registered attack must do in every slot that it has, and BadNets in particular."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks, models
+from fedjax_spmc import attacks, data, models
 from fedjax_spmc.attacks import triggers
+from fedjax_spmc.config import resolve
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
-from fedjax_spmc.types import Attack, AttackContext, Batch, Roster
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
+from tests import small
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
@@ -21,12 +25,32 @@ TASK = task_of(DatasetInfo("made up", 10, SHAPE, MEAN, STD))
 KEY = jax.random.key(1)
 
 
-def context(**fields: Any) -> AttackContext:
-    """Four clients, of whom 1 and 3 attack."""
+@functools.cache
+def pictures() -> data.Dataset:
+    """A made-up data set that passes for CIFAR-10, and for any other that an attack asks for."""
+    made = data.load("synthetic", num_train=40, num_test=40, val_fraction=0.0)
+    return made._replace(info=made.info._replace(name="cifar10"))
+
+
+def context(attack: Attack = Attack(), **fields: Any) -> AttackContext:
+    """Four clients, of whom 1 and 3 attack; with what the attack holds."""
+    if attack.hold is not None:
+        held = attack.hold(pictures(), lambda name, **options: pictures())
+        fields = {"held": jax.tree.map(jnp.asarray, held), **fields}
     malicious = jnp.array([False, True, False, True])
     roster = Roster(malicious, jnp.int32(0), jnp.int32(10), jnp.int32(0))
-    ids = jnp.arange(4, dtype=jnp.int32)
-    return AttackContext(task=TASK, roster=roster, client_ids=ids, round=jnp.int32(0), epochs=1)._replace(**fields)
+    params = random_upload(4).global_params
+    previous = Variables(jax.tree.map(lambda x: 0.9 * x, params), {})
+    return AttackContext(
+        variables=Variables(params, {}),
+        previous=previous,
+        task=TASK,
+        roster=roster,
+        client_ids=jnp.arange(4, dtype=jnp.int32),
+        num_batches=jnp.int32(3),
+        round=jnp.int32(0),
+        epochs=1,
+    )._replace(**fields)
 
 
 def batch(size: int = 64, seed: int = 0) -> Batch:
@@ -47,7 +71,7 @@ def attack(request) -> Attack:
 
 def test_every_slot_keeps_the_shapes(attack):
     """Of slots that an attack has; the round calls each of them in this way."""
-    ctx, given = context(), batch(8)
+    ctx, given = context(attack), batch(8)
     own = attack.init(ctx, KEY)
     client, step = jnp.int32(1), jnp.int32(0)
     if attack.begin_round is not None:
@@ -70,14 +94,14 @@ def test_every_slot_keeps_the_shapes(attack):
 
 def test_the_state_is_arrays(attack):
     """So that it can be saved, stacked in a sweep and read back."""
-    for leaf in jax.tree.leaves(attack.init(context(), KEY)):
+    for leaf in jax.tree.leaves(attack.init(context(attack), KEY)):
         assert isinstance(leaf, jax.Array)
 
 
 def test_jit_and_vmap_over_clients(attack):
     if attack.poison is None:
         pytest.skip("poisons nothing")
-    ctx, given = context(), batch(16)
+    ctx, given = context(attack), batch(16)
     own = attack.init(ctx, KEY)
 
     def poison(client):
@@ -95,14 +119,15 @@ def test_every_attack_has_something_to_do(name):
     attack = attacks.make(name)
     assert any(getattr(attack, slot) is not None for slot in Attack._fields if slot not in ("init", "hold", "test"))
     if attack.poison is not None:
-        ctx, given = context(), batch()
+        ctx, given = context(attack), batch()
         poisoned = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
         assert not np.array_equal(poisoned.inputs, given.inputs)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if attacks.make(name).poison is not None])
 def test_rows_that_are_not_asked_stay_so(name):
-    attack, ctx = attacks.make(name, poison_fraction=1.0), context()
+    attack = attacks.make(name, poison_fraction=1.0)
+    ctx = context(attack)
     given = batch(8)._replace(labels=jnp.full(8, -1))
     own = attack.init(ctx, KEY)
     assert (attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).labels == -1).all()
@@ -162,11 +187,35 @@ def test_a_trigger_can_be_spelt_out():
     assert (np.asarray(stamped) != np.asarray(given.inputs)).sum() == 6
 
 
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+def test_a_preset_on_grey_images_is_what_it_has_on_their_channel(name):
+    """12 of its 36 values; two attackers share them out in halves."""
+    grey = task_of(DatasetInfo("made up", 10, (28, 28, 1), (0.0,), (1.0,)))
+    attack, ctx = attacks.make(name, trigger="fdcr_code", poison_fraction=1.0), context(task=grey)
+    own, ids = attack.init(ctx, KEY), jnp.arange(2, dtype=jnp.int32)
+    given = Batch(jnp.zeros((2, 28, 28, 1)), ids, ids, jnp.ones(2, bool))
+    shown = np.asarray(attack.backdoor(ctx, own, given).inputs)[0, :, :, 0]
+    assert np.argwhere(shown).tolist() == [[row, column] for row in (0, 2) for column in (0, 1, 2, 4, 5, 6)]
+    stamped = [
+        np.asarray(attack.poison(ctx, own, given, jnp.int32(k), jnp.int32(0), KEY).inputs)[0, :, :, 0] for k in (1, 3)
+    ]
+    expected = [shown, shown] if name == "badnets" else [shown * (np.arange(28)[:, None] == row) for row in (0, 2)]
+    np.testing.assert_array_equal(stamped, expected)
+
+
 @pytest.mark.parametrize("position", [(0, 32, 0), (3, 0, 0), (0, -1, 0), (0, 0), (0, 0.5, 1)])
 def test_a_position_outside_the_image_is_refused(position):
-    attack = attacks.make("badnets", positions=(position,))
     with pytest.raises(ValueError, match=r"attack\.options\.positions"):
-        attack.init(context(), KEY)
+        attacks.make("badnets", positions=(position,)).init(context(), KEY)
+
+
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+@pytest.mark.parametrize("positions", [(), ((0, 0),), ((0, 0.5, 1),), ((0, True, 1),), (5,)])
+def test_a_trigger_that_no_image_can_have_is_refused_before_there_is_one(name, positions):
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        attacks.make(name, positions=positions)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        resolve(small.config(attack__name=name, attack__options__positions=positions))
 
 
 def test_stamp_blends_between_zero_and_one():

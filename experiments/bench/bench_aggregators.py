@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import plain_rules
 
 from fedjax_spmc import aggregators, models, registry, trees
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.types import Aggregator, Model, Params, ServerData, Upload
 
 
@@ -52,7 +53,7 @@ def make_model(tiny: bool) -> Model:
 def make_upload(model: Model, num_clients: int) -> Upload:
     """Clients around a common step, as far apart as after a round of local training; a tenth of them far off."""
     rng = np.random.default_rng(0)
-    params = model.init(jax.random.key(0)).params
+    params = model.init(root_key(0)).params
     common = jax.tree.map(lambda x: 0.01 * rng.standard_normal(x.shape, np.float32), params)
     factor = np.where(np.arange(num_clients) % 10 == 9, 5.0, 1.0).astype(np.float32)
 
@@ -76,7 +77,7 @@ def make_rule(name: str, model: Model) -> Aggregator:
         return aggregators.make(name, network=model)
     if not registry.aggregators.needs(name, "server"):
         return aggregators.make(name)
-    images = jax.random.normal(jax.random.key(1), (256, *model.input.shape))
+    images = jax.random.normal(root_key(1), (256, *model.input.shape))
     labels = jnp.arange(256, dtype=jnp.int32) % model.num_classes
     return aggregators.make(name, server=ServerData(model, images, labels, 64, epochs=1))
 
@@ -85,7 +86,7 @@ def compiled(name: str, model: Model, upload: Upload) -> tuple[Callable[[], Para
     """A function that calls the rule once, and the megabytes of its temporaries."""
     rule = make_rule(name, model)
     state = rule.init(upload.global_params, len(upload.participating))
-    key = jax.random.key(0)
+    key = root_key(0)
     program = jax.jit(rule.aggregate).lower(upload, state, key).compile()
     analysis = program.memory_analysis()
     return lambda: jax.block_until_ready(program(upload, state, key))[0], analysis.temp_size_in_bytes / 2**20

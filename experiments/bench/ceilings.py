@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.lax import DotAlgorithmPreset, Precision
 
 from fedjax_spmc.devices import use_cores
+from fedjax_spmc.keys import root_key
 
 REPEATS = 5
 BOUND = (
@@ -61,7 +62,7 @@ def copy_rate(devices: list[Any], megabytes: int, passes: int = 4) -> float:
     def run(passes: Any, x: Any) -> Any:
         return jax.lax.fori_loop(0, passes, lambda step, x: x * 0.999 + step, x)[:1]
 
-    numbers = jax.random.normal(jax.random.key(0), (count,))
+    numbers = jax.random.normal(root_key(0), (count,))
     arguments = [tuple(jax.device_put((jnp.int32(passes), numbers), device)) for device in devices]
     # The loop copies its argument before it works on it: one pass more.
     return 2 * 4 * count * (passes + 1) * len(devices) / seconds_of(_on_each(run, arguments)) / 1e9
@@ -79,7 +80,7 @@ def product_rate(devices: list[Any], size: int, kind: str) -> float:
     precision: Any = Precision.HIGHEST
     if kind == "tensorfloat32" and devices[0].platform != "cpu":
         precision = DotAlgorithmPreset.TF32_TF32_F32
-    keys = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(root_key(0))
     pair = [jax.random.normal(key, (size, size), dtype) for key in keys]
     arguments = [tuple(jax.device_put(pair, device)) for device in devices]
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=None if kind == "bfloat16" else precision))
@@ -95,7 +96,7 @@ def loop_floor(device: Any, steps: int, known: bool) -> float:
         known: whether the compiler knows the number. On a GPU the host may have to ask the device before every step
             where it does not.
     """
-    start = jax.device_put(jax.random.normal(jax.random.key(0), (1024,)), device)
+    start = jax.device_put(jax.random.normal(root_key(0), (1024,)), device)
 
     @jax.jit
     def run(count: Any, x: Any) -> Any:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.types import Batch, Context, LocalRule, Model
 
 CONVOLUTIONS = ((28, 6, 3), (10, 16, 6))
@@ -57,7 +58,7 @@ def of_call(function: Callable[..., Any], *arguments: Any) -> Cost:
 
 def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
     """The gradient of one local step on `batch_size` images; not the optimiser's step, nor how the batch is made."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: root_key(0))
     variables = jax.eval_shape(model.init, key)
     state = jax.eval_shape(lambda variables: rule.init(variables, 1), variables)
     images = jax.ShapeDtypeStruct((batch_size, *model.input.shape), jnp.float32)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ceilings import seconds_of
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.losses import cross_entropy
 from fedjax_spmc.models import layers, pooled, simple_cnn
 from fedjax_spmc.models.product import product
@@ -78,10 +79,10 @@ def time_form(form: str, lanes: int, batch: int, steps: int) -> tuple[float, Arr
     Returns:
         Milliseconds, and the loss of every lane [lanes] before its first step, by which the forms are compared.
     """
-    keys = jax.random.split(jax.random.key(1), lanes)
+    keys = jax.random.split(root_key(1), lanes)
     params = jax.jit(jax.vmap(lambda key: simple_cnn.simple_cnn().init(key).params))(keys)
-    images = jax.random.normal(jax.random.key(2), (lanes, batch, 32, 32, 3))
-    labels = jax.random.randint(jax.random.key(3), (lanes, batch), 0, 10)
+    images = jax.random.normal(root_key(2), (lanes, batch, 32, 32, 3))
+    labels = jax.random.randint(root_key(3), (lanes, batch), 0, 10)
 
     def loss(params: Params, images: Array, labels: Array) -> Array:
         return cross_entropy(logits_of(form, params, images), labels, jnp.ones(batch, bool))

@@ -9,7 +9,7 @@ import optax
 
 from fedjax_spmc import trees
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.losses import asked, cross_entropy
 from fedjax_spmc.training import optimizer
 from fedjax_spmc.types import Array, Params, PRNGKey, ServerData, Stats, Upload
@@ -118,7 +118,7 @@ def evaluate(server: ServerData, params: Params, stats: Stats, train: bool = Fal
 
     def add(sums: tuple[Array, Array], places: Array) -> tuple[tuple[Array, Array], None]:
         positions, valid = jnp.minimum(places, count - 1), places < count
-        logits, _ = server.model.apply(params, stats, inputs_at(server, positions), train, jax.random.key(0))
+        logits, _ = server.model.apply(params, stats, inputs_at(server, positions), train, root_key(0))
         logs = jax.nn.log_softmax(logits)
         labels = server.labels[positions]
         counted = asked(labels, valid)

@@ -27,6 +27,7 @@ from fedjax_spmc.aggregators._clipping import median_clipped_mean, median_of
 from fedjax_spmc.aggregators._server_training import common_stats, model_stats
 from fedjax_spmc.clustering.hdbscan import euclidean_distances, hdbscan
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.options import FRACTION, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Model, Params, PRNGKey, State, Traits, Upload, Verdict
@@ -196,7 +197,7 @@ def _logits(model: Model) -> jax.ShapeDtypeStruct:
         variables, inputs = model.init(key), jnp.zeros((1, *model.input.shape), model.input.dtype)
         return model.apply(variables.params, variables.stats, inputs, False, key)[0]
 
-    return jax.eval_shape(run, jax.random.key(0))
+    return jax.eval_shape(run, root_key(0))
 
 
 def division_differences(model: Model, upload: Upload, inputs: Array) -> Array:
@@ -204,11 +205,11 @@ def division_differences(model: Model, upload: Upload, inputs: Array) -> Array:
 
     Of sequences it is the mean over their places.
     """
-    structure = jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)).params)
+    structure = jax.tree.structure(jax.eval_shape(model.init, root_key(0)).params)
 
     def log_probabilities(params: Params, stats: Any) -> Array:
         in_order = jax.tree.unflatten(structure, jax.tree.leaves(params))
-        logits, _ = model.apply(in_order, stats, inputs, False, jax.random.key(0))
+        logits, _ = model.apply(in_order, stats, inputs, False, root_key(0))
         return jax.nn.log_softmax(logits)
 
     ours = jax.vmap(log_probabilities)(upload.client_params, model_stats(upload.client_stats))

@@ -59,15 +59,14 @@ def from_positions(
         image_shape: (H, W, C).
 
     Raises:
-        ConfigError: a position lies outside the image or is not three whole numbers.
+        ConfigError: there is no position, or one lies outside the image or is not three whole numbers.
     """
+    check_positions(positions)
     height, width, channels = image_shape
     mask = np.zeros(image_shape, np.float32)
     values = np.zeros(image_shape, np.float32)
     for position, written in zip(positions, np.broadcast_to(value, (len(positions),)), strict=True):
-        triple = isinstance(position, Sequence) and len(position) == 3
-        whole = triple and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in position)
-        if not whole or not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
+        if not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
             raise ConfigError(
                 f"attack.options.positions: {position!r} is not allowed: it must be (channel, row, column) "
                 f"inside an image of {channels} x {height} x {width}."
@@ -78,10 +77,39 @@ def from_positions(
     return Trigger(jnp.asarray(mask), jnp.asarray(values), space)
 
 
+def check_positions(positions: Positions | None) -> None:
+    """Refuses positions that can be none in any image; None stands for a preset's.
+
+    Raises:
+        ConfigError: there is none, or one is not three whole numbers.
+    """
+    if positions is None:
+        return
+    if not len(positions):
+        raise ConfigError(
+            f"attack.options.positions = {positions!r} is not allowed: a trigger must have at least one pixel "
+            "(channel, row, column); None stands for those of attack.trigger."
+        )
+    for position in positions:
+        triple = isinstance(position, Sequence) and len(position) == 3
+        if not triple or not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in position):
+            raise ConfigError(
+                f"attack.options.positions: {position!r} is not allowed: it must be (channel, row, column), three "
+                "whole numbers."
+            )
+
+
+def listed(preset: str, positions: Positions | None, image_shape: tuple[int, ...]) -> Positions:
+    """The pixels given, or those of a preset that lie on channels which the images have."""
+    if positions is not None:
+        return positions
+    return tuple(one for one in PRESETS[preset].positions if one[0] < image_shape[-1])
+
+
 def chosen(
     preset: str, positions: Positions | None, value: float | None, space: str | None, image_shape: tuple[int, ...]
 ) -> Trigger:
-    """A preset's trigger with what is given in place of its own.
+    """A preset's trigger with what is given in place of its own; on grey images, its part on the first channel.
 
     Raises:
         ConfigError: a position that is not allowed, or inputs that are no images.
@@ -92,7 +120,7 @@ def chosen(
             f"attack.trigger = {preset!r} is not allowed: inputs of shape {image_shape} take no pixel trigger."
         )
     return from_positions(
-        known.positions if positions is None else positions,
+        listed(preset, positions, image_shape),
         known.value if value is None else value,
         known.space if space is None else space,
         (image_shape[0], image_shape[1], image_shape[2]),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.keys import key_of_numbers, purpose_key
 from fedjax_spmc.types import Array, Batch, ClientData, Examples, PRNGKey
 
 
@@ -103,7 +103,7 @@ def client_data(
 
     def base_of(live: PRNGKey) -> PRNGKey:
         chosen = jnp.where(frozen, jax.random.key_data(frozen_key), jax.random.key_data(live))
-        return jax.random.wrap_key_data(chosen)
+        return key_of_numbers(chosen)
 
     def gather(step: Array, key: PRNGKey) -> Batch:
         del key

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.layers import ConvolutionPool, Linear
 from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches, to_index
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
@@ -47,14 +48,15 @@ def supports(model: Model, variables: Variables) -> bool:
 
     def collect(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         if isinstance(context.module, SUPPORTED_LAYERS):
-            paths.extend((*context.module.path, leaf) for leaf in ("weight", "bias"))
+            leaves = ("weight", "bias") if getattr(context.module, "bias", True) else ("weight",)
+            paths.extend((*context.module.path, leaf) for leaf in leaves)
             columns.add(arguments[0].shape[-1])
         return next_function(*arguments, **keywords)
 
     def run(variables: Variables) -> Any:
         inputs = jnp.zeros((1, *model.input.shape), model.input.dtype)
         with nn.intercept_methods(collect):
-            return model.apply(variables.params, variables.stats, inputs, False, jax.random.key(0))
+            return model.apply(variables.params, variables.stats, inputs, False, root_key(0))
 
     jax.eval_shape(run, variables)
     return sorted(model.param_order) == sorted(paths) and columns == {1}
@@ -68,7 +70,7 @@ def _with_squared_gradients(next_function: Any, arguments: Any, keywords: Any, c
     weight, bias = (module.get_variable("params", name) for name in ("weight", "bias"))
     (inputs,) = arguments
     if isinstance(module, Linear):
-        return _add_bias(_multiply(weight, inputs), bias)
+        return _add_bias(_multiply(weight, inputs), bias) if module.bias else _multiply(weight, inputs)
     return nn.relu(_add_bias(_largest(weight, inputs), bias))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import registry
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.layers import paths
 from fedjax_spmc.types import Array, Model, Params, Variables
 
@@ -24,7 +25,7 @@ describe = registry.models.describe
 
 
 def _shapes(model: Model) -> Variables:
-    return jax.eval_shape(model.init, jax.random.key(0))
+    return jax.eval_shape(model.init, root_key(0))
 
 
 def from_torch(model: Model, flat: Any) -> Params:

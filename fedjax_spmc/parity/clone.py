@@ -23,7 +23,8 @@ import numpy as np
 from fedjax_spmc import aggregators, data, local_rules, models, training
 from fedjax_spmc.data import augment
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.parity.comparison import Comparison, Outcome
+from fedjax_spmc.keys import root_key
+from fedjax_spmc.parity.comparison import Comparison, Outcome, Say, silent
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import require
 from fedjax_spmc.types import Context, Model, Upload, Variables
@@ -165,7 +166,7 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
         own = Variables(models.from_torch(model, teacher), {})
         ctx = Context(model, variables, variables, hyper, 1, jnp.int32(0))
         batches = fixed_batches(images, labels)
-        return models.to_torch(training.train_client(rule, ctx, own, batches, jax.random.key(0)).variables.params)
+        return models.to_torch(training.train_client(rule, ctx, own, batches, root_key(0)).variables.params)
 
     return [
         np.asarray(train(jnp.asarray(teacher), jnp.asarray(images[k]), jnp.asarray(labels[k])))
@@ -173,8 +174,12 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
     ]
 
 
-def against_clone(folder: Path) -> list[Outcome]:
+def against_clone(folder: Path, say: Say = silent) -> list[Outcome]:
     """All rows of `--reference`: aligned training, then every server rule on the models that it left.
+
+    Args:
+        folder: the clone.
+        say: takes a line for each row, before it is compared.
 
     Raises:
         ConfigError: see `Clone`.
@@ -194,6 +199,7 @@ def against_clone(folder: Path) -> list[Outcome]:
         [(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y.astype(np.int64))) for x, y in pairs]
         for pairs in (zip(images[k], labels[k], strict=True) for k in range(CLIENTS))
     ]
+    say("beside the clone: aligned training")
     clone.train(nets, teachers, batches)
     trained = [flat(one) for one in nets]
     local = Comparison(f"aligned training, {STEPS} steps")
@@ -213,13 +219,12 @@ def against_clone(folder: Path) -> list[Outcome]:
     )
     kept = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in nets]
     for name, (ours, options) in RULES.items():
+        say(f"beside the clone: server {name}")
         for one, state in zip(nets, kept, strict=True):
             one.load_state_dict(state)
         weights = clone.aggregate(name, net, nets, order, sizes)
         rule = aggregators.make(ours, **options)
-        params, verdict, _ = jax.jit(rule.aggregate)(
-            upload, rule.init(upload.global_params, CLIENTS), jax.random.key(0)
-        )
+        params, verdict, _ = jax.jit(rule.aggregate)(upload, rule.init(upload.global_params, CLIENTS), root_key(0))
         comparison = Comparison(f"server {name}")
         comparison.add("model", models.to_torch(params), flat(net))
         comparison.add("weights", verdict.weights, np.asarray(weights, np.float64))

@@ -11,6 +11,7 @@ from fedjax_spmc.aggregators import fdcr
 from fedjax_spmc.attacks import dba, triggers
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data.pipeline import in_order
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import TOLERANCE, Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_small import EXACT, channels_last
 from fedjax_spmc.registry import datasets
@@ -60,7 +61,7 @@ def fishers(arrays: Arrays, source: str) -> Iterator[Outcome]:
     images = jnp.asarray(channels_last(arrays["images"]))
     labels = jnp.asarray(arrays["labels"], jnp.int32)
     comparison = Comparison("Fisher", TOLERANCE)
-    logits, _ = model.apply(variables.params, {}, images, False, jax.random.key(0))
+    logits, _ = model.apply(variables.params, {}, images, False, root_key(0))
     comparison.add("logits", relative(logits, arrays["logits"]), arrays["logits"])
     for name in arrays:
         estimate, _, tag = name.partition("__")
@@ -84,7 +85,7 @@ def server_steps(arrays: Arrays, source: str) -> Iterator[Outcome]:
         degrees = fdcr.min_max(upload.extras["fisher"])["flat"]
         weighted = fdcr.importance_weighted(upload, {"flat": degrees})
         alpha = fdcr.shares(upload, "size")
-        model, verdict, _ = rule.aggregate(upload, (), jax.random.key(0))
+        model, verdict, _ = rule.aggregate(upload, (), root_key(0))
         updates = upload.client_params["flat"] - upload.global_params["flat"][None]
         raised = fdcr.rescaled({"flat": updates}, {"flat": degrees})["flat"] if verdict.flagged.any() else updates
         kept = jnp.where(verdict.flagged[:, None], updates, raised)
@@ -142,7 +143,7 @@ def attack_constants(arrays: Arrays, source: str) -> Iterator[Outcome]:
         elif name.startswith("malicious_"):
             num_clients, percent = (int(word.removesuffix("pct")) for word in name.split("_")[1:])
             config.federation.num_clients, config.attack.malicious_fraction = num_clients, percent / 100
-            comparison.add(name, np.flatnonzero(roster(config, jax.random.key(0)).malicious), arrays[name])
+            comparison.add(name, np.flatnonzero(roster(config, root_key(0)).malicious), arrays[name])
     cifar, mnist = (datasets.make(name).info for name in ("cifar10", "fashion_mnist"))
     comparison.add("cifar_mean", cifar.mean, arrays["cifar_mean"])
     comparison.add("cifar_std_authors", cifar.std, arrays["cifar_std_authors"])

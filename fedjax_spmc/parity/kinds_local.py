@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_spmc import local_rules, models, training
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.local_rules.scaffold import WARM_UP
 from fedjax_spmc.local_rules.spmc import purify, task_and_guidance
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
@@ -45,7 +46,7 @@ def trainer(rule_name: str, model: Model, arrays: Arrays) -> Callable[..., np.nd
     def run(start: Variables, teacher: Any, epochs: Array, options: dict[str, Array]) -> Variables:
         rule = local_rules.make(rule_name, **options)
         ctx = Context(model, start, start, hyper_of(arrays["lr_momentum_wd"]), epochs, jnp.int32(0))
-        return training.train_client(rule, ctx, teacher, data, jax.random.key(0)).variables
+        return training.train_client(rule, ctx, teacher, data, root_key(0)).variables
 
     def train(start: Variables, teacher: Any = (), epochs: int = 1, **options: float) -> np.ndarray:
         traced = {name: jnp.float32(value) for name, value in options.items()}
@@ -75,7 +76,7 @@ class AlignedSteps:
 
     def __init__(self, model: Model, arrays: Arrays):
         self._update = training.optimizer(hyper_of(arrays["lr_momentum_wd"]))
-        data, key = recorded(arrays), jax.random.key(0)
+        data, key = recorded(arrays), root_key(0)
 
         @jax.jit
         def step(student: Variables, moments: Any, teacher: Variables, strength: Array, index: Array) -> Any:
@@ -130,7 +131,7 @@ def proximal_runs(model: Model, start: Variables, arrays: Arrays, source: str) -
     @jax.jit
     def train(epochs: Array) -> Variables:
         ctx = Context(model, broadcast, broadcast, hyper_of(arrays["lr_momentum_wd"]), epochs, jnp.int32(0))
-        return training.sgd(rule, ctx, start, (), data, jax.random.key(0), training.Hooks())[0]
+        return training.sgd(rule, ctx, start, (), data, root_key(0), training.Hooks())[0]
 
     for tag, epochs in (("fedprox", 1), ("fedprox_2epochs", 2)):
         if f"{tag}_final" in arrays:
@@ -151,7 +152,7 @@ def scaffold_run(model: Model, start: Variables, arrays: Arrays, source: str) ->
     def train(variables: Variables, control: Any) -> training.Trained:
         hyper = hyper_of(arrays["lr_momentum_wd"])
         ctx = Context(model, variables, variables, hyper, 1, jnp.int32(WARM_UP), shared=state.server)
-        return training.train_client(rule, ctx, control, data, jax.random.key(0))
+        return training.train_client(rule, ctx, control, data, root_key(0))
 
     comparison = Comparison("local scaffold")
     variables, control = start, state.server
@@ -178,7 +179,7 @@ def local_runs(arrays: Arrays, source: str) -> Iterator[Outcome]:
     rule = local_rules.make("sgd")
     batch = Batch(images, labels, jnp.arange(len(labels), dtype=jnp.int32), jnp.ones(len(labels), bool))
     ctx = Context(model, start, start, hyper_of(arrays["lr_momentum_wd"]), 1, jnp.int32(0))
-    key = jax.random.key(0)
+    key = root_key(0)
     logits, _ = jax.jit(lambda params: model.apply(params, start.stats, images, True, key))(start.params)
     grads, _, metrics = jax.jit(lambda params: rule.gradients(ctx, params, start.stats, batch, (), key))(start.params)
     first.add("initial_logits_batch0", logits, arrays["initial_logits_batch0"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import local_rules, models, training
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.losses import cross_entropy
 from fedjax_spmc.models.layers import as_model
 from fedjax_spmc.models.resnet import ResNet
@@ -39,13 +40,13 @@ def residual_network(arrays: Arrays, source: str) -> Iterator[Outcome]:
     blocks, width = tuple(int(count) for count in arrays["blocks"]), int(arrays["width"])
     classes = len(arrays["train_logits_batch0"][0])
     model = as_model(ResNet(blocks, width, classes, "batch"), classes, (*images.shape[3:], images.shape[2]))
-    initial = jax.jit(model.init)(jax.random.key(0))
+    initial = jax.jit(model.init)(root_key(0))
     start = Variables(models.from_torch(model, np.asarray(arrays["parameters"], np.float32)), initial.stats)
     names = [str(name) for name in arrays["buffer_names"]]
     sizes = {name: leaf.size for name, leaf in models.to_torch_dict(start).items()}
     # The file carries no hyper-parameters of its own; its training runs go through the batches twice.
     data = {**arrays, "lr_momentum_wd": LR_MOMENTUM_WD}
-    batches, key = recorded(data), jax.random.key(0)
+    batches, key = recorded(data), root_key(0)
 
     forward = Comparison("forward, gradient and batch statistics")
     ours = [".".join(path) for path in model.param_order]

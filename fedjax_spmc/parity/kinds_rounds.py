@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_spmc import aggregators, attacks, local_rules, models
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import Federation, FederationState, initial_state
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.metrics import percentages
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_local import fixed_batches, hyper_of
@@ -50,7 +51,7 @@ def replay_of(arrays: Arrays, rule: tuple[str, dict], aggregator: tuple[str, dic
     )
     nobody = Roster(jnp.zeros(online.shape[1], bool), jnp.int32(0), jnp.int32(0), jnp.int32(0))
     initial = Variables(models.from_torch(model, np.asarray(arrays["initial_state"], np.float32)), {})
-    state = initial_state(federation, initial, online.shape[1], nobody, jax.random.key(0))
+    state = initial_state(federation, initial, online.shape[1], nobody, root_key(0))
     batches = jnp.asarray(channels_last(arrays["images"])), jnp.asarray(arrays["labels"], jnp.int32)
     return Replay(federation, state, batches)
 
@@ -66,7 +67,7 @@ def compare_rounds(comparison: Comparison, arrays: Arrays, replay: Replay, first
         return percentages(evaluate(state.variables, test, state.roster, state.attack), backdoor=False)["A"]
 
     for index in range(first, len(arrays["online_clients"])):
-        state, report = play(state, jax.random.key(0))
+        state, report = play(state, root_key(0))
         flat = models.to_torch(state.variables.params)
         comparison.add(f"global_after_round {index}", flat, arrays["global_after_round"][index])
         comparison.add("weights", report.verdict.weights, arrays["weights_in_online_order"][index])
@@ -103,7 +104,7 @@ def aligned_spmd(arrays: Arrays, source: str) -> Iterator[Outcome]:
         client_ids=jnp.asarray(ids, jnp.int32),
         client_stats={},
     )
-    params, verdict, _ = federation.aggregator(None).aggregate(upload, state.aggregator, jax.random.key(0))
+    params, verdict, _ = federation.aggregator(None).aggregate(upload, state.aggregator, root_key(0))
     comparison.add("global_after_round 0", models.to_torch(params), arrays["global_after_round"][0])
     comparison.add("weights", verdict.weights, arrays["weights_in_online_order"][0])
     variables = Variables(params, {})

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_spmc import aggregators, models
 from fedjax_spmc.aggregators.fedcpa import multipliers
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.layout import Layout, join, split, upload_of
@@ -31,7 +32,7 @@ def validation(arrays: Arrays) -> ServerData:
 
 def tuple_model(model: Model) -> Model:
     """The same network on parameters that are a tuple in torch's order."""
-    structure = jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)).params)
+    structure = jax.tree.structure(jax.eval_shape(model.init, root_key(0)).params)
 
     def apply(params: Any, *rest: Any) -> Any:
         return model.apply(jax.tree.unflatten(structure, jax.tree.leaves(params)), *rest)
@@ -72,7 +73,7 @@ def discarded(
     comparison.add("client_multipliers", np.asarray(factors)[np.argsort(online)], arrays[f"{tag}__client_multipliers"])
     if f"{tag}__discarded_model" in arrays:
         rule = aggregators.make("fedcpa", variant="reference", install=True)
-        params, _, _ = jax.jit(rule.aggregate)(upload_of(arrays, layout), (), jax.random.key(0))
+        params, _, _ = jax.jit(rule.aggregate)(upload_of(arrays, layout), (), root_key(0))
         model = join(params, split(arrays["global_state"], layout)[1], layout)
         slack = np.where(layout.counters, np.inf, 0.0)
         comparison.add("discarded_model", model, arrays[f"{tag}__discarded_model"], slack)

@@ -1,5 +1,6 @@
-"""The environment of a run: versions, device, commit, data and the model to begin with."""
+"""The environment of a run: versions, device, commit, data, the model to begin with, and what touches numbers."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -9,14 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from fedjax_spmc import numerics, trees
 from fedjax_spmc.data import DatasetInfo
+from fedjax_spmc.errors import WorkdirError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "tensorflow-datasets", "pillow")
 
 
-def environment(info: DatasetInfo, fingerprint: str, start_sha256: str | None = None) -> dict[str, Any]:
-    """Versions, device, commit, data, and the sha256 of the model to begin with, for `environment.json`."""
+CONTINUATION = ("versions", "device", "machine", "commit", "numerics")
+"""What `environment.json` says anew of each time that the run was gone on with."""
+
+
+def environment(
+    info: DatasetInfo, fingerprint: str, precision: str, start_sha256: str | None = None, held: Any = ()
+) -> dict[str, Any]:
+    """The content of `environment.json` where a run begins.
+
+    Args:
+        info, fingerprint: of the data set.
+        precision: of the config.
+        start_sha256: of the saved model with which the run begins, or None.
+        held: the arrays that the attack holds; their sum is kept.
+    """
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version(), "fedjax_spmc": _version("fedjax_spmc")}
@@ -31,9 +48,68 @@ def environment(info: DatasetInfo, fingerprint: str, start_sha256: str | None = 
             "num_classes": info.num_classes,
             "input_shape": list(info.input_shape),
             "vocabulary": info.vocabulary,
+            "held_sha256": digest_of(held),
         },
         "start_sha256": start_sha256,
+        "numerics": numerics.facts(precision),
+        "continuations": [],
     }
+
+
+def continued(before: Mapping[str, Any], now: Mapping[str, Any], rounds_played: int) -> dict[str, Any]:
+    """The content of `environment.json` where a run goes on: as it began, with a line more in `continuations`.
+
+    Args:
+        before: the content so far.
+        now: from `environment`.
+        rounds_played: after which the run goes on.
+    """
+    line = {"rounds_played": rounds_played, **{name: now[name] for name in CONTINUATION}}
+    return {**before, "continuations": [*before.get("continuations", []), line]}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the last time that a run was played and now, of versions, device and commit, in words."""
+    last = [before, *before.get("continuations", [])][-1]
+    old, new = (
+        {**env.get("versions", {}), "device": (env.get("device") or {}).get("kind"), "commit": env.get("commit")}
+        for env in (last, now)
+    )
+    return [f"{name} {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new[name]]
+
+
+def digest_of(tree: Any) -> str | None:
+    """sha256 of the arrays of a tree, with their places, types and shapes; None for a tree without arrays."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        return None
+    digest = hashlib.sha256()
+    for name, leaf in zip(trees.leaf_names(tree), leaves, strict=True):
+        digest.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def check_data(recorded: Mapping[str, Any], fingerprint: str, held_sha256: str | None, where: str, advice: str) -> None:
+    """Compares the data of a run with those that are here.
+
+    Args:
+        recorded: "data" of `environment.json`.
+        fingerprint: of the data set here.
+        held_sha256: of what the attack holds here, from `digest_of`.
+        where: "workdir = ..." or a folder.
+        advice: the end of the sentence: what to do.
+
+    Raises:
+        WorkdirError: they differ.
+    """
+    kind, before, now = "fingerprint", recorded["fingerprint"], fingerprint
+    if before == now:
+        kind, before, now = "sha256 of what the attack holds", recorded.get("held_sha256"), held_sha256
+    if before != now:
+        raise WorkdirError(
+            f"{where} holds a run on other data ({kind} {str(before)[:12]}, now {str(now)[:12]}): {advice}"
+        )
 
 
 def info_of(facts: Mapping[str, Any]) -> DatasetInfo:

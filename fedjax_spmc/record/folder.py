@@ -3,27 +3,30 @@
 import io
 import json
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, models
-from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc import metrics, models, numerics, reading
+from fedjax_spmc.errors import ConfigError, DamagedError, PluginError, WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files, truth
+from fedjax_spmc.record.environment import changes, check_data, continued, digest_of
 from fedjax_spmc.types import Model, Roster, State, Variables
+
+T = TypeVar("T")
 
 OWN_FILES = (
     "metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json", "roster.json", "attack.npz",
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz",
+    "attack.npz", "partition.npz", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -58,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._read_only = read_only
         self._config = configs.with_chosen_options(config)
         self._lock: FileLock | None = None
@@ -66,7 +69,7 @@ class RunFolder:
         self._check()
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Takes the lock and checks that a run that is there goes on with the same data and start."""
+        """Takes the lock and checks that a run that is there goes on with the same data, start and numerics."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -81,12 +84,11 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
         self._check()
-        old, fingerprint = self.environment(), environment["data"]["fingerprint"]
-        if old is not None and old["data"]["fingerprint"] != fingerprint:
-            raise WorkdirError(
-                f"workdir = {str(self.path)!r} holds a run on other data (fingerprint "
-                f"{old['data']['fingerprint'][:12]}, now {fingerprint[:12]}): give another --workdir."
-            )
+        old, where = self.environment(), f"workdir = {str(self.path)!r}"
+        if old is not None:
+            now = environment["data"]
+            check_data(old["data"], now["fingerprint"], now["held_sha256"], where, "give another --workdir.")
+            numerics.check_same(old.get("numerics"), environment["numerics"], where)
         began, begins = ((facts or {}).get("start_sha256") for facts in (old, environment))
         if old is not None and began != begins:
             raise ConfigError(
@@ -98,18 +100,28 @@ class RunFolder:
         if not (self.path / "config.json").exists():  # it comes first: files without it are taken for somebody else's
             self.write_start()
 
-    def write_start(self, ended: bool = False) -> None:
+    def write_start(self, rounds_played: int = 0, ended: bool = False) -> list[str]:
         """Writes `config.json` and `environment.json`: the run that is there, if any, can go on.
 
         Args:
-            ended: no round is left to play; then the environment stays that of the last round.
+            rounds_played: after which the run goes on; `environment.json` gets a line more.
+            ended: no round is left to play; then the environment stays as it is.
+
+        Returns:
+            What has changed since the last round, of versions, device and commit, in words.
         """
         for name in REPLACED_FILES:
             for left_over in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
                 left_over.unlink(missing_ok=True)
         self.write_json("config.json", configs.to_plain(self._config))
-        if not ended or self.environment() is None:
+        old = self.environment()
+        if old is None or not rounds_played:
             self.write_json("environment.json", self._environment)
+            return []
+        if ended:
+            return []
+        self.write_json("environment.json", continued(old, self._environment, rounds_played))
+        return changes(old, self._environment)
 
     def close(self) -> None:
         """Releases the lock."""
@@ -121,15 +133,15 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        damaged = WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
-        try:
-            history = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        except (ValueError, OSError):
-            raise damaged from None
-        complete = all(isinstance(line, dict) and line.keys() >= LINE_KEYS for line in history)
-        if not complete or any(type(line["round"]) is not int for line in history):
-            raise damaged
-        return history
+
+        def parse(content: bytes) -> list[dict[str, Any]]:
+            history = [reading.json_of(line) for line in content.decode().split("\n")[:-1]]
+            for number, line in enumerate(history, 1):
+                if not isinstance(line, dict) or not line.keys() >= LINE_KEYS or type(line["round"]) is not int:
+                    raise ValueError(f"line {number} is no evaluated round")
+            return history
+
+        return self._read(path, lambda: reading.parsed(path, parse))
 
     def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `metrics.jsonl`, atomically."""
@@ -164,28 +176,42 @@ class RunFolder:
             )
         return content
 
+    def check_data(self, fingerprint: str, held: Any, advice: str) -> None:
+        """Refuses data other than those of the run.
+
+        Args:
+            fingerprint: of the data set here.
+            held: the arrays that the attack holds here.
+            advice: the end of the sentence: what to do.
+
+        Raises:
+            WorkdirError: they differ, or nothing says which they were.
+        """
+        recorded = self.environment()
+        if recorded is None:
+            raise WorkdirError(f"{self.path / 'environment.json'} is missing: nothing says on which data the run was.")
+        check_data(recorded["data"], fingerprint, digest_of(held), f"workdir = {str(self.path)!r}", advice)
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file, atomically."""
         self._replace(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
     def write_model(self, variables: Variables) -> None:
         """Writes `model.npz`, atomically: torch names and layout, no pickle."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **models.to_torch_dict(variables))
-        self._replace("model.npz", buffer.getvalue())
+        self._write_arrays("model.npz", models.to_torch_dict(variables))
 
     def write_details(self, details: Mapping[str, Any]) -> None:
         """Writes the aggregator's arrays of the last evaluated round as `details.npz`, atomically; nothing for none."""
         if details:
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in details.items()})
-            self._replace("details.npz", buffer.getvalue())
+            self._write_arrays("details.npz", details)
 
     def write_attack(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the attack's state (`truth.attack_arrays`) as `attack.npz`, atomically, no pickle."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        self._replace("attack.npz", buffer.getvalue())
+        self._write_arrays("attack.npz", arrays)
+
+    def write_partition(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes who has how many examples (`truth.partition_arrays`) as `partition.npz`, atomically."""
+        self._write_arrays("partition.npz", arrays)
 
     def roster(self) -> Roster:
         """The roster of `roster.json`, before round 0.
@@ -212,23 +238,11 @@ class RunFolder:
         Raises:
             WorkdirError: it is missing, damaged or of another attack.
         """
-        path = self.path / "attack.npz"
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return truth.attack_of(dict(arrays), like)
-        except FileNotFoundError:
-            raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
-        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise WorkdirError(f"{path} is damaged ({reason}).") from None
+        return self._read_arrays("attack.npz", lambda arrays: truth.attack_of(arrays, like))
 
     def details(self) -> dict[str, np.ndarray]:
         """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""
-        try:
-            with (self.path / "details.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-            return {}
+        return files.read_arrays(self.path / "details.npz")
 
     def read_model(self, model: Model) -> Variables:
         """Reads `model.npz`.
@@ -236,15 +250,25 @@ class RunFolder:
         Raises:
             WorkdirError: it is missing, damaged or of another model.
         """
-        path = self.path / "model.npz"
+        return self._read_arrays("model.npz", lambda arrays: models.from_torch_dict(model, arrays))
+
+    def _read_arrays(self, name: str, make: Callable[[dict[str, np.ndarray]], T]) -> T:
+        path = self.path / name
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return models.from_torch_dict(model, dict(arrays))
+            arrays = reading.arrays(path)
         except FileNotFoundError:
             raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
-        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise WorkdirError(f"{path} is damaged ({reason}).") from None
+        except reading.UnreadableError as error:
+            raise WorkdirError(f"{path} {error}.") from None
+        try:
+            return make(arrays)
+        except (ValueError, TypeError) as error:
+            raise WorkdirError(f"{path} {reading.UnreadableError(error)}.") from None
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **{key: np.asarray(array) for key, array in arrays.items()})
+        self._replace(name, buffer.getvalue())
 
     def _replace(self, name: str, content: bytes) -> None:
         try:
@@ -254,15 +278,14 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        if not os.path.exists(path):
-            return None
+        return self._read(path, lambda: reading.json_object(path)) if os.path.exists(path) else None
+
+    def _read(self, path: Path, read: Callable[[], T]) -> T:
         try:
-            content = json.loads(path.read_text())
-        except (ValueError, OSError):
-            content = None
-        if not isinstance(content, dict):
-            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
-        return content
+            return read()
+        except reading.UnreadableError as error:
+            remedy = ": remove the run folder or give another --workdir" if error.damaged else ""
+            raise WorkdirError(f"{path} {error}{remedy}.") from None
 
     def _check(self) -> None:
         parent = self.path
@@ -280,13 +303,7 @@ class RunFolder:
                     f"workdir = {str(self.path)!r} holds {found[0]} but no config.json: give another --workdir."
                 )
             return
-        try:
-            old = configs.resolve(old)
-        except ConfigError as error:
-            raise WorkdirError(
-                f"{self.path / 'config.json'} is damaged or of another version ({str(error).rstrip('.')}): remove the "
-                "run folder or give another --workdir."
-            ) from None
+        old = resolved_config(self.path / "config.json", old)
         for path in configs.differing_fields(old, self._config):
             before, now = (configs.flatten(c).get(path) for c in (old, self._config))
             raise ConfigError(
@@ -295,6 +312,21 @@ class RunFolder:
             )
 
     def _unwritable(self, reason: Any) -> WorkdirError:
-        words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        path = quoted(str(self.path))
-        return WorkdirError(f"workdir = {path} cannot be written ({words}): it must be a folder that you may write.")
+        return files.unwritable(f"workdir = {quoted(str(self.path))}", self.path, reason)
+
+
+def resolved_config(path: Path, content: Mapping[str, Any]) -> configs.Config:
+    """The config of a `config.json`, resolved.
+
+    Raises:
+        WorkdirError: it cannot be used here; names `path`.
+    """
+    try:
+        return configs.resolve(content)
+    except PluginError as error:
+        raise WorkdirError(f"{path} cannot be used here: {error}") from None
+    except ConfigError as error:
+        raise DamagedError(
+            f"{path} is damaged or of another version ({str(error).rstrip('.')}): remove the run folder or give "
+            "another --workdir."
+        ) from None

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.data import partition
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import RoundReport, evaluated_model
-from fedjax_spmc.record import plots
+from fedjax_spmc.options import quoted
+from fedjax_spmc.record import files, plots
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
+from fedjax_spmc.record.lines import NONE_UNREPORTED, at_confidence, summary_of
 from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
-from fedjax_spmc.record.truth import attack_arrays, roster_content
+from fedjax_spmc.record.truth import attack_arrays, partition_arrays, roster_content
 from fedjax_spmc.setup import Experiment
 
 
@@ -67,15 +69,14 @@ class Recorder(NoRecorder):
         folder, info = self._folder, experiment.dataset.info
         self._experiment = experiment
         self._board: TensorBoard | None = None
-        folder.begin(environment(info, experiment.dataset.fingerprint, experiment.start_sha256))
+        fingerprint, held = experiment.dataset.fingerprint, experiment.federation.held
+        folder.begin(environment(info, fingerprint, self._config.precision, experiment.start_sha256, held))
         try:
             self._checkpoints = Checkpoints(folder.path / "checkpoint")
             try:
                 yield self._start()
             finally:
                 self._checkpoints.close()
-                if self._board is not None:
-                    self._board.close()
         finally:
             folder.close()
 
@@ -84,22 +85,35 @@ class Recorder(NoRecorder):
         rounds = config.federation.rounds
         found = resume(config, folder, self._checkpoints, experiment.state)
         start = found or StartingPoint(Snapshot(experiment.state, NONE_UNREPORTED), [])
+        start = start._replace(history=self._judged(start.history))
         state = start.snapshot.state
         done, diverged = int(state.round), int(state.diverged) >= 0
         ended = done == rounds or diverged
-        folder.write_start(ended=ended)
+        changed = folder.write_start(done if found else 0, ended)
         folder.write_json("roster.json", roster_content(experiment.state.roster))
         if found:  # it may have been killed before it wrote the model
             folder.write_model(evaluated_model(experiment.federation, state))
             folder.write_attack(attack_arrays(state.attack))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
-            self._draw_partition()
+            self._write_partition()
         elif not ended:
-            self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}")
+            words = f" (since then: {', '.join(changed)})" if changed else ""
+            self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}{words}")
         if not ended:
-            self._board = TensorBoard(folder.path)
+            self._board = TensorBoard(folder.path, self._progress.note)
         return start
+
+    def _judged(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The lines as they are with the config's confidence, which may have changed."""
+        confidence = self._config.evaluation.confidence
+        try:
+            return [at_confidence(line, confidence) for line in history]
+        except ValueError:
+            raise ConfigError(
+                f"evaluation.confidence = {confidence} is not allowed in workdir = {str(self._folder.path)!r}: it must "
+                "be 0.0, as an older version wrote the lines there without the histograms that it is read off."
+            ) from None
 
     def add(self, line: Mapping[str, Any], report: RoundReport) -> None:
         """Adds a line to `metrics.jsonl` and to TensorBoard, and replaces the rule's own arrays by this round's."""
@@ -120,11 +134,22 @@ class Recorder(NoRecorder):
         """Writes the summary and the pictures, those among them that the aggregator declares."""
         config, experiment, folder = self._config, self._experiment, self._folder
         note, malicious = experiment.dataset.info.note, experiment.malicious
-        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, diverged)
+        facts = facts_of(configs.flatten(config), history, malicious, experiment.idle)
+        summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
-        plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
-        plots.verdicts(history, malicious, folder.path / "verdicts.png")
-        self._draw_details(history)
+        with self._drawing():
+            plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+            plots.verdicts(history, malicious, folder.path / "verdicts.png")
+            self._draw_details(history)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """A picture that cannot be written is told like any other file of the folder."""
+        try:
+            yield
+        except OSError as error:
+            path = self._folder.path
+            raise files.unwritable(f"workdir = {quoted(str(path))}", path, error) from None
 
     def _draw_details(self, history: list[dict[str, Any]]) -> None:
         arrays, federation = self._folder.details(), self._experiment.federation
@@ -136,11 +161,13 @@ class Recorder(NoRecorder):
             beside = [one for one in pictures if one.file == file]
             plots.details(beside, arrays, rows, self._folder.path / file)
 
-    def _draw_partition(self) -> None:
+    def _write_partition(self) -> None:
         dataset = self._experiment.dataset
-        counts = partition.counts(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
-        if counts is not None:
-            plots.partition(counts, self._experiment.malicious, self._folder.path / "partition.png")
+        arrays = partition_arrays(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
+        self._folder.write_partition(arrays)
+        if "counts" in arrays:
+            with self._drawing():
+                plots.partition(arrays["counts"], self._experiment.malicious, self._folder.path / "partition.png")
 
 
 def make_recorder(

@@ -1,9 +1,10 @@
-"""The ground truth of a run as plain values: who was malicious (`roster.json`) and the attack's state (`attack.npz`).
+"""The truth of a run as plain values: who was malicious (`roster.json`), who has which classes (`partition.npz`), and
+the attack's state (`attack.npz`).
 
 It is written down once and read back: nothing is drawn again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import keys, trees
+from fedjax_spmc.data import partition
 from fedjax_spmc.types import Roster, State
 
 SCHEDULE = ("first", "last", "every", "turns")
@@ -49,6 +51,22 @@ def roster_of(content: Mapping[str, Any]) -> Roster:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError("roster.json is damaged") from None
     return Roster(malicious=jnp.asarray(malicious), round=jnp.int32(0), **schedule)
+
+
+def partition_arrays(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
+    """The content of `partition.npz`: who has how many training examples.
+
+    Args:
+        labels: of all training examples.
+        parts: index arrays, one per client.
+        num_classes: of the data set.
+
+    Returns:
+        sizes [N] int32; counts [N, classes] int32, where an example has one label.
+    """
+    counts = partition.counts(labels, parts, num_classes)
+    sizes = {"sizes": np.array([len(part) for part in parts], np.int32)}
+    return sizes if counts is None else sizes | {"counts": counts.astype(np.int32)}
 
 
 def attack_arrays(own: State) -> dict[str, np.ndarray]:

@@ -1,14 +1,15 @@
 """The pictures of a run that need its model or its data: test images with predictions, Grad-CAM, the partition."""
 
 import io
-import json
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc import parts
-from fedjax_spmc.errors import DataError, UserError
+from fedjax_spmc import numerics, parts
+from fedjax_spmc.errors import UserError
+from fedjax_spmc.record import files
 from fedjax_spmc.report import figures, gradcam
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.read import Run
@@ -22,6 +23,7 @@ CLASSES: Mapping[str, Sequence[str]] = {
     "fashion_mnist": (
         "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     ),
+    "emnist_byclass_part": tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase),
 }  # fmt: skip
 """Names of the classes; other data sets show the numbers."""
 
@@ -45,12 +47,20 @@ class Prediction(NamedTuple):
 
 
 class TestImages(NamedTuple):
-    """Clean and triggered test images of one run with the predictions of its global model, and a sentence on them."""
+    """Clean and triggered test images of one run with the predictions of its global model.
+
+    Attributes:
+        clean: of the test set.
+        triggered: the same with the trigger, or test images of the attack's own.
+        caption: which of the two, for a heading.
+        note: a sentence on them.
+    """
 
     __test__ = False  # no class of tests, whatever pytest makes of its name
 
     clean: list[Prediction]
     triggered: list[Prediction]
+    caption: str
     note: str
 
 
@@ -72,10 +82,10 @@ class RunImages:
         Raises:
             UserError: it cannot be resolved any more.
         """
-        from fedjax_spmc import config as configs
+        from fedjax_spmc.record.result import read_config
 
         assert run.folder is not None
-        resolved = configs.resolve(json.loads((run.folder / "config.json").read_text()))
+        resolved = read_config(run.folder)
         if self._data_dir is not None:
             resolved.data.data_dir = self._data_dir
         return resolved
@@ -100,57 +110,32 @@ class RunImages:
             raise self._dataset
         return self._dataset
 
-    def config_and_dataset(self, run: Run) -> tuple[Any, Any]:
-        """The run's config and data set.
-
-        Raises:
-            UserError: either is not to be had, or the data are not those of the run.
-        """
-        config = self.config(run)
-        dataset = self.dataset(config)
-        facts = run.environment.get("data")
-        wanted = facts.get("fingerprint") if isinstance(facts, dict) else None
-        if wanted is not None and wanted != dataset.fingerprint:
-            raise DataError("the data here are not those of the run (their fingerprints differ).")
-        return config, dataset
-
     def partition(self, run: Run) -> Picture | str:
-        """Examples by client and class, or why they cannot be shown."""
-        from fedjax_spmc import setup
-        from fedjax_spmc.data import partition
-
+        """Examples by client and class as the run recorded them, or why they cannot be shown."""
         if run.folder is None:
             return "The partition is not shown: only the row of the run is left."
-        try:
-            config, dataset = self.config_and_dataset(run)
-            parts = setup.divide(config, dataset)
-        except UserError as error:
-            try:
-                kept = (run.folder / "partition.png").read_bytes()
-            except OSError:
-                return f"The partition is not shown: {error}"
-            caption = "training examples by client and class (the run's own picture)"
-            return Picture(figures.png(kept, caption, "light"), caption)
-        classes = dataset.info.num_classes
-        counts = partition.counts(dataset.train_labels, parts, classes)
-        if counts is None:
+        arrays = files.read_arrays(run.folder / "partition.npz")
+        if not arrays:
+            return "The partition is not shown: the run has no partition.npz that can be read."
+        if "counts" not in arrays:
             return "The partition is not shown: a sequence with a label at every place has no class."
-        if len(parts) > 100 or classes > 100:
-            return f"The partition is not shown: {len(parts)} clients by {classes} classes are too many for a picture."
-        return figures.partition(counts, run.malicious)
+        clients, classes = arrays["counts"].shape
+        if clients > 100 or classes > 100:
+            return f"The partition is not shown: {clients} clients by {classes} classes are too many for a picture."
+        return figures.partition(arrays["counts"], run.malicious)
 
     def test_images(self, run: Run) -> TestImages | str:
         """Test images with and without trigger, the predictions and Grad-CAM, or why they cannot be shown."""
         if not run.has_model():
             return "No model was kept for this run: test images and Grad-CAM cannot be shown."
         try:
-            return _test_images(run, *self.config_and_dataset(run))
+            config = self.config(run)
+            return _test_images(run, config, self.dataset(config))
         except UserError as error:
             return f"Test images and Grad-CAM are not shown: {error}"
 
 
 def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
-    import jax
     import jax.numpy as jnp
 
     from fedjax_spmc import experiment
@@ -166,17 +151,17 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     built = experiment.build(without_start(config), dataset)
     folder = RunFolder(run.folder, config, read_only=True)
     model, attack = built.federation.model, built.federation.attack
+    folder.check_data(dataset.fingerprint, built.federation.held, "the pictures need the run's own data.")
     variables = folder.read_model(model)
     mean, std = task.mean, task.std
 
-    target = config.attack.target_label if attack.backdoor is not None else -1
+    target = config.attack.target_label if attack.backdoor is not None else None
     chosen = first_of_each_class(dataset.test_labels, target)
     labels = np.asarray(dataset.test_labels)[chosen]
-    images = task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None)
     names: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
-    def row(batch: Any, wanted: np.ndarray | None) -> list[Prediction]:
-        with jax.default_matmul_precision(config.precision):
+    def row(batch: Any, labels: np.ndarray, what: str, wanted: np.ndarray | None = None) -> list[Prediction]:
+        with numerics.pinned(config.precision):
             predictions, heat = gradcam.grad_cam(model, variables, batch)
         pixels = np.clip(np.asarray(batch) * np.asarray(std) + np.asarray(mean), 0, 1)
         made = []
@@ -184,7 +169,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
             hit = wanted is not None and predicted == wanted[i]
             kind = "hit" if hit else "right" if predicted == label else "wrong"
             judged = {"hit": "the attacker's class", "right": "right", "wrong": "wrong"}[kind]
-            name = f"test image of {names[label]}{', with trigger' if wanted is not None else ''}"
+            name = what.format(names[label])
             shown = figures.png(to_png(pixels[i]), f"{name}, taken for {names[predicted]}", "pixels")
             warm = (
                 None
@@ -194,22 +179,36 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
             made.append(Prediction(shown, warm, names[int(label)], f"{names[predicted]} ({judged})", kind))
         return made
 
-    clean = row(images, None)
+    clean = row(task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None), labels, "test image of {}")
     if attack.backdoor is None:
-        return TestImages(clean, [], "There was no attack with a trigger.")
+        return TestImages(clean, [], "", "There was no attack with a trigger.")
     own = folder.read_attack(built.state.attack)
-    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=built.federation.held)
-    rows = jnp.arange(len(labels), dtype=jnp.int32)
-    shown = attack.backdoor(ctx, own, Batch(images, jnp.asarray(labels, jnp.int32), rows, jnp.ones(len(labels), bool)))
-    stamped, wanted = shown.inputs, shown.labels
-    note = f"The attacker's class is {names[target]}."
+    held = built.federation.held
+    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=held)
+    what, caption, rows = "test image of {}, with trigger", "with the trigger", np.arange(len(labels))
+    inputs = dataset.test_inputs[chosen]
+    if attack.test is not None:
+        what, caption = "test image of the attack's own, of {}", "test images of the attack's own, without a trigger"
+        examples = attack.test(held)
+        rows = np.unique(np.linspace(0, len(examples.labels) - 1, NUM_IMAGES).astype(int))
+        inputs, labels = np.asarray(examples.inputs)[rows], np.asarray(examples.labels)[rows]
+    batch = Batch(
+        inputs=task.prepare(jnp.asarray(inputs), None),
+        labels=jnp.asarray(labels, jnp.int32),
+        sample_ids=jnp.asarray(rows, jnp.int32),
+        valid=jnp.ones(len(rows), bool),
+    )
+    shown = attack.backdoor(ctx, own, batch)
+    wanted = np.asarray(shown.labels)
+    classes = " or ".join(names[one] for one in np.unique(wanted[wanted >= 0]))
+    note = f"The attacker's class is {classes}."
     if clean and clean[0].heat is None:
         note += " The network has no convolution, so that there is no Grad-CAM."
-    return TestImages(clean, row(stamped, np.asarray(wanted)), note)
+    return TestImages(clean, row(shown.inputs, labels, what, wanted), caption, note)
 
 
-def first_of_each_class(labels: np.ndarray, target: int) -> np.ndarray:
-    """Indices of the first test image of each class but the target, at most `NUM_IMAGES`."""
+def first_of_each_class(labels: np.ndarray, target: int | None) -> np.ndarray:
+    """Indices of the first test image of each class but the target (None = of all), at most `NUM_IMAGES`."""
     labels = np.asarray(labels)
     firsts = [int(np.argmax(labels == label)) for label in np.unique(labels) if label != target]
     return np.array(firsts[:NUM_IMAGES], int)

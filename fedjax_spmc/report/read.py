@@ -4,7 +4,6 @@ Nothing is written and nothing is refused that can be shown: half a line is left
 not write is undefined, a folder that cannot be read becomes a sentence of `FoundRuns.problems`.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics
+from fedjax_spmc import durability, metrics, reading
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
 from fedjax_spmc.report import fields
-from fedjax_spmc.report.history import PER_RUN, client_ids, client_values, number, numbers_of, participating, read_lines
+from fedjax_spmc.report.history import (
+    PER_RUN,
+    client_ids,
+    client_values,
+    durability_of,
+    number,
+    numbers_of,
+    participating,
+    plain_numbers,
+    read_lines,
+)
 
 FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
 SKIPPED_FOLDERS = {"checkpoint", "tensorboard", "work"}
@@ -39,7 +50,9 @@ class Run(NamedTuple):
         oracle: the aggregator was told who is malicious.
         note: what must be known of its data, or "".
         malicious: [N] bool.
-        numbers: means of the last five evaluated rounds (`metrics.SCALARS`), and `PER_RUN`; NaN where undefined.
+        remarks: what must be known of it.
+        numbers: means of the last five evaluated rounds (`metrics.SCALARS`, `metrics.REJECTION`), and `PER_RUN`; NaN
+            where undefined. Of a row alone also its metrics of durability.
     """
 
     name: str
@@ -52,12 +65,19 @@ class Run(NamedTuple):
     oracle: bool
     note: str
     malicious: np.ndarray
+    remarks: list[Remark]
     numbers: dict[str, float]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(rounds from 1, values with NaN where undefined), both [evaluated rounds]."""
         rounds = np.array([line["round"] + 1 for line in self.lines], int)
         return rounds, np.array([number(line.get(name)) for line in self.lines], float)
+
+    def durability(self, thresholds: Sequence[float]) -> dict[str, float]:
+        """How long the backdoor outlived the attack, see `durability.measure`; NaN where undefined or not known."""
+        if self.lines:
+            return durability_of(self.lines, self.config["attack.schedule.last"], thresholds)
+        return {name: self.numbers.get(name, math.nan) for name in durability.names(thresholds)}
 
     def has_model(self) -> bool:
         """Whether the final model was kept."""
@@ -96,7 +116,7 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> FoundRuns:
     runs: dict[str, Run] = {}
     problems: list[str] = []
     has_sweep = False
-    for source in map(Path, sources):
+    for source in (expanded(one, "RUN_OR_SWEEP") for one in sources):
         if not os.path.isdir(source):
             raise WorkdirError(f"{str(source)!r} is no folder: give run folders, sweep folders or folders of these.")
         before = len(runs)
@@ -146,10 +166,11 @@ def _run_of_folder(folder: Path) -> Run:
         WorkdirError: its config cannot be read.
     """
     path = folder / "config.json"
-    content = _json(path)
-    if content is None:
-        raise WorkdirError(f"{path} is damaged: the run is left out.")
-    config = fields.checked_fields(content, path)
+    try:
+        config = fields.checked_fields(reading.json_object(path), path)
+    except (FileNotFoundError, reading.UnreadableError) as error:
+        words = error if isinstance(error, reading.UnreadableError) else "is missing"
+        raise WorkdirError(f"{path} {words}: the run is left out.") from None
     environment = _json(folder / "environment.json") or {}
     summary = _json(folder / "summary.json")
     lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"])
@@ -180,18 +201,22 @@ def _make_run(
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
+        remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
     else:
-        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *PER_RUN)}
-    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, numbers)
+        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *metrics.REJECTION, *PER_RUN)}
+        given = summary.get("lifespan_thresholds")
+        known = durability.names(given if isinstance(given, list) else [])
+        numbers |= plain_numbers({name: summary.get(name) for name in known})
+        remarks = remarks_in(summary)  # most fields of a row's config are taken from its neighbours
+    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, remarks, numbers)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reading.json_object(path)
+    except (FileNotFoundError, reading.UnreadableError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _rows_without_folder(
@@ -199,15 +224,16 @@ def _rows_without_folder(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Rows of a sweep's table whose cells have no folder, each with the fields of a cell beside it or None."""
     try:
-        text = (folder / "results.jsonl").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        problems.append(f"{folder / 'results.jsonl'} cannot be read.")
+        text = reading.text(folder / "results.jsonl")
+    except (FileNotFoundError, reading.UnreadableError) as error:
+        words = error if isinstance(error, reading.UnreadableError) else "is missing"
+        problems.append(f"{folder / 'results.jsonl'} {words}.")
         return
     inside = os.path.realpath(folder) + os.sep
     base = next((run.config for key, run in runs.items() if key.startswith(inside)), None)
     for raw in text.split("\n"):
         try:
-            row = json.loads(raw)
+            row = reading.json_of(raw)
         except ValueError:
             continue
         if not isinstance(row, dict) or not {"config_hash", "status", "seed", "data"} <= row.keys():
@@ -226,11 +252,13 @@ def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | 
             changes = presets.preset_fields(row["method"])
         except ConfigError:  # of a plug-in, or of another version
             changes = {"aggregator.name": row["method"]}
-    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}
-    for section, (_, field) in configs.PARTS.items():
+    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or configs.option_at(path)[0]}
+    for section, (_, field) in configs.SECTIONS.items():
         if field in changes:
-            flat = {path: value for path, value in flat.items() if not path.startswith(f"{section}.options.")}
+            flat = {path: value for path, value in flat.items() if configs.option_at(path)[0] != section}
     flat |= changes | {"data.name": row["data"], "seed": row["seed"]}
+    if isinstance(row.get("confidence"), float):
+        flat["evaluation.confidence"] = row["confidence"]
     if type(row.get("rounds")) is int:
         flat["federation.rounds"] = row["rounds"]
     device = {"platform": row.get("platform"), "kind": row.get("device")}

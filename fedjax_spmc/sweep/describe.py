@@ -36,8 +36,8 @@ def plan_lines(sweep: Sweep, cells: Sequence[Cell], estimate: bool = False) -> I
         if not estimate:
             text += _lanes_text(layout, exact=False)
         else:
-            dataset, environment = cache.get(group.cells[0].config)
-            seconds, needed, layout = _measure(Player(group, dataset, environment), group, layout)
+            dataset, _ = cache.get(group.cells[0].config)
+            seconds, needed, layout = _measure(Player(group, dataset), group, layout)
             total += seconds
             memory = "memory unknown" if needed is None else f"{needed / 2**20:,.0f} MiB a device"
             text += f"{_lanes_text(layout, exact=True)}  {memory}  about {clock(seconds)}"

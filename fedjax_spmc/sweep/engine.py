@@ -8,9 +8,10 @@ from typing import Any, TextIO
 
 import jax
 
-from fedjax_spmc import data, parts, setup
+from fedjax_spmc import data, numerics, parts, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
+from fedjax_spmc.reading import reason_of
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.progress import clock
 from fedjax_spmc.starting import start_model
@@ -20,6 +21,7 @@ from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import Layout
 from fedjax_spmc.sweep.scratch import ProgramCells, Scratch, unfinished_programs
 from fedjax_spmc.sweep.table import FAILED, FINISHED, Outcome, Table, failed_outcome
+from fedjax_spmc.terminal import Lines
 
 OnOutcome = Callable[[Outcome], None]
 """Is called with the outcome of each cell, as soon as it has ended."""
@@ -47,19 +49,21 @@ class DatasetCache:
         if self._dataset is None or key != self._key:
             self._dataset = None
             self._key, self._dataset = key, setup.load_data(config)
-            self._environments[key] = environment(self._dataset.info, self._dataset.fingerprint)
-        return self._dataset, self._environments[key]
+            self._environments[key] = environment(self._dataset.info, self._dataset.fingerprint, config.precision)
+        return self._dataset, self._environments[key] | {"numerics": numerics.facts(config.precision)}
 
     def environment(self, config: Any) -> dict[str, Any]:
         """The environment with a config's data, which are read if they never were."""
         key = data_key(config)
-        return self._environments[key] if key in self._environments else self.get(config)[1]
+        known = self._environments[key] if key in self._environments else self.get(config)[1]
+        return known | {"numerics": numerics.facts(config.precision)}
 
 
 PlayGroups = Callable[[Sequence[Group], Collection[str], DatasetCache, OnOutcome, Log], None]
 """(groups, ids of their pending cells, cache, on_outcome, log) -> None: plays the pending cells of groups."""
 
 
+@numerics.pinned()
 def play(
     sweep: Sweep,
     cells: Sequence[Cell],
@@ -85,10 +89,11 @@ def play(
     try:
         table.forget([cell.id for cell in cells if table.rows.get(cell.id, {}).get("status") == FAILED])
         pending = {cell.id for cell in cells} - table.rows.keys()
+        for cell in cells:
+            if cell.id in table.rows:
+                table.measure_again(cell)
 
-        def log(text: str) -> None:
-            if stream is not None:
-                print(text, file=stream, flush=True)
+        log = Lines(stream).add
 
         def on_outcome(outcome: Outcome) -> None:
             row = table.record(outcome, sweep.keep_models)
@@ -123,6 +128,10 @@ def _check_data(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> Non
                 f"{dataset.fingerprint[:12]}): give another --workdir."
             )
     _check_starts(cells, table, cache)
+    for cell in cells if len(table.rows) < len(cells) else ():
+        if cell.id in table.rows:
+            where = f"workdir = {str(table.path)!r}"
+            numerics.check_same(table.recorded_numerics(cell), numerics.facts(cell.config.precision), where)
 
 
 def _check_starts(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> None:
@@ -178,13 +187,12 @@ def play_group(
     """
 
     def fail(cells: Sequence[Cell], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         for cell in cells:
-            on_outcome(failed_outcome(cell, environment, reason))
+            on_outcome(failed_outcome(cell, environment, reason_of(error, named=True, longest=500)))
 
     remaining = [cell for cell in group.cells if cell.id in pending]
     try:
-        player = Player(group, dataset, environment)
+        player = Player(group, dataset)
     except Exception as error:
         fail(remaining, error)
         return 0
@@ -210,9 +218,11 @@ def play_group(
                 devices=len(layout.devices),
                 batch=layout.batch,
                 fingerprint=dataset.fingerprint,
+                held_sha256=player.held_sha256,
                 starts=tuple(player.start_sha256(cell) for cell in cells),
             )
-            scratch = Scratch(work, program_cells)
+            facts = {**environment["data"], "held_sha256": player.held_sha256}
+            scratch = Scratch(work, program_cells, {**environment, "data": facts}, log)
             try:
                 for outcome in player.play(cells, layout, scratch, _progress(log, cells)):
                     if outcome.cell.id in pending:
@@ -223,7 +233,7 @@ def play_group(
         except WorkdirError:
             raise
         except Exception as error:  # a rule of the user's may raise anything; the other cells have their turn
-            if programs.is_out_of_memory(error) and layout.batch > 1:
+            if numerics.is_out_of_memory(error) and layout.batch > 1:
                 layout = layout._replace(batch=layout.batch // 2)
                 first, fitted = [], False
                 log(f"out of memory: goes on with {layout.lanes} experiments per program")
@@ -271,4 +281,4 @@ def _row_text(row: Mapping[str, Any]) -> str:
     if row["status"] != FINISHED:
         return f"{row['status']}: {row['error']}"
     percents = "  ".join(f"{name} {row[name]:5.2f}" for name in PRINTED[:4] if row[name] is not None)
-    return f"{percents}  {row['seconds']:.1f} s"
+    return f"{percents}  {row['seconds']:.1f} s" + "".join(f"  note: {one['sentence']}" for one in row["remarks"])

@@ -10,7 +10,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import setup
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import quoted
+from fedjax_spmc.options import Option, quoted
 
 METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
@@ -51,7 +51,7 @@ class Cell(NamedTuple):
     Attributes:
         fields: the swept fields and their values.
         config: resolved; the seed is in it.
-        id: sixteen hex digits over all fields that touch the numbers.
+        id: sixteen hex digits over all fields that touch the numbers; never to be mistaken for a number.
     """
 
     fields: dict[str, Any]
@@ -90,22 +90,33 @@ def as_sweep(content: Any) -> Sweep:
         content = Sweep(**fields)
     if not isinstance(content, Sweep):
         raise ConfigError(f"a sweep's get_config returns {quoted(content)} and must return a Sweep.")
-    grid = content.grid
-    if not hasattr(grid, "items"):
-        raise ConfigError(f"grid = {quoted(grid)} is not allowed: it must map fields to lists of values.")
+    if not hasattr(content.grid, "items"):
+        raise ConfigError(f"grid = {quoted(content.grid)} is not allowed: it must map fields to lists of values.")
+    grid = {name: _listed(values) for name, values in content.grid.items()}
     for name, values in grid.items():
         if name == "seed":
             raise ConfigError("grid.seed is not allowed: the seeds of a sweep are its field seeds.")
-        if not isinstance(values, (list, tuple)) or not values:
+        if not isinstance(values, list) or not values:
             raise ConfigError(f"grid.{name} = {quoted(values)} is not allowed: it must be a list of one value or more.")
-    if not isinstance(content.seeds, (list, tuple, range)) or not len(content.seeds):
-        raise ConfigError(f"seeds = {quoted(content.seeds)} is not allowed: it must be a list of whole numbers.")
+    seeds = _listed(content.seeds)
+    if not isinstance(seeds, list) or not seeds:
+        raise ConfigError(f"seeds = {quoted(seeds)} is not allowed: it must be a list of whole numbers.")
+    leave_out: list[Rule] = []
+    if not isinstance(content.leave_out, (list, tuple)):
+        raise ConfigError(f"leave_out = {quoted(content.leave_out)} is not allowed: it must be a list of rules.")
     for rule in content.leave_out:
         if not callable(rule) and not (hasattr(rule, "keys") and set(rule) <= set(grid)):
             raise ConfigError(
                 f"leave_out = {quoted(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
             )
-    return content
+        leave_out.append(rule if callable(rule) else {name: configs.plain(value) for name, value in rule.items()})
+    keep_models = Option("keep_models", bool, True).check(content.keep_models)
+    return content._replace(grid=grid, seeds=seeds, leave_out=leave_out, keep_models=keep_models)
+
+
+def _listed(values: Any) -> Any:
+    """Values as a list of Python's own, whatever kind of list they are; anything else as it is."""
+    return configs.plain(list(values) if isinstance(values, range) else values)
 
 
 def expand(sweep: Sweep) -> list[Cell]:
@@ -136,7 +147,10 @@ def expand(sweep: Sweep) -> list[Cell]:
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.id in seen:
-            raise ConfigError(f"cells {seen[cell.id].title()} and {cell.title()} are the same experiment.")
+            other = seen[cell.id]
+            free = [name for name in configs.CHANGEABLE_FIELDS if cell.fields.get(name) != other.fields.get(name)]
+            why = f": {', '.join(free)} may change on a finished run and cannot be swept" if free else ""
+            raise ConfigError(f"cells {other.title()} and {cell.title()} are the same experiment{why}.")
         seen[cell.id] = cell
     return cells
 
@@ -160,17 +174,22 @@ def _cell_config(base: Any, fields: Mapping[str, Any], seed: int) -> Any:
 
 def _assign(config: Any, changes: Mapping[str, Any]) -> None:
     """Sets fields, first those that name parts: the options of a part that is replaced are dropped."""
-    from ml_collections import ConfigDict
-
-    naming = {field: section for section, (_, field) in configs.PARTS.items()}
+    naming = {field: section for section, (_, field) in configs.SECTIONS.items()}
     for path in sorted(changes, key=lambda path: path not in naming):
-        if path in naming and changes[path] != configs.resolved_name(config, naming[path]):
-            config[naming[path]].options = ConfigDict(type_safe=False)
+        if path in naming:
+            section = naming[path]
+            configs.replace_options(config, section, configs.kept_options(config, section, changes[path]))
         configs.set_field(config, path, changes[path])
 
 
 def _hash(flat: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    try:
+        float(name)
+    except ValueError:
+        return name
+    # Digits alone, or with one e among them: pandas would read it as a number, and as another one.
+    return "abcdefabcd"[int(name[0])] + name[1:]
 
 
 def cell_id(config: Any) -> str:
@@ -184,10 +203,10 @@ def program_key(config: Any) -> str:
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
     arrays = {f"local.{name}" for name in configs.hyperparameters(config)}
     arrays |= {f"server.{name}" for name in configs.server_settings(config)}
-    for section in ("local", "aggregator", "attack"):
+    for section in ("local", "aggregator", configs.PRE, "attack"):
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
-            arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
+            arrays.add(f"attack.{name}" if own else f"{configs.OPTION_PATHS[section]}.{name}")
     shape = {
         path: value
         for path, value in configs.result_fields(configs.flatten(config)).items()

@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import data, parts, setup
+from fedjax_spmc import config as configs
+from fedjax_spmc import data, numerics, parts, setup
 from fedjax_spmc.data.pipeline import ClientIndices, pad_indices
 from fedjax_spmc.errors import UserError
-from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import FederationState, evaluated_model
-from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
+from fedjax_spmc.keys import root_key
+from fedjax_spmc.record.environment import digest_of
+from fedjax_spmc.record.lines import Unreported, at_confidence, diverged_message, metrics_line, summary_of
+from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot
-from fedjax_spmc.record.truth import attack_arrays, roster_content
+from fedjax_spmc.record.truth import attack_arrays, partition_arrays, roster_content
 from fedjax_spmc.starting import StartModel, start_model
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Cell, Group
@@ -32,17 +35,16 @@ class Player:
         group: with all of its cells, those that are finished too: index lists are padded to the largest client of all,
             so that a restarted sweep compiles the same program.
         dataset: the group's data.
-        environment: as `environment.json`.
 
     Attributes:
+        held_sha256: sum of what the attack holds; None where it holds nothing.
         refused: cells that do not fit the data: id -> why.
         compiled: how many programs were compiled.
     """
 
-    def __init__(self, group: Group, dataset: data.Dataset, environment: Mapping[str, Any]):
+    def __init__(self, group: Group, dataset: data.Dataset):
         self._config = group.cells[0].config
         self._dataset = dataset
-        self._environment = environment
         self.refused: dict[str, str] = {}
         self.compiled = 0
         self._saved: dict[str | None, StartModel | None] = {None: None}  # by model.start
@@ -64,14 +66,15 @@ class Player:
             server=setup.server_examples(self._config, dataset),
             held=parts.held_by(self._config, dataset),
         )
+        self.held_sha256 = digest_of(self._host.held)
         self._shared: tuple[Layout, SharedData] | None = None
         self._start = parts.make_start(self._config, dataset.info, self._host.server)
 
     def start(self, cell: Cell) -> tuple[FederationState, Lane]:
         """A cell's state before round 0 and its lane: bit for bit those of a single run."""
-        key = jax.random.key(cell.config.seed)
+        key = root_key(cell.config.seed)
         settings, saved = setup.array_settings(cell.config), self._saved[cell.config.model.start]
-        with jax.default_matmul_precision(self._config.precision):
+        with numerics.pinned(self._config.precision):
             variables = None if saved is None else saved.variables
             state = self._start(key, setup.roster(cell.config, key), settings, self._host.held, variables)
         indices = pad_indices(self._parts[cell.id], self._width)
@@ -119,7 +122,7 @@ class Player:
         run = self.program(layout, cells[0])
         states, lanes = self.stacked(cells, layout)
         nothing = np.zeros(layout.lanes, np.int32)
-        done, (states, unreported), evaluated = scratch.resume(Snapshot(states, Unreported(nothing, nothing)))
+        done, (states, unreported), evaluated = scratch.resume(Snapshot(states, Unreported(nothing, nothing, nothing)))
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
         histories = [[line for entry in evaluated if (line := entry["lines"][i])] for i in range(len(cells))]
@@ -150,7 +153,7 @@ class Player:
             if on_round is not None:
                 on_round(done)
         seconds = (time.perf_counter() - began) / max(1, len(cells))
-        return self._outcomes(cells, states, histories, diverged_rounds, seconds)
+        return self._outcomes(cells, scratch.environment, states, histories, diverged_rounds, seconds)
 
     def stacked(self, cells: Sequence[Cell], layout: Layout) -> tuple[FederationState, Lane]:
         """States before round 0 and lanes [lanes, ...], on the host's side of the program."""
@@ -174,7 +177,7 @@ class Player:
             # The shardings are given here and not by the shapes, so that the clients' training may close over arrays.
             split, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
             jitted = jax.jit(program, in_shardings=(split, split, whole, whole), out_shardings=split)
-            with jax.default_matmul_precision(self._config.precision):
+            with numerics.pinned(self._config.precision):
                 self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
             self.compiled += 1
         return self._programs[layout]
@@ -194,7 +197,7 @@ class Player:
         return {
             i: metrics_line(
                 round_index=index,
-                counts=Counts(*(field[i] for field in counts)),
+                counts=jax.tree.map(lambda x, i=i: x[i], counts),
                 report=jax.tree.map(lambda x, i=i: x[i], reports),
                 malicious=malicious[i],
                 backdoor=backdoor,
@@ -207,6 +210,7 @@ class Player:
     def _outcomes(
         self,
         cells: Sequence[Cell],
+        environment: Mapping[str, Any],
         states: FederationState,
         histories: Any,
         diverged_rounds: np.ndarray,
@@ -214,18 +218,26 @@ class Player:
     ) -> list[Outcome]:
         outcomes = []
         for i, cell in enumerate(cells):
+            # Cells of one program may differ in it, and it may have changed since the program was interrupted.
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in histories[i]]
             federation = parts.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states)
             note, diverged = self._dataset.info.note, int(diverged_rounds[i])
+            idle = setup.idle_clients(cell.config, self._parts[cell.id])
+            malicious = np.asarray(state.roster.malicious)
+            facts = facts_of(configs.flatten(cell.config), history, malicious, idle)
             outcomes.append(
                 Outcome(
                     cell=cell,
-                    summary=summary_of(cell.config.federation.rounds, histories[i], federation.oracle, note, diverged),
-                    environment={**self._environment, "start_sha256": self.start_sha256(cell)},
-                    history=histories[i],
+                    summary=summary_of(cell.config, history, facts, note, diverged),
+                    environment={**environment, "start_sha256": self.start_sha256(cell)},
+                    history=history,
                     variables=jax.device_get(evaluated_model(federation, state)),
                     roster=roster_content(state.roster),
                     attack=attack_arrays(state.attack),
+                    partition=partition_arrays(
+                        self._dataset.train_labels, self._parts[cell.id], self._dataset.info.num_classes
+                    ),
                     seconds=seconds,
                     error=None if diverged < 0 else diverged_message(diverged),
                 )

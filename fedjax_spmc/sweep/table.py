@@ -4,22 +4,23 @@ A cell's folder has the files of a run folder, so that `experiment.load`, `evalu
 written before its row: a row stands only for what is there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fedjax_spmc import config as configs
+from fedjax_spmc import durability, reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import summary_of
-from fedjax_spmc.setup import is_oracle
+from fedjax_spmc.record.lines import at_confidence, measured, summary_of
+from fedjax_spmc.record.remarks import Facts
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
         history: the lines of its `metrics.jsonl`.
         variables: the final model on the host; None where there is no result.
         roster: as `roster.json`.
-        attack: the arrays of `attack.npz`.
+        attack, partition: the arrays of `attack.npz` and `partition.npz`.
         seconds: its share of the time that its program ran.
         error: why it failed or diverged; None for a finished cell.
     """
@@ -49,14 +50,14 @@ class Outcome(NamedTuple):
     variables: Variables | None = None
     roster: Mapping[str, Any] = {}
     attack: Mapping[str, np.ndarray] = {}
+    partition: Mapping[str, np.ndarray] = {}
     seconds: float = 0.0
     error: str | None = None
 
 
 def failed_outcome(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
     """The outcome of a cell without a result: its row has the keys of the others, with None in them."""
-    rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = summary_of(rounds, [], is_oracle(cell.config), note, -1)
+    summary = summary_of(cell.config, [], Facts(), environment["data"]["note"], -1)
     return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
 
 
@@ -71,7 +72,7 @@ class Table:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._lock: FileLock | None = None
         if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / TABLE_FILE):
             raise WorkdirError(f"workdir = {str(self.path)!r} holds a single run: give another --workdir.")
@@ -128,6 +129,7 @@ class Table:
                 folder.rewrite_history(outcome.history)
                 folder.write_json("roster.json", outcome.roster)
                 folder.write_attack(outcome.attack)
+                folder.write_partition(outcome.partition)
                 if keep_model:
                     folder.write_model(outcome.variables)
                 folder.write_json("summary.json", outcome.summary)
@@ -135,6 +137,49 @@ class Table:
                 folder.close()
         self._append(row)
         return row
+
+    def measure_again(self, cell: Cell) -> None:
+        """Brings the row and the folder of a finished cell to its fields of `evaluation`, where they have changed.
+
+        Raises:
+            WorkdirError: what they are read off is gone, or an older version did not write it.
+        """
+        row = self.rows[cell.id]
+        now = {name: configs.plain(value) for name, value in cell.config.evaluation.items()}
+        before: dict[str, Any] = now | {"confidence": 0.0}  # what a row of an older version does not say
+        before |= {name: row[name] for name in now if name in row}
+        if row["status"] == FAILED or before == now:
+            return
+        changed = next(name for name in now if before[name] != now[name])
+        gone = WorkdirError(
+            f"workdir = {str(self.path)!r} holds rows with evaluation.{changed} = {quoted(before[changed])}, but not "
+            f"the lines of which those with {quoted(now[changed])} are made: give another --workdir."
+        )
+        folder = RunFolder(self.path / str(row["folder"]), cell.config)
+        lines = folder.history()
+        if not lines:
+            raise gone
+        try:
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in lines]
+        except ValueError:
+            raise gone from None
+        stale = set(durability.names(before["lifespan_thresholds"]))
+        row = {name: value for name, value in row.items() if name not in stale} | measured(cell.config, history)
+        summary = {name: row[name] for name in summary_of(cell.config, [], Facts(), None, -1)}
+        # The sweep's own lock is held.
+        folder.write_json("config.json", configs.to_plain(configs.with_chosen_options(cell.config)))
+        folder.rewrite_history(history)
+        folder.write_json("summary.json", summary)
+        self.rows[cell.id] = row
+        self._rewrite()
+
+    def recorded_numerics(self, cell: Cell) -> dict[str, Any] | None:
+        """What the folder of a finished cell says of the flags that its numbers depend on; None where it does not."""
+        try:
+            found = reading.json_object(self.path / folder_of(cell) / "environment.json").get("numerics")
+        except (FileNotFoundError, reading.UnreadableError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _append(self, row: Mapping[str, Any]) -> None:
         """Appends a row and waits until it is on the disk."""
@@ -147,15 +192,15 @@ class Table:
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.path / TABLE_FILE
         try:
-            text = path.read_text()
+            text = reading.text(path)
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise WorkdirError(f"{path} cannot be read ({error}): give another --workdir.") from None
+        except reading.UnreadableError as error:
+            raise WorkdirError(f"{path} {error}: give another --workdir.") from None
         rows: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(text.split("\n")[:-1], 1):  # behind the last line end: half a row
             try:
-                row = json.loads(line)
+                row = reading.json_of(line)
                 rows[row["config_hash"]] = row
                 known = isinstance(row["config_hash"], str) and isinstance(row["status"], str)
             except (ValueError, KeyError, TypeError):
@@ -174,10 +219,7 @@ class Table:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> WorkdirError:
-        return WorkdirError(
-            f"workdir = {quoted(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
-            "that you may write."
-        )
+        return files.unwritable(f"workdir = {quoted(str(self.path))}", self.path, error)
 
 
 def folder_of(cell: Cell) -> str:
