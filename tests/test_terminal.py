@@ -17,7 +17,7 @@ from fedjax_spmc.data.__main__ import main as data
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.parity import walk
 from fedjax_spmc.parity.__main__ import main as parity
-from fedjax_spmc.record import checkpoint, plots
+from fedjax_spmc.record import checkpoint, plots, remarks
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.tensorboard import TensorBoard
 from fedjax_spmc.report.__main__ import main as report
@@ -224,7 +224,7 @@ def test_the_package_as_a_library_leaves_the_process_alone():
 def test_events_that_cannot_be_written_end_nothing(tmp_path, monkeypatch):
     said = []
     board = TensorBoard(tmp_path, said.append)
-    line = dict.fromkeys(metrics.SCALARS, 1.0) | {"round": 0}
+    line = dict.fromkeys(metrics.SCALARS, 1.0) | {"round": 0, "confidence": 0.0}
     board.add(line)
     (path,) = (tmp_path / "tensorboard").iterdir()
     size = path.stat().st_size
@@ -309,6 +309,7 @@ def test_a_picture_of_many_runs_can_be_drawn(tmp_path, monkeypatch):
 def test_compare_says_which_runs_it_draws(finished_run, tmp_path, monkeypatch, capsys):
     result, drawn = experiment.load(finished_run), []
     monkeypatch.setattr(experiment, "load", lambda folder: result)
+    monkeypatch.setattr(remarks, "of_folder", lambda folder, config, history: [])
     monkeypatch.setattr(plots, "curves", lambda runs, path: drawn.append(list(runs)))
     folders = [f"runs/{'long/' * 20}{index}" for index in range(30)]
     assert compare.main([*folders, "--png", str(tmp_path / "x.png")]) == 0
