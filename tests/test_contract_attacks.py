@@ -187,6 +187,22 @@ def test_a_trigger_can_be_spelt_out():
     assert (np.asarray(stamped) != np.asarray(given.inputs)).sum() == 6
 
 
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+def test_a_preset_on_grey_images_is_what_it_has_on_their_channel(name):
+    """12 of its 36 values; two attackers share them out in halves."""
+    grey = task_of(DatasetInfo("made up", 10, (28, 28, 1), (0.0,), (1.0,)))
+    attack, ctx = attacks.make(name, trigger="fdcr_code", poison_fraction=1.0), context(task=grey)
+    own, ids = attack.init(ctx, KEY), jnp.arange(2, dtype=jnp.int32)
+    given = Batch(jnp.zeros((2, 28, 28, 1)), ids, ids, jnp.ones(2, bool))
+    shown = np.asarray(attack.backdoor(ctx, own, given).inputs)[0, :, :, 0]
+    assert np.argwhere(shown).tolist() == [[row, column] for row in (0, 2) for column in (0, 1, 2, 4, 5, 6)]
+    stamped = [
+        np.asarray(attack.poison(ctx, own, given, jnp.int32(k), jnp.int32(0), KEY).inputs)[0, :, :, 0] for k in (1, 3)
+    ]
+    expected = [shown, shown] if name == "badnets" else [shown * (np.arange(28)[:, None] == row) for row in (0, 2)]
+    np.testing.assert_array_equal(stamped, expected)
+
+
 @pytest.mark.parametrize("position", [(0, 32, 0), (3, 0, 0), (0, -1, 0), (0, 0), (0, 0.5, 1)])
 def test_a_position_outside_the_image_is_refused(position):
     with pytest.raises(ValueError, match=r"attack\.options\.positions"):
