@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_spmc.errors import ConfigError
 
@@ -56,6 +57,24 @@ def quoted(value: Any) -> str:
     except ValueError:  # a whole number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def plain(value: Any) -> Any:
+    """A value as Python's own: scalars and arrays of NumPy and JAX as numbers, texts and lists, also inside of lists.
+
+    A float32 keeps its exact value: np.float32(0.1) is 0.10000000149011612. What is traced stays as it is.
+    """
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+    if isinstance(value, Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value
+    try:
+        array = np.asarray(value)
+    except TypeError:  # a key
+        return value
+    if array.dtype == np.longdouble:  # which its own `tolist` would leave alone
+        array = array.astype(np.float64)
+    return plain(array.tolist()) if array.dtype == object else array.tolist()
 
 
 LARGEST = 1e38
@@ -121,20 +140,20 @@ class Option(NamedTuple):
             return None
         if self.traced and isinstance(value, jax.Array):
             return value
+        value = plain(value)
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)
             value = _as_tuple(value)
         elif self.kind is bool:
-            if not isinstance(value, (bool, np.bool_)):
+            if not isinstance(value, bool):
                 raise self.refusal(value, label)
-            value = bool(value)
         elif self.kind is int:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise self.refusal(value, label)
             value = int(value)
         elif self.kind is float:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise self.refusal(value, label)
             try:
                 number = float(value)
@@ -146,7 +165,8 @@ class Option(NamedTuple):
         elif not isinstance(value, str):
             raise self.refusal(value, label)
         choices = self.choices() if callable(self.choices) else self.choices
-        if choices is not None and any(v not in choices for v in (value if self.kind is tuple else (value,))):
+        items: Any = value if self.kind is tuple else (value,)
+        if choices is not None and any(item not in choices for item in items):
             raise self.refusal(value, label)
         if self.range is not None and self.kind in (int, float) and value not in self.range:
             raise self.refusal(value, label)
