@@ -56,16 +56,33 @@ def quoted(value: Any) -> str:
         text = " ".join(repr(value).split())
     except ValueError:  # a whole number of more than 4300 digits
         return "a number of thousands of digits"
+    except Exception:  # lists that hold themselves, objects of the user's own
+        return f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
-def plain(value: Any) -> Any:
+DEEPEST = 32
+"""Lists within each other at most."""
+
+
+def plain(value: Any, label: str = "a value", depth: int = 0) -> Any:
     """A value as Python's own: scalars and arrays of NumPy and JAX as numbers, texts and lists, also inside of lists.
 
     A float32 keeps its exact value: np.float32(0.1) is 0.10000000149011612. What is traced stays as it is.
+
+    Args:
+        value: anything.
+        label: names it in an error.
+        depth: of lists around it.
+
+    Raises:
+        ConfigError: lists stand too deep in each other, or hold themselves.
     """
     if isinstance(value, (tuple, list)):
-        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+        if depth > DEEPEST:
+            raise ConfigError(f"{label} is not allowed: it must not hold lists more than {DEEPEST} deep in each other.")
+        items = [plain(item, label, depth + 1) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return value
     try:
@@ -74,7 +91,7 @@ def plain(value: Any) -> Any:
         return value
     if array.dtype == np.longdouble:  # which its own `tolist` would leave alone
         array = array.astype(np.float64)
-    return plain(array.tolist()) if array.dtype == object else array.tolist()
+    return plain(array.tolist(), label, depth + 1) if array.dtype == object else array.tolist()
 
 
 LARGEST = 1e38
@@ -140,7 +157,7 @@ class Option(NamedTuple):
             return None
         if self.traced and isinstance(value, jax.Array):
             return value
-        value = plain(value)
+        value = plain(value, label or self.name)
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)

@@ -27,6 +27,7 @@ OPTIONS = [(kind, name, option) for kind in KINDS for name in kind.names() for o
 def wrong_values(option: Option) -> list[Any]:
     """Values of wrong types, that are not finite, and out of range."""
     wrong: list[Any] = [{}, {"a": 1}, math.nan, math.inf, -math.inf, np.float32("nan"), b"bytes", object, 1j]
+    wrong += [np.datetime64("2020"), np.array({}, dtype=object), {1}]
     kind = option.kind
     wrong += [] if option.optional else [None]
     wrong += [] if option.kind is bool else [True, np.bool_(False)]
@@ -219,6 +220,16 @@ def test_every_field_and_option_takes_numbers_of_numpy(option):
 def test_values_become_pythons_own(value, same):
     assert plain(value) == same
     assert is_plain(plain(value))
+
+
+@pytest.mark.parametrize("path", ["seed", "attack.name", "attack.options.positions"])
+def test_lists_that_hold_themselves_are_refused(path):
+    endless: list[Any] = []
+    endless.append(endless)
+    config = small.config()
+    configs.set_field(config, path, endless)
+    with pytest.raises(ConfigError, match=rf"^{path} is not allowed: it must not hold lists more than 32 deep"):
+        configs.resolve(config)
 
 
 def test_a_config_of_numpy_is_the_config_of_plain_numbers():

@@ -221,6 +221,9 @@ def refused(capsys, argv: list[str], *words: str) -> None:
         ("{'method': 'spmc'}", ("grid.method = 'spmc'", "list")),
         ("{'method': ['spmc']}, leave_out=[{'mehtod': 'spmc'}]", ("leave_out", "mehtod")),
         ("{'method': ['spmc']}, leave_out=[{'method': 'spmc'}]", ("at least one cell",)),
+        ("{'method': ['spmc']}, leave_out=[lambda cell: cell['no']]", ("leave_out fails with KeyError: no",)),
+        ("{'method': ['spmc']}, leave_out=3", ("leave_out = 3", "a list of rules")),
+        ("{'method': ['spmc']}, keep_models='no'", ("keep_models = 'no'", "True or False")),
         ("{'local.learning_rate': [0.1, 0.1]}", ("are the same experiment",)),
     ],
 )

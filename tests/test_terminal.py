@@ -309,7 +309,7 @@ def test_a_picture_of_many_runs_can_be_drawn(tmp_path, monkeypatch):
 def test_compare_says_which_runs_it_draws(finished_run, tmp_path, monkeypatch, capsys):
     result, drawn = experiment.load(finished_run), []
     monkeypatch.setattr(experiment, "load", lambda folder: result)
-    monkeypatch.setattr(remarks, "of_folder", lambda folder, config, lines: [])
+    monkeypatch.setattr(remarks, "of_folder", lambda folder, config, history: [])
     monkeypatch.setattr(plots, "curves", lambda runs, path: drawn.append(list(runs)))
     folders = [f"runs/{'long/' * 20}{index}" for index in range(30)]
     assert compare.main([*folders, "--png", str(tmp_path / "x.png")]) == 0

@@ -20,6 +20,7 @@ from fedjax_spmc.reading import blames_content, reason_of
 
 _CHUNK = 1000
 _FORMAT = 1  # of the arrays that `decode` returns; raised when they change, so that older cached copies are not read
+_OF_A_LIBRARY = (AttributeError, TypeError)  # of versions that do not fit each other; no record has such
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -115,7 +116,7 @@ def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:
         raise
     except Exception as error:  # array_record, protobuf, Pillow and TFDS each raise their own for damaged data
         refused = _first_refusal(prepared)
-        if refused is None and blames_content(error) and not isinstance(error, TypeError):
+        if refused is None and blames_content(error) and not isinstance(error, _OF_A_LIBRARY):
             raise _damaged(spec, prepared, reason_of(error, named=True).split(";", 1)[0]) from None
         reason = reason_of(error, named=True) if refused is None else f"{refused.filename}: {reason_of(refused)}"
         raise DataError(f"data set {name} in {prepared.folder} cannot be read ({reason}).") from None

@@ -11,6 +11,7 @@ from fedjax_spmc import setup
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.reading import reason_of
 
 METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
@@ -92,13 +93,13 @@ def as_sweep(content: Any) -> Sweep:
         raise ConfigError(f"a sweep's get_config returns {quoted(content)} and must return a Sweep.")
     if not hasattr(content.grid, "items"):
         raise ConfigError(f"grid = {quoted(content.grid)} is not allowed: it must map fields to lists of values.")
-    grid = {name: _listed(values) for name, values in content.grid.items()}
+    grid = {name: _listed(values, f"grid.{name}") for name, values in content.grid.items()}
     for name, values in grid.items():
         if name == "seed":
             raise ConfigError("grid.seed is not allowed: the seeds of a sweep are its field seeds.")
         if not isinstance(values, list) or not values:
             raise ConfigError(f"grid.{name} = {quoted(values)} is not allowed: it must be a list of one value or more.")
-    seeds = _listed(content.seeds)
+    seeds = _listed(content.seeds, "seeds")
     if not isinstance(seeds, list) or not seeds:
         raise ConfigError(f"seeds = {quoted(seeds)} is not allowed: it must be a list of whole numbers.")
     leave_out: list[Rule] = []
@@ -114,9 +115,9 @@ def as_sweep(content: Any) -> Sweep:
     return content._replace(grid=grid, seeds=seeds, leave_out=leave_out, keep_models=keep_models)
 
 
-def _listed(values: Any) -> Any:
+def _listed(values: Any, label: str) -> Any:
     """Values as a list of Python's own, whatever kind of list they are; anything else as it is."""
-    return configs.plain(list(values) if isinstance(values, range) else values)
+    return configs.plain(list(values) if isinstance(values, range) else values, label)
 
 
 def expand(sweep: Sweep) -> list[Cell]:
@@ -157,7 +158,10 @@ def expand(sweep: Sweep) -> list[Cell]:
 
 def _matches(rule: Rule, fields: Mapping[str, Any]) -> bool:
     if callable(rule):
-        return bool(rule(fields))
+        try:
+            return bool(rule(fields))
+        except Exception as error:  # it is the user's code: it may raise anything
+            raise ConfigError(f"leave_out fails with {reason_of(error, named=True)}.") from None
     wanted = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in rule.items()}
     return all(fields[name] in values or fields[name] == values for name, values in wanted.items())
 
