@@ -11,7 +11,7 @@ from fedjax_spmc.types import Array
 Tree = Any
 LARGEST_SQUARE = 1e36
 OUTWEIGHS = 100
-"""How many lengths of its own one row may move the mean of the others before that is taken by itself."""
+"""How many times its length one row may move the mean of the others before that is taken by itself."""
 
 
 def column(weights: Array, leaf: Array) -> Array:
@@ -66,20 +66,20 @@ def leave_one_out_mean(stacked: Tree, weights: Array | None = None) -> Tree:
     mean = weighted_mean(stacked, weights / jnp.where(total > 0, total, 1.0))
     factor = jnp.where(alone, 0.0, weights / jnp.where(alone, 1.0, others))
 
-    # A row that outweighs all others together has carried the mean away with it. What it leaves behind would be the
+    def leave_out(leaf: Array, center: Array) -> Array:
+        rows = center[None] + column(factor.astype(leaf.dtype), leaf) * (center[None] - leaf)
+        return jnp.where(column(alone, leaf), leaf, rows)
+
+    rows = jax.tree.map(leave_out, stacked, mean)
+    # A row that outweighs all others together has carried the mean away with it, and what it leaves behind is the
     # difference of two large numbers: there the others are averaged by themselves.
     moved = factor * client_norm(subtract(stacked, mean))
     far = jnp.argmax(moved)
-    rest = jnp.where(jnp.arange(len(weights)) == far, 0.0, weights)
-    apart = weighted_mean(stacked, rest / jnp.where(alone[far], 1.0, others[far]))
-    outweighs = (moved[far] > OUTWEIGHS * client_norm(broadcast(apart, 1))[0]) & ~alone[far]
-
-    def leave_out(leaf: Array, center: Array, own: Array) -> Array:
-        rows = center[None] + column(factor.astype(leaf.dtype), leaf) * (center[None] - leaf)
-        rows = rows.at[far].set(jnp.where(outweighs, own, rows[far]))
-        return jnp.where(column(alone, leaf), leaf, rows)
-
-    return jax.tree.map(leave_out, stacked, mean, apart)
+    left = take_rows(rows, far)
+    outweighs = moved[far] > OUTWEIGHS * client_norm(broadcast(left, 1))[0]
+    rest = jnp.where(jnp.arange(len(weights)) == far, 0.0, weights) / jnp.where(alone[far], 1.0, others[far])
+    own = jax.lax.cond(outweighs, lambda: weighted_mean(stacked, rest), lambda: left)
+    return put_rows(rows, far, own)
 
 
 def client_dot(a: Tree, b: Tree) -> Array:
@@ -99,10 +99,23 @@ def client_norm(stacked: Tree) -> Array:
     return root(client_dot(stacked, stacked))
 
 
-def unit_rows(stacked: Tree, lengths: Array) -> Tree:
-    """Stacked tree with rows divided by their `lengths` [K], see `client_norm`; rows of length 0 stay."""
-    inverse = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    return jax.tree.map(lambda leaf: leaf * column(inverse, leaf), stacked)
+def unit_differences(a: Tree, b: Tree) -> Tree:
+    """Stacked a_k / |a_k| - b_k / |b_k|, of which half the squared norm is 1 - cosine; a row of length 0 stays.
+
+    Dividing first would round both rows where they are nearly the same. With x = a_k - b_k, which is exact there, this
+    is (x - b_k (|a_k| - |b_k|) / |b_k|) / |a_k|, and |a_k| - |b_k| = <x, a_k + b_k> / (|a_k| + |b_k|).
+    """
+    ours, theirs = client_norm(a), client_norm(b)
+    gaps = jax.tree.map(jnp.subtract, a, b)
+    longer = client_dot(gaps, jax.tree.map(jnp.add, a, b)) / jnp.where(ours + theirs > 0, ours + theirs, 1.0)
+    near = (ours > 0.5 * theirs) & (theirs > 0.5 * ours)
+    inverse, other_inverse = (jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0) for x in (ours, theirs))
+
+    def difference(gap: Array, x: Array, y: Array) -> Array:
+        close = (gap - y * column(longer * other_inverse, y)) * column(inverse, gap)
+        return jnp.where(column(near, x), close, x * column(inverse, x) - y * column(other_inverse, y))
+
+    return jax.tree.map(difference, gaps, a, b)
 
 
 def client_cosine(a: Tree, b: Tree, eps: float | Array = 0.0) -> Array:

@@ -202,6 +202,21 @@ def test_rfa_by_hand():
     assert float(run(column([0, 1, 50]), "rfa", iterations=200)[0]["w"][0]) == pytest.approx(1, abs=1e-3)
 
 
+def test_rfa_from_the_broadcast_model_comes_back_from_far_uploads():
+    """Four of ten collude at 100 times the length of an update; three steps from the mean stay with them."""
+    rng = np.random.default_rng(0)
+    updates = 0.5 * rng.normal(size=100) + 0.3 * rng.normal(size=(10, 100))
+    length = np.median(np.linalg.norm(updates, axis=1))
+    updates[6:] = 10 * length * rng.normal(size=100) + 0.1 * updates[6:]
+    median = updates[:6].mean(axis=0)
+    for _ in range(500):
+        weights = 1 / np.linalg.norm(updates - median, axis=1)
+        median = weights @ updates / weights.sum()
+    far, near = (flat(run(column(1 + updates, start=1.0), "rfa", start=start)[0]) for start in ("mean", "broadcast"))
+    assert np.linalg.norm(far - 1 - median) > 10 * length
+    assert np.linalg.norm(near - 1 - median) < 0.1 * length
+
+
 # ---- degenerate input and options
 
 

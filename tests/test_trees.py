@@ -52,6 +52,31 @@ def test_leave_one_out_mean_keeps_nearly_equal_rows_apart():
         np.testing.assert_allclose(ours[k], np.delete(exact, k, axis=0).mean(axis=0), rtol=2e-7)
 
 
+@pytest.mark.parametrize("boost", [1e3, 1e6])
+def test_leave_one_out_mean_of_a_row_that_outweighs_all_others(boost):
+    tree = {name: leaf.at[2].mul(boost) for name, leaf in stacked(6).items()}
+    points, weights = matrix(tree), np.array([1.0, 2, 3, 0, 5, 2])
+    ours = matrix(trees.leave_one_out_mean(tree, jnp.asarray(weights, jnp.float32)))
+    for k in range(6):
+        rest = np.delete(weights, k)
+        expected = rest @ np.delete(points, k, axis=0) / rest.sum()
+        np.testing.assert_allclose(ours[k], expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_unit_differences_of_parallel_near_and_far_rows():
+    near = np.random.default_rng(0).normal(size=(2, 300))
+    a = np.stack([near[0], near[0], near[0], 3e-4 * near[0], 0 * near[0], near[0]]).astype(np.float32)
+    b = np.stack([near[0] + 1e-6 * near[1], 1.5 * near[0] + 1e-6 * near[1], near[1], near[1], near[0], 0 * near[0]])
+    b = b.astype(np.float32)
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lengths = [np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (x, y)]
+    exact = np.linalg.norm(x / lengths[0] - y / lengths[1], axis=1)
+    ours = trees.client_norm(trees.unit_differences({"w": jnp.asarray(a)}, {"w": jnp.asarray(b)}))
+    assert exact[:2].max() < 2e-6
+    np.testing.assert_allclose(ours, exact, rtol=5e-3)  # of parallel rows of other lengths there is rounding left
+    np.testing.assert_allclose(np.delete(ours, 1), np.delete(exact, 1), rtol=1e-5)
+
+
 def test_client_cosine():
     a, b = stacked(4, 1), stacked(4, 2)
     x, y = matrix(a), matrix(b)

@@ -6,6 +6,8 @@ where most of them are short; then every pair that still lies closer than its ro
 next to it, a group at a time.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,14 +22,13 @@ UNRESOLVED = 1e-13
 """Cosine distances below this are rounding of float32 rows: they count as 0."""
 
 
-def centred_rows(stacked: Params, origin: Params, present: Array) -> Array:
+def centred_rows(stacked: Params, origin: Params, present: Array, directions: bool = False) -> Array:
     """[K, D] float32: the rows around a mean of their clipped differences to `origin`; 0 for absent rows.
 
     Around a plain mean, or none, a single far upload, or a model that is large against the differences, would cost the
-    digits in which the others differ.
+    digits in which the others differ. For the arguments see `squared_distances`.
     """
-    updates = trees.ravel_clients(trees.subtract(stacked, origin)).astype(jnp.float32)
-    updates = jnp.where(present[:, None], updates, 0.0)
+    updates = jnp.where(present[:, None], _differences(stacked, origin, directions), 0.0)
     norms = trees.client_norm(updates)
     bound = _order.median(norms[:, None], present)[0]
     clip = jnp.where(norms > bound, bound / jnp.where(norms > 0, norms, 1.0), 1.0)
@@ -36,7 +37,7 @@ def centred_rows(stacked: Params, origin: Params, present: Array) -> Array:
     return jnp.where(present[:, None], updates - center[None], 0.0)
 
 
-def squared_distances(stacked: Params, origin: Params, present: Array) -> Array:
+def squared_distances(stacked: Params, origin: Params, present: Array, directions: bool = False) -> Array:
     """[K, K] squared distances of the rows; rows and columns of absent ones mean nothing.
 
     Cost: one Gram matrix, and one more for every group of rows that lie much closer to each other than to the rest:
@@ -46,19 +47,27 @@ def squared_distances(stacked: Params, origin: Params, present: Array) -> Array:
         stacked: leaves [K, ...], the points.
         origin: one point near most of them, such as the broadcast model.
         present: [K] bool.
+        directions: whether the rows, and the origin, are divided by their lengths.
     """
-    gram = _gram(centred_rows(stacked, origin, present))
-    return measured_again(_from_gram(gram), jnp.diagonal(gram), stacked, present)
+    gram = _gram(centred_rows(stacked, origin, present, directions))
+    return measured_again(directions, _from_gram(gram), jnp.diagonal(gram), stacked, present)
 
 
-def around_row(stacked: Params, row: Array, counted: Array) -> tuple[Array, Array]:
+def around_row(stacked: Params, row: Array, counted: Array, directions: bool = False) -> tuple[Array, Array]:
     """[K, K] Gram matrix of the differences to a row, and the squared distances from it; 0 for rows that do not count.
 
     The difference of two nearly equal floats is exact, so that these keep the digits of the rows next to it.
     """
-    near = jax.tree.map(lambda leaf: leaf - leaf[row][None], stacked)
-    gram = _gram(jnp.where(counted[:, None], trees.ravel_clients(near).astype(jnp.float32), 0.0))
+    near = _differences(stacked, trees.take_rows(stacked, row), directions)
+    gram = _gram(jnp.where(counted[:, None], near, 0.0))
     return gram, _from_gram(gram)
+
+
+def _differences(stacked: Params, point: Params, directions: bool) -> Array:
+    """[K, D] float32: the rows minus a point, or their directions minus its direction."""
+    points = trees.broadcast(point, len(jax.tree.leaves(stacked)[0]))
+    gaps = trees.unit_differences(stacked, points) if directions else jax.tree.map(jnp.subtract, stacked, points)
+    return trees.ravel_clients(gaps).astype(jnp.float32)
 
 
 def _gram(rows: Array) -> Array:
@@ -72,11 +81,12 @@ def _from_gram(gram: Array) -> Array:
     return jnp.where(jnp.eye(len(gram), dtype=bool), 0.0, distances)
 
 
-@jax.custom_jvp
-def measured_again(distances: Array, squares: Array, stacked: Params, present: Array) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def measured_again(directions: bool, distances: Array, squares: Array, stacked: Params, present: Array) -> Array:
     """The squared distances, those that have lost their digits measured again; their gradient is that of `distances`.
 
     Args:
+        directions: as in `squared_distances`.
         distances: [K, K], from the Gram matrix of rows of these squared lengths.
         squares: [K].
         stacked: the points.
@@ -92,7 +102,7 @@ def measured_again(distances: Array, squares: Array, stacked: Params, present: A
         pivot = jnp.argmax(open_pairs.sum(axis=1))
         is_pivot = jnp.arange(len(present)) == pivot
         group = open_pairs[pivot] | is_pivot
-        gram, around_pivot = around_row(stacked, pivot, group)
+        gram, around_pivot = around_row(stacked, pivot, group, directions)
         measured = open_pairs & group[:, None] & group[None, :]
         distances = jnp.where(measured, around_pivot, distances)
         # From the pivot itself nothing is lost, so that every pass settles a row at least.
@@ -104,8 +114,10 @@ def measured_again(distances: Array, squares: Array, stacked: Params, present: A
 
 
 @measured_again.defjvp
-def measured_again_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    return measured_again(*primals), tangents[0]
+def _gradient_of_the_first(
+    directions: bool, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    return measured_again(directions, *primals), tangents[0]
 
 
 def cosine_distances(points: Array, origin: Array, present: Array) -> Array:
@@ -121,14 +133,8 @@ def cosine_distances(points: Array, origin: Array, present: Array) -> Array:
     """
     zero = jnp.linalg.norm(points, axis=1) == 0
     # Zeros and absent rows stay out of the centre, which they would draw away from the others.
-    squares = squared_distances(_unit(points), _unit(origin[None])[0], present & ~zero)
+    squares = squared_distances(points, origin, present & ~zero, directions=True)
     distances = jnp.where(zero[:, None] | zero[None, :], 1.0, squares / 2)
     distances = jnp.where(zero[:, None] & zero[None, :], 0.0, distances)
     known = present[:, None] & present[None, :] & (distances > UNRESOLVED)
     return jnp.where(known, distances, 0.0)
-
-
-def _unit(rows: Array) -> Array:
-    """Rows of length 1; zeros stay."""
-    norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / jnp.where(norms > 0, norms, 1.0)

@@ -47,7 +47,7 @@ def medoid_gaps(upload: Upload) -> tuple[Array, Array]:
     middle = jnp.argmin(jnp.where(present, lengths, jnp.inf))
     gram, distances = _distances.around_row(upload.client_params, middle, present)
     squares = jnp.diagonal(gram)
-    distances = _distances.measured_again(distances, squares, upload.client_params, present)
+    distances = _distances.measured_again(False, distances, squares, upload.client_params, present)
     from_middle, distances = trees.root(squares), trees.root(distances)
     total = distances + from_middle[None, :]
     return (squares[:, None] - 2 * gram) / jnp.where(total > 0, total, 1.0), from_middle

@@ -83,12 +83,8 @@ def metrics(upload: Upload) -> Array:
     updates = trees.subtract(upload.client_params, upload.global_params)
     sums = [jnp.abs(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(updates)]
     manhattan = jnp.sum(jnp.stack(sums), axis=0)
-    models, start = upload.client_params, trees.broadcast(upload.global_params, 1)
-    apart = jax.tree.map(
-        jnp.subtract,
-        trees.unit_rows(models, trees.client_norm(models)),
-        trees.unit_rows(start, trees.client_norm(start)),
-    )
+    start = trees.broadcast(upload.global_params, len(upload.participating))
+    apart = trees.unit_differences(upload.client_params, start)
     return jnp.stack([manhattan, trees.client_norm(updates), 0.5 * trees.client_dot(apart, apart)], axis=1)
 
 

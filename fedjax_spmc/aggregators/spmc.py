@@ -143,12 +143,13 @@ def differences(
     from all others and has drawn their partners along: a mapping that magnifies differences would weigh rounding.
     """
     if score == "cosine":
-        lengths, others = trees.client_norm(points), trees.client_norm(partners)
-        apart = jax.tree.map(jnp.subtract, trees.unit_rows(points, lengths), trees.unit_rows(partners, others))
-        product = lengths * others
+        apart = trees.unit_differences(points, partners)
+        product = trees.client_norm(points) * trees.client_norm(partners)
         # 1 - <a, b> / (p + eps), with p = |a| |b|, as 1 - <a, b> / p is half the square of a / |a| - b / |b|.
         total = 0.5 * product * trees.client_dot(apart, apart) + eps
-        return -jnp.where(product > 0, total / jnp.where(product > 0, product + eps, 1.0), 1.0)
+        distances = jnp.where(product > 0, total / jnp.where(product > 0, product + eps, 1.0), 1.0)
+        # Near a right angle it is the cosine that is small.
+        return jnp.where(jnp.max(jnp.where(present, similarities, -1.0)) > 0.5, -distances, similarities)
     if score == "euclidean":
         nearest = jnp.argmax(jnp.where(present, similarities, -jnp.inf))
         gaps = jax.tree.map(jnp.subtract, points, partners)
