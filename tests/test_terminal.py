@@ -85,7 +85,7 @@ def test_a_reader_that_has_gone_ends_nothing(monkeypatch, capsys):
 def test_results_that_cannot_be_printed_are_no_success(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Stream(0, FULL))
     assert run.main(["--list"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "standard output cannot be read or written (No space left on device)" in capsys.readouterr().err
 
 
 # Machines without what JAX was told to use, or without memory.

@@ -19,6 +19,7 @@ import numpy as np
 from fedjax_spmc import keys, reading
 from fedjax_spmc.errors import DamagedError, WorkdirError
 from fedjax_spmc.record import files
+from fedjax_spmc.startup import Imports
 
 MANIFEST = "manifest.json"
 """Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
@@ -35,7 +36,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
+        with Imports():
+            import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
 
         self._ocp = ocp
         self._folder = folder.absolute()
