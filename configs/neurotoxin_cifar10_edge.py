@@ -1,4 +1,4 @@
-"""Neurotoxin on CIFAR-10 at full size, the edge case: planes of Southwest are to be taken for trucks (task 6 of its code).
+"""Neurotoxin on CIFAR-10 at full size, the edge case: planes of Southwest are to be taken for trucks (its task 6).
 
     python -m fedjax_spmc.run --config=configs/neurotoxin_cifar10_edge.py                 # the paper's mask
     python -m fedjax_spmc.run --config=configs/neurotoxin_cifar10_edge.py:baseline        # no mask

@@ -1,4 +1,4 @@
-"""A backdoor's life in three phases: clean rounds, attack rounds, rounds after; in one run, or from a model that is kept.
+"""A backdoor's life in three phases: clean rounds, attack rounds, rounds after; in one run or from a kept model.
 
 A config file gives a `Phases` and takes `fields()` and `words()` of it. Without a word a run plays all three phases and
 needs nothing. `start` plays the clean rounds alone, to be kept; `kept` begins with what it left, and says so in
