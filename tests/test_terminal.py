@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +264,26 @@ def test_a_checkpoint_on_a_full_disk(how, tmp_path, monkeypatch):
         checkpoints.save(2, state)
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["1", "manifest.json"]
     assert checkpoints.restore(1, state)["model"].tolist() == [0, 0, 0]
+    checkpoints.close()
+
+
+def test_an_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
+    checkpoints, state = checkpoint.Checkpoints(tmp_path / "checkpoint"), {"model": jax.numpy.ones(3)}
+    save = checkpoints._manager.save
+
+    def interrupted(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(1, state)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert checkpoints.restore(1, state)["model"].tolist() == [1, 1, 1]
     checkpoints.close()
 
 
