@@ -122,4 +122,4 @@ def test_a_study_runs_what_is_missing_and_prints_its_tables(tmp_path, monkeypatc
     assert cells.main([*flags, "--cells=nothing"]) == 2
     assert "--cells = nothing names no cell: they are plain, median;" in capsys.readouterr().err
     assert cells.main(["spmc_half"]) == 2
-    assert "NAME must be one of spmc_halves, fdcr_question" in capsys.readouterr().err
+    assert "NAME must be one of anchor, spmc_halves, fdcr_question" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
     (group,) = groups_of(expand(sweep))
     config = group.cells[0].config
     dataset = setup.load_data(config)
-    player = Player(group, dataset, {})
+    player = Player(group, dataset)
     if player.refused:
         raise SystemExit(f"--images={images}: {next(iter(player.refused.values()))}")
     federation = assemble(config, dataset.info, None)

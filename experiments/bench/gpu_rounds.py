@@ -143,7 +143,7 @@ def prepare_all(size: Size, wave: Sequence[Case], dataset: data.Dataset) -> list
     layouts = [Layout((jax.local_devices()[0],), EXPERIMENTS, case.experiments) for case in wave]
     sweeps = [Sweep(config_of(size, case), seeds=range(case.experiments)) for case in wave]
     groups = [groups_of(expand(sweep))[0] for sweep in sweeps]
-    players = [Player(group, dataset, {}) for group in groups]
+    players = [Player(group, dataset) for group in groups]
 
     def compiled(player: Player, layout: Layout, like: Cell) -> tuple[Any, float] | Exception:
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_spmc import aggregators, clustering, fisher, models, trees
 from fedjax_spmc.aggregators import fdcr
 from fedjax_spmc.attacks import dba, triggers
-from fedjax_spmc.config import make_config
+from fedjax_spmc.config import make_config, resolve
 from fedjax_spmc.data.pipeline import in_order
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import TOLERANCE, Arrays, Comparison, Outcome, kind
@@ -133,7 +133,7 @@ def attack_constants(arrays: Arrays, source: str) -> Iterator[Outcome]:
     preset = triggers.PRESETS["fdcr_code"]
     comparison.add("trigger_chw", preset.positions, arrays["trigger_chw"])
     comparison.add("trigger_value", np.full(len(preset.positions), preset.value), arrays["trigger_value"])
-    config = make_config("fdcr,reference")
+    config = resolve(make_config("fdcr,reference"))
     comparison.add("target_label", config.attack.target_label, arrays["target_label"])
     for name in arrays:
         if name.startswith("dba_slices_"):
