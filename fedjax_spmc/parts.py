@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
 from fedjax_spmc import config as configs
@@ -177,6 +178,35 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
             )
     if not config.local.drop_last:
         _check_statistics(config, info)
+
+
+def check_answers(config: Any, dataset: data.Dataset) -> None:
+    """Refuses a model for tokens whose logits do not stand where the labels do, at every place or for a whole row.
+
+    Raises:
+        ConfigError: the models that fit are named.
+    """
+    info, rank = dataset.info, dataset.train_labels.ndim
+    if info.vocabulary == 0 or _answers(model_of(config, info)) == rank:
+        return
+    shape = {"sequence_length": info.input_shape[0], "vocabulary": info.vocabulary}
+    known = [one for one in registry.models.names() if registry.models.needs(one, "vocabulary")]
+    fitting = [one for one in known if _answers(models.make(one, num_classes=info.num_classes, **shape)) == rank]
+    kind = "a label at every place" if rank > 1 else "one label for a whole row"
+    raise ConfigError(
+        f"model.name = {config.model.name!r} is not allowed with data.name = {info.name!r}, which has {kind}: it must "
+        f"be one of {', '.join(fitting) or 'the models of a plug-in'}."
+    )
+
+
+def _answers(model: Model) -> int:
+    """Axes of the labels that a model's logits are for."""
+
+    def logits(key: PRNGKey) -> Array:
+        params, stats = model.init(key)
+        return model.apply(params, stats, jnp.zeros((1, *model.input.shape), model.input.dtype), False)[0]
+
+    return len(jax.eval_shape(logits, root_key(0)).shape) - 1
 
 
 def _check_statistics(config: Any, info: data.DatasetInfo) -> None:

@@ -33,8 +33,9 @@ def _data(parser: Parser, flags: Flags) -> int:
     data_dir = flags["data_dir"]
     match flags.positional:
         case ["list"]:
+            width = max(map(len, datasets.names())) + 2
             for name in datasets.names():
-                print(f"{name:14}{_where(datasets.make(name, data_dir=data_dir))}")
+                print(f"{name:{width}}{_where(datasets.make(name, data_dir=data_dir))}")
         case ["prepare", name]:
             datasets.factory(name, "NAME")
             try:
