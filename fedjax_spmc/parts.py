@@ -167,11 +167,10 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
     Raises:
         ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
     """
-    targets = {"attack.target_label": config.attack.target_label}
-    for name, value in configs.attack_options(config).items():
-        if name.endswith(".target_label"):
-            targets[f"attack.options.{name}"] = value
-    for path, target in targets.items():
+    for name, target in configs.attack_options(config).items():
+        path = "attack.target_label" if name == "target_label" else f"attack.options.{name}"
+        if not path.endswith(".target_label"):
+            continue
         if target >= info.num_classes:
             raise ConfigError(
                 f"{path} = {target} is not allowed: it must be a class of {info.name}, 0 to {info.num_classes - 1}."
