@@ -22,7 +22,7 @@ from fedjax_spmc.aggregators.guard import guarded
 from fedjax_spmc.attacks.triggers import PRESETS
 from fedjax_spmc.config import ATTACK_FIELDS
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.registry import Registry, aggregators, attacks, local_rules
+from fedjax_spmc.registry import Registry, aggregators, attacks, local_rules, preaggregators
 from fedjax_spmc.types import Attack, AttackContext, Traits, Variables
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -165,6 +165,24 @@ def aggregator_table() -> str:
     return table(["rule", "idea", "assumes", "told f by", "needs", "cost", "fewest", "does not hold"], rows)
 
 
+def lost_traits(name: str) -> str:
+    """The traits of a rule that do not outlive a pre-aggregator in front of it."""
+    part = preaggregators.make(name)
+    lost = [trait for trait in ("linear", "consensus", "permutation") if not getattr(part, trait)]
+    return ", ".join(lost) or "-"
+
+
+def preaggregator_table() -> str:
+    rows = []
+    for name in preaggregators.names():
+        part, made = docstrings.part(preaggregators, name), preaggregators.make(name)
+        come_out = "K" if made.rows(10) == 10 else f"{made.rows(10)} of 10"
+        facts = [cell(part.idea), cell(part.fields["Assumes"]), cell(part.fields["Cost"]), come_out]
+        keeps = "any" if made.per_client else "without a state of every client, and reading models alone"
+        rows.append([link(preaggregators, name), *facts, keeps, lost_traits(name)])
+    return table(["pre-aggregator", "idea", "assumes", "cost", "rows that come out", "rules behind it", "loses"], rows)
+
+
 def local_rule_table() -> str:
     rows = []
     for name in local_rules.names():
@@ -239,7 +257,11 @@ def section(kind: Registry, name: str) -> str:
     for option, text in part.options.items():
         facts = described[option]
         allowed = cell(facts["allowed"]) + (", array" if facts["array"] else "")
-        path = option if kind is not attacks else f"attack.{'' if option in ATTACK_FIELDS else 'options.'}{option}"
+        path = option
+        if kind is attacks:
+            path = f"attack.{'' if option in ATTACK_FIELDS else 'options.'}{option}"
+        elif kind is preaggregators:
+            path = f"aggregator.pre_options.{name}.{option}"
         rows.append([f"`{path}`", f"`{facts['default']}`", allowed, cell(text)])
     pieces.append(table(["option", "default", "allowed", "what it is"], rows).strip())
     if part.refusals:
@@ -256,17 +278,24 @@ def sections(kind: Registry) -> str:
     return "\n".join(section(kind, name) for name in kind.names())
 
 
+def chosen_text(by_uploads: Sequence[dict[str, Any]]) -> list[str]:
+    return [", ".join(f"`{option}` {value:g}" for option, value in one.items()) for one in by_uploads]
+
+
 def chosen_table() -> str:
     """The options that rules fill in, for a few numbers of uploads."""
     rows = []
+    for name in preaggregators.names():
+        by_uploads = [preaggregators.make(name).chosen(uploads) for uploads in UPLOADS]
+        if by_uploads[0]:
+            rows.append([f"`{name}`", "-", *chosen_text(by_uploads)])
     for name in aggregators.names():
         usual = set(aggregators.make(name).chosen(UPLOADS[0]))
         for setting in settings(aggregators, name):
             by_uploads = [aggregators.make(name, **setting).chosen(uploads) for uploads in UPLOADS]
             if set(by_uploads[0]) - (set() if "variant" in setting or not setting else usual):
                 words = ", ".join(option_name(*one) for one in setting.items()) or "-"
-                chosen = [", ".join(f"`{option}` {value:g}" for option, value in one.items()) for one in by_uploads]
-                rows.append([f"`{name}`", words, *chosen])
+                rows.append([f"`{name}`", words, *chosen_text(by_uploads)])
     return table(["rule", "with", *(f"of {uploads} uploads" for uploads in UPLOADS)], rows)
 
 
@@ -288,9 +317,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "traits": traits,
     "guard": guard,
     "table of aggregators": aggregator_table,
+    "table of pre-aggregators": preaggregator_table,
     "table of local rules": local_rule_table,
     "chosen options": chosen_table,
     "aggregators": lambda: sections(aggregators),
+    "pre-aggregators": lambda: sections(preaggregators),
     "local rules": lambda: sections(local_rules),
     "table of attacks": attack_table,
     "slots": lambda: attributes(Attack),

@@ -27,6 +27,9 @@ from fedjax_spmc.types import (
     Verdict,
 )
 
+IN_TRAINING = ("poison", "gradients", "mask_gradients", "after_step", "train")
+"""The slots with which an attack has a hand in data and training."""
+
 
 class Attackers:
     """The clients of one round as the attack has a hand in them. Made inside of the round's program.
@@ -48,7 +51,7 @@ class Attackers:
         """What a benign client's rule sees."""
         federation, state = self._federation, self._state
         return Context(
-            model=federation.model,
+            model=federation.local_model(),
             variables=state.variables,
             previous=state.previous,
             hyper=federation.hyper_at(state.round),
@@ -73,8 +76,9 @@ class Attackers:
         federation = self._federation
         attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
         hyper, epochs = self._training_of(attacking)
+        own_fields = {"model": federation.model, "obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs}
         ctx = AttackContext(
-            **self.rule_context()._asdict() | {"obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs},
+            **self.rule_context()._asdict() | own_fields,
             roster=self._roster,
             client_ids=self._client_ids,
             num_batches=num_batches,
@@ -82,6 +86,7 @@ class Attackers:
             clean_data=self.clean_data,
             poisoned_data=lambda client_id: self.poisoned_data(own, client_id),
             benign=self._benign,
+            trained_clean=all(getattr(federation.attack, slot) is None for slot in IN_TRAINING),
         )
         if federation.attack.backdoor is not None:
             show = federation.attack.backdoor
@@ -171,9 +176,13 @@ class Attackers:
         def attacking() -> Trained:
             mine = federation.rule if other is None else other
             if attack.train is not None:
-                step, slot_ctx = attack.train, self.context(own, client_id, data.num_batches)
+                step = attack.train
+                hyper, epochs = self._training_of(True)
+                slot_ctx = self.context(own, client_id, data.num_batches)._replace(hyper=hyper, epochs=epochs)
 
                 def train(rule: Any, ctx: Any, variables: Any, state: Any, data: Any, key: Any, hooks: Any) -> Any:
+                    # Where clients are mapped at once the others come here too: they need not do a step.
+                    data = data._replace(num_batches=jnp.where(attacks, data.num_batches, 0))
                     return step(rule, slot_ctx, own, variables, state, data, client_id, key, hooks)
 
                 mine = mine._replace(train=train)
@@ -183,19 +192,21 @@ class Attackers:
         like = jax.eval_shape(benign)
         return jax.lax.cond(attacks, lambda: _shaped(attacking(), like), benign)
 
-    def _training_of(self, attacks: Array) -> tuple[dict[str, Any], Any]:
-        """hyper and epochs of a client that attacks or does not."""
+    def _training_of(self, attacks: Array | bool) -> tuple[dict[str, Any], Any]:
+        """hyper and epochs of a client that attacks or does not; of one that surely does, the config's own numbers."""
         federation, attacker = self._federation, self._federation.attacker
-        hyper = {
-            name: jnp.where(attacks, attacker.hyper[name], value) if name in attacker.hyper else value
-            for name, value in federation.hyper_at(self._state.round).items()
-        }
-        epochs = federation.epochs
-        return hyper, epochs if attacker.epochs is None else jnp.where(attacks, attacker.epochs, epochs)
+
+        def chosen(mine: Any, benign: Any) -> Any:
+            return benign if mine is None else mine if attacks is True else jnp.where(attacks, mine, benign)
+
+        benign = federation.hyper_at(self._state.round)
+        hyper = {name: chosen(attacker.hyper.get(name), value) for name, value in benign.items()}
+        return hyper, chosen(attacker.epochs, federation.epochs)
 
     def _hooks(self, own: State, client_id: Array, attacks: Array, num_batches: Array) -> Hooks:
         """What the attack does within local steps, for clients that attack."""
-        attack, attacker, hooks = self._federation.attack, self._federation.attacker, Hooks()
+        attack, attacker = self._federation.attack, self._federation.attacker
+        hooks = Hooks(sized=lambda num_batches: self._hooks(own, client_id, attacks, num_batches))
         ctx = self.context(own, client_id, num_batches)
         if attack.gradients is not None:
             bend = attack.gradients

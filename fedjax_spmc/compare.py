@@ -25,16 +25,26 @@ def _compare(parser: Parser, flags: Flags) -> int:
         raise parser.refusal("no run folder is given")
 
     from fedjax_spmc import experiment, metrics
-    from fedjax_spmc.record import plots
+    from fedjax_spmc.record import plots, remarks
 
     results = {folder: experiment.load(folder) for folder in flags.positional}
+    noted = {folder: remarks.of_folder(folder, result.config, result.history) for folder, result in results.items()}
     print("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
-    print("  ".join(["method".ljust(width), *[f"{name:>7}" for name in metrics.PRINTED], "rounds  run folder"]))
+    heads = [*[f"{name:>7}" for name in metrics.PRINTED], "rounds", "notes", "run folder"]
+    print("  ".join(["method".ljust(width), *heads]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
-        print("  ".join([method_title(result.config).ljust(width), *cells, f"{len(result.history):>6}  {folder}"]))
+        letters = "".join(remark.letter for remark in noted[folder])
+        cells += [f"{len(result.history):>6}", f"{letters:<5}", folder]
+        print("  ".join([method_title(result.config).ljust(width), *cells]))
+    for folder, result in results.items():
+        if result.config.evaluation.confidence > 0:
+            confidence = result.config.evaluation.confidence
+            print(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
+        for remark in noted[folder]:
+            print(f"{remark.letter}  {folder}: {remark.sentence}")
     if flags["png"]:
         titles = [method_title(result.config) for result in results.values()]
         named = [

@@ -31,7 +31,8 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
         folder.check_data(built.dataset.fingerprint, built.federation.held, "give the run's own data as --data_dir.")
         own = folder.read_attack(built.state.attack)
         counts = built.evaluate(result.variables, built.test, folder.roster(), own)
-    return metrics.percentages(counts, backdoor=built.federation.attack.backdoor is not None)
+    backdoor = built.federation.attack.backdoor is not None
+    return metrics.percentages(counts, backdoor, config.evaluation.confidence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

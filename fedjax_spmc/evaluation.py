@@ -1,11 +1,12 @@
 """The global model on the test set, clean and triggered: counts, which `metrics` turns into percentages."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_spmc import numerics
 from fedjax_spmc.keys import root_key
@@ -19,6 +20,29 @@ MOST_CLASSES = 1000
 """Up to so many classes are counted each by itself."""
 
 
+BINS = 100
+"""Bins of the histograms of the top probability, of equal width from 0 to 1."""
+
+
+class Histograms(NamedTuple):
+    """Asked labels by the probability that the model gives to its prediction: [BINS] int32 each.
+
+    Bin b holds b / 100 <= p < (b + 1) / 100, compared in the precision of the probabilities, and the last bin 1 too:
+    the sum from bin b on is what the threshold b / 100 accepts. A probability that is NaN is in bin 0.
+
+    Attributes:
+        clean, correct: of clean examples, and those that are predicted right.
+        triggered, hits, triggered_others, hits_others: see `Counts`.
+    """
+
+    clean: Array
+    correct: Array
+    triggered: Array
+    hits: Array
+    triggered_others: Array
+    hits_others: Array
+
+
 class Counts(NamedTuple):
     """Labels of the test set that are asked (one an image, many a sequence), int32.
 
@@ -26,6 +50,7 @@ class Counts(NamedTuple):
         asked, correct: [classes], by true class; [1] for all together where there are more than `MOST_CLASSES`.
         triggered, hits: scalars, labels that the attacker wants once the trigger is there, and those that come out so.
         triggered_others, hits_others: the same without those whose true label is the wanted one.
+        histograms: of the same labels; None where there are none.
     """
 
     asked: Array
@@ -34,6 +59,30 @@ class Counts(NamedTuple):
     hits: Array
     triggered_others: Array
     hits_others: Array
+    histograms: Histograms | None = None
+
+
+def top_probability(logits: Array) -> Array:
+    """The probability that a softmax over the last axis gives to the largest logit: [..., classes] -> [...]."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return 1 / jnp.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
+
+
+def histograms(tops: Array, masks: Sequence[Array]) -> list[Array]:
+    """How many of the top probabilities fall into each bin, for each mask; see `Histograms`.
+
+    Args:
+        tops: any shape.
+        masks: bool, of the same shape.
+
+    Returns:
+        [BINS] int32 for each mask.
+    """
+    edges = jnp.asarray(np.arange(BINS) / BINS, tops.dtype)
+    known = jnp.where(jnp.isnan(tops), 0.0, tops).ravel()
+    bins = jnp.searchsorted(edges, known, side="right", method="compare_all") - 1
+    columns = jnp.stack([mask.ravel() for mask in masks], axis=-1).astype(jnp.int32)
+    return list(jnp.zeros((BINS, len(masks)), jnp.int32).at[bins].add(columns).T)
 
 
 def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) -> Callable[..., Counts]:
@@ -49,9 +98,9 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
     def evaluate(variables: Variables, test: Examples, roster: Roster, own: State) -> Counts:
         ctx = AttackContext(model=model, variables=variables, task=task, roster=roster, held=held)
 
-        def predict(inputs: Array) -> Array:
+        def predict(inputs: Array) -> tuple[Array, Array]:
             logits, _ = model.apply(variables.params, variables.stats, inputs, False, root_key(0))
-            return jnp.argmax(logits, axis=-1)
+            return jnp.argmax(logits, axis=-1), top_probability(logits)
 
         def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
             total = examples.labels.shape[0]
@@ -74,26 +123,35 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
             places_of = jnp.maximum(labels, 0) if by_class else jnp.zeros_like(labels)
             return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(counted.ravel().astype(jnp.int32))
 
-        def clean(batch: Batch) -> tuple[Array, Array]:
-            everywhere = jnp.ones(batch.labels.shape, bool)
-            return spread(batch.labels, everywhere), spread(batch.labels, predict(batch.inputs) == batch.labels)
+        def clean(batch: Batch) -> tuple[list[Array], list[Array]]:
+            predicted, tops = predict(batch.inputs)
+            everywhere, right = jnp.ones(batch.labels.shape, bool), predicted == batch.labels
+            counted = batch.labels >= 0
+            found = histograms(tops, (counted, counted & right))
+            return [spread(batch.labels, everywhere), spread(batch.labels, right)], found
 
-        def triggered(batch: Batch) -> tuple[Array, Array, Array, Array]:
+        def triggered(batch: Batch) -> tuple[list[Array], list[Array]]:
             if attack.backdoor is None:
-                zero = jnp.zeros((), jnp.int32)
-                return zero, zero, zero, zero
+                return [nothing] * 4, [no_bins] * 4
             shown = attack.backdoor(ctx, own, batch)
+            predicted, tops = predict(shown.inputs)
             wanted = asked(shown.labels, batch.valid)
-            hit = wanted & (predict(shown.inputs) == shown.labels)
+            hit = wanted & (predicted == shown.labels)
             other = wanted & (shown.labels != batch.labels)
-            return tuple(mask.sum(dtype=jnp.int32) for mask in (wanted, hit, other, hit & other))  # pyright: ignore
+            masks = (wanted, hit, other, hit & other)
+            return [mask.sum(dtype=jnp.int32) for mask in masks], histograms(tops, masks)
 
+        def both(of_clean: tuple[list[Array], list[Array]], of_triggered: tuple[list[Array], list[Array]]) -> Counts:
+            numbers, found = (one + other for one, other in zip(of_clean, of_triggered, strict=True))
+            return Counts(*numbers, Histograms(*found))  # pyright: ignore[reportCallIssue]
+
+        nothing, no_bins = jnp.zeros((), jnp.int32), jnp.zeros(BINS, jnp.int32)
         if attack.test is None:
-            return batches(test, lambda batch: Counts(*clean(batch), *triggered(batch)))
-        nothing = jnp.zeros(places, jnp.int32), jnp.zeros(places, jnp.int32)
+            return batches(test, lambda batch: both(clean(batch), triggered(batch)))
+        no_class = jnp.zeros(places, jnp.int32)
         own_test = jax.tree.map(jnp.asarray, attack.test(held))
-        first = batches(test, lambda batch: Counts(*clean(batch), *[jnp.zeros((), jnp.int32)] * 4))
-        second = batches(own_test, lambda batch: Counts(*nothing, *triggered(batch)))
+        first = batches(test, lambda batch: both(clean(batch), ([nothing] * 4, [no_bins] * 4)))
+        second = batches(own_test, lambda batch: both(([no_class] * 2, [no_bins] * 2), triggered(batch)))
         return jax.tree.map(jnp.add, first, second)
 
     return numerics.pinned()(jax.jit(evaluate))

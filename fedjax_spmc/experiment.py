@@ -26,6 +26,7 @@ from fedjax_spmc.keys import root_key
 from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
+from fedjax_spmc.record.remarks import remarks_ahead
 from fedjax_spmc.record.result import Result, load
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.rounds import make_round
@@ -90,6 +91,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
         state=start(key, roster, settings, held, None if saved is None else saved.variables),
         key=key,
         malicious=np.asarray(roster.malicious),
+        idle=setup.idle_clients(config, shares),
         parts=shares,
         dataset=dataset,
         evaluate=make_evaluate(model, attack, task, held),
@@ -100,11 +102,13 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
 def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Progress) -> Result:
     """Plays the rounds that are left, evaluates, records."""
     federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
-    backdoor = federation.attack.backdoor is not None
+    backdoor, confidence = federation.attack.backdoor is not None, config.evaluation.confidence
     used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
     play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
     with recorder.opened(experiment) as ((state, unreported), history):
         done = since = int(state.round)
+        if done < rounds:
+            progress.begin(history, remarks_ahead(config, experiment.malicious, experiment.idle))
         diverged, start = int(state.diverged), time.perf_counter()
         while done < rounds and diverged < 0:
             state, report = play_round(state, experiment.key)
@@ -119,11 +123,15 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
                     "round_seconds": (ended - start) / (done - since),
                     "eval_seconds": time.perf_counter() - ended,
                 }
-                line = metrics_line(done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds)
+                line = metrics_line(
+                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence
+                )
                 history.append(line)
                 recorder.add(line, report)
                 progress.update(line)
-                unreported, since, start = NONE_UNREPORTED, done, time.perf_counter()
+                since, start = done, time.perf_counter()
+                if done % every == 0:  # a line off the grid is replaced by a later one where the run is extended
+                    unreported = NONE_UNREPORTED
             recorder.save(done, Snapshot(state, unreported), last)
         recorder.finish(history, diverged)
     if diverged >= 0:

@@ -23,10 +23,12 @@ from fedjax_spmc.types import (
     ClientData,
     LocalRule,
     Model,
+    Params,
     PRNGKey,
     Roster,
     RuleState,
     State,
+    Stats,
     Task,
     Upload,
     Variables,
@@ -70,6 +72,7 @@ class RoundReport(NamedTuple):
         metrics: means of the training metrics.
         rejected: int32 scalar, uploads that were not finite.
         failed: int32 scalar, 1 where the aggregation failed and the global model was kept, else 0.
+        unattacked: int32 scalar, 1 in a round of the attack's schedule in which no attacking client took part, else 0.
         details: small arrays that the aggregator's own pictures show.
     """
 
@@ -81,6 +84,7 @@ class RoundReport(NamedTuple):
     metrics: dict[str, Array]
     rejected: Array
     failed: Array
+    unattacked: Array
     details: dict[str, Array]
 
 
@@ -130,6 +134,8 @@ class Federation(NamedTuple):
         held: arrays that the attack holds, see `Attack.hold`.
         attacker: how attacking clients train where they do not train as benign ones.
         frozen: whether a malicious client's augmentation is drawn once for the whole run.
+        whole_batches: whether every row of every client's batch is valid: local rules then run the model on all rows,
+            so that one that takes no `valid` works too.
         map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
             rows.
     """
@@ -151,7 +157,22 @@ class Federation(NamedTuple):
     held: Any = ()
     attacker: Attacker = Attacker()
     frozen: bool = False
+    whole_batches: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
+
+    def local_model(self) -> Model:
+        """The network as local rules run it."""
+        run = self.model.apply
+        if not self.whole_batches:
+            return self.model
+
+        def apply(
+            params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey, valid: Array | None = None
+        ) -> tuple[Array, Stats]:
+            del valid
+            return run(params, stats, inputs, train, key)
+
+        return self.model._replace(apply=apply)
 
     def hyper_at(self, round_index: Array) -> Mapping[str, Any]:
         """`hyper` with the learning rate of a round."""
@@ -280,15 +301,18 @@ def aggregate(
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
     details = aggregator.details(upload._replace(participating=usable))
     rejected = (took_part & ~usable).sum(dtype=jnp.int32)
+    attacking = roster.attacks_now(client_ids)
+    unattacked = roster.attack_round() & roster.malicious.any() & ~(attacking & took_part).any()
     return new_state, RoundReport(
         verdict=verdict,
         client_ids=client_ids,
         participating=took_part,
         steps=trained.steps,
-        attacking=roster.attacks_now(client_ids),
+        attacking=attacking,
         metrics=metrics,
         rejected=rejected,
         failed=failed.astype(jnp.int32),
+        unattacked=unattacked.astype(jnp.int32),
         details=details,
     )
 

@@ -1,37 +1,80 @@
 """The metrics: A, ASR, R, V in percent, with and without test images of the target class, and detection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedjax_spmc.evaluation import Counts
+from fedjax_spmc.evaluation import BINS, Counts
 
 DETECTION = ("tpr", "fpr", "precision", "f1", "auc")
 """How well a round's verdict tells malicious from benign clients; see `detection`."""
 SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", *DETECTION, "train_loss")
 """The single numbers of an evaluated round; the summary, TensorBoard and the run folder's checks go by this list."""
+REJECTION = ("A_without_rejection", "ASR_without_rejection", "rejected_clean", "rejected_triggered")
+"""Beside them: A and ASR whatever the confidence of a prediction, and the percentage of clean and of triggered labels
+(those of ASR) whose prediction is rejected; see `judged`."""
 PRINTED = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
 """The columns of printed tables."""
 LAST_ROUNDS = 5
 """A run is summed up by the mean of its last five evaluated rounds, as the papers do."""
 
 
-def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
+def percentages(counts: Counts, backdoor: bool, confidence: float = 0.0) -> dict[str, Any]:
     """A, ASR, ASR_all, R, V, R_all, V_all and per_class (accuracy of each class) in percent; undefined = None.
 
     ASR leaves out labels that are the attacker's anyway, ASR_all keeps them. Where there are too many classes per_class
     is empty.
+
+    Args:
+        counts: of the test set.
+        backdoor: whether there are triggered examples.
+        confidence: predictions below it are rejected, see `judged`, but not for per_class; without histograms 0.
     """
-    asked, correct, *attacked = (np.asarray(field, np.int64) for field in counts)
-    triggered, hits, triggered_others, hits_others = attacked
+    asked, correct, triggered, hits, triggered_others, hits_others = (np.asarray(x, np.int64) for x in counts[:6])
+    by_class = [_percent(part, whole) for part, whole in zip(correct, asked, strict=True)]
+    if counts.histograms is None:
+        assert confidence == 0, "without histograms nothing can be rejected"
+        rates = _percent(correct.sum(), asked.sum()), _percent(hits_others, triggered_others), _percent(hits, triggered)
+        found = _rates(*rates, backdoor)
+    else:
+        found = judged(counts.histograms._asdict(), confidence, backdoor)
+    return {name: found[name] for name in found if name not in REJECTION} | {
+        "per_class": by_class if len(asked) > 1 else []
+    }
 
-    def percent(part: Any, whole: Any) -> float | None:
-        return 100.0 * float(part) / float(whole) if whole > 0 else None
 
-    accuracy = percent(correct.sum(), asked.sum())
-    asr = percent(hits_others, triggered_others) if backdoor else None
-    asr_all = percent(hits, triggered) if backdoor else None
+def judged(histograms: Mapping[str, Any], confidence: float, backdoor: bool) -> dict[str, float | None]:
+    """The percentages where a prediction counts only if its probability is at least `confidence`; undefined = None.
+
+    A rejected prediction is wrong for A, and failed for ASR and ASR_all; all asked labels stay in the denominators.
+    Source: FLIP (ICLR 2023), evaluation with its confidence threshold tau: argmax = y and max softmax >= tau.
+
+    Args:
+        histograms: name -> [BINS] counts, see `evaluation.Histograms`.
+        confidence: a multiple of 1 / BINS; 0 rejects nothing.
+        backdoor: whether there are triggered examples.
+
+    Returns:
+        A, ASR, ASR_all, R, V, R_all, V_all and `REJECTION`.
+    """
+    first = round(confidence * BINS)
+    bins = {name: np.asarray(counts, np.int64) for name, counts in histograms.items()}
+    whole = {name: int(counts.sum()) for name, counts in bins.items()}
+    kept = {name: int(counts[first:].sum()) for name, counts in bins.items()}
+    asked, triggered, others = whole["clean"], whole.get("triggered", 0), whole.get("triggered_others", 0)
+    right, hits, hits_others = kept["correct"], kept.get("hits", 0), kept.get("hits_others", 0)
+    found = _rates(_percent(right, asked), _percent(hits_others, others), _percent(hits, triggered), backdoor)
+    found["A_without_rejection"] = _percent(whole["correct"], asked)
+    found["ASR_without_rejection"] = _percent(whole.get("hits_others", 0), others) if backdoor else None
+    found["rejected_clean"] = _percent(asked - kept["clean"], asked)
+    found["rejected_triggered"] = _percent(others - kept.get("triggered_others", 0), others) if backdoor else None
+    return found
+
+
+def _rates(accuracy: float | None, asr: float | None, asr_all: float | None, backdoor: bool) -> dict[str, float | None]:
+    """A, ASR, ASR_all, R, V, R_all, V_all."""
+    asr, asr_all = (asr, asr_all) if backdoor else (None, None)
 
     def resist(rate: float | None) -> float | None:
         return None if rate is None else 100.0 - rate
@@ -39,7 +82,6 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
     def balance(rate: float | None) -> float | None:
         return None if rate is None or accuracy is None else (accuracy + (100.0 - rate)) / 2
 
-    by_class = [percent(part, whole) for part, whole in zip(correct, asked, strict=True)]
     return {
         "A": accuracy,
         "ASR": asr,
@@ -48,8 +90,11 @@ def percentages(counts: Counts, backdoor: bool) -> dict[str, Any]:
         "V": balance(asr),
         "R_all": resist(asr_all),
         "V_all": balance(asr_all),
-        "per_class": by_class if len(asked) > 1 else [],
     }
+
+
+def _percent(part: Any, whole: Any) -> float | None:
+    return 100.0 * float(part) / float(whole) if whole > 0 else None
 
 
 def detection(
@@ -68,18 +113,15 @@ def detection(
     bad, good = participating & attacking, participating & ~attacking
     hits, false_alarms = int((flagged & bad).sum()), int((flagged & good).sum())
 
-    def percent(part: float, whole: Any) -> float | None:
-        return 100.0 * part / float(whole) if whole > 0 else None
-
     auc = None
     if bad.any() and good.any() and np.ptp(scores[participating]) > 0:
         gaps = scores[bad][:, None] - scores[good][None, :]
         auc = float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
     return {
-        "tpr": percent(hits, bad.sum()),
-        "fpr": percent(false_alarms, good.sum()),
-        "precision": percent(hits, hits + false_alarms),
-        "f1": percent(2 * hits, hits + false_alarms + bad.sum()) if bad.any() else None,
+        "tpr": _percent(hits, bad.sum()),
+        "fpr": _percent(false_alarms, good.sum()),
+        "precision": _percent(hits, hits + false_alarms),
+        "f1": _percent(2 * hits, hits + false_alarms + bad.sum()) if bad.any() else None,
         "auc": auc,
     }
 
@@ -113,11 +155,11 @@ def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | N
     }
 
 
-def summarise(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean of the last five evaluated rounds of each percentage (`A`, ...) and the last round's (`A_last`, ...)."""
     summary: dict[str, Any] = {}
-    for name in SCALARS:
-        values = [line[name] for line in history[-LAST_ROUNDS:]]
+    for name in (*SCALARS, *REJECTION):
+        values = [line.get(name) for line in history[-LAST_ROUNDS:]]
         known = [value for value in values if value is not None]
         summary[name] = float(np.mean(known)) if known else None
         summary[f"{name}_last"] = values[-1] if values else None

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_spmc import aggregators, attacks, data, local_rules, models, registry, sampling
+from fedjax_spmc import aggregators, attacks, data, local_rules, models, preaggregators, registry, sampling
 from fedjax_spmc import config as configs
 from fedjax_spmc import server as servers
 from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
@@ -37,7 +37,8 @@ from fedjax_spmc.types import (
 
 def task_of(config: Any, info: data.DatasetInfo) -> Task:
     """What the data set makes of the model's work, with the config's augmentation and normalisation."""
-    return make_task(info, config.data.augment, config.data.normalise)
+    given = {name: config.data[name] for name in ("mean", "std") if config.data[name]}
+    return make_task(info._replace(**given), config.data.augment, config.data.normalise)
 
 
 def model_of(config: Any, info: data.DatasetInfo) -> Model:
@@ -82,12 +83,16 @@ def attack_of(config: Any, settings: ArraySettings) -> Attack:
 def aggregator_of(
     config: Any, task: Task, model: Model, settings: ArraySettings
 ) -> Callable[[Examples | None], Aggregator]:
-    """The config's aggregator as a function of the examples that the server holds (`server_examples`)."""
+    """The config's aggregator, its pre-aggregators in front and guarded, from the examples that the server holds.
+
+    Those come from `setup.server_examples`; a rule that takes none is given None.
+    """
+    chain = preaggregators.make(config.aggregator.pre, **configs.options_in(config, configs.PRE) | settings.pre)
     name, options = config.aggregator.name, dict(config.aggregator.options) | settings.aggregator
     known = {"network": model, "rounds": config.federation.rounds}
     options |= {given: value for given, value in known.items() if registry.aggregators.needs(name, given)}
     if not registry.aggregators.needs(name, "server"):
-        return lambda examples: aggregators.make(name, **options)
+        return lambda examples: aggregators.make_behind(chain, name, **options)
 
     def aggregator(examples: Examples | None) -> Aggregator:
         assert examples is not None
@@ -101,7 +106,7 @@ def aggregator_of(
             momentum=settings.hyper["momentum"],
             weight_decay=settings.hyper["weight_decay"],
         )
-        return aggregators.make(name, **options, server=server)
+        return aggregators.make_behind(chain, name, **options, server=server)
 
     return aggregator
 
@@ -165,13 +170,21 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a config that does not fit the data set.
 
     Raises:
-        ConfigError: the attacker's target is no class of it, or incomplete batches would enter batch statistics.
+        ConfigError: the attacker's target is no class of it, its pixels have other channels than the statistics given,
+            or incomplete batches would enter batch statistics.
     """
+    for name in ("mean", "std"):
+        channels = 0 if info.mean is None else len(info.mean)
+        if config.data[name] and len(config.data[name]) != channels:
+            raise ConfigError(
+                f"data.{name} = {config.data[name]} is not allowed with {info.name}: it must be a list of {channels}, "
+                "one number for each channel, or ()."
+            )
     for name, target in configs.attack_options(config).items():
         path = "attack.target_label" if name == "target_label" else f"attack.options.{name}"
         if not path.endswith(".target_label"):
             continue
-        if target >= info.num_classes:
+        if target is not None and target >= info.num_classes:
             raise ConfigError(
                 f"{path} = {target} is not allowed: it must be a class of {info.name}, 0 to {info.num_classes - 1}."
             )
@@ -210,16 +223,21 @@ def _answers(model: Model) -> int:
 
 def _check_statistics(config: Any, info: data.DatasetInfo) -> None:
     """Refuses a model whose batch statistics would count the missing rows of an incomplete batch."""
-    name, model = config.model.name, model_of(config, info)
+    model = model_of(config, info)
     if not jax.tree.leaves(jax.eval_shape(model.init, root_key(0)).stats):
         return
-    given, instead = f"model.name = {name!r}", ""
-    if "norm" in registry.models.options(name):
-        given, instead = f"{given} and model.norm = {config.model.norm!r}", ", or model.norm 'group' or 'none'"
-    raise ConfigError(
-        f"local.drop_last = False is not allowed with {given}, whose batch statistics would count the rows that an "
-        f"incomplete batch lacks: it must be True{instead}."
-    )
+
+    def run(key: PRNGKey) -> Any:
+        variables, inputs = model.init(key), jnp.zeros((2, *model.input.shape), model.input.dtype)
+        return model.apply(variables.params, variables.stats, inputs, True, key, jnp.ones(2, bool))
+
+    try:
+        jax.eval_shape(run, root_key(0))
+    except ValueError:
+        raise ConfigError(
+            f"local.drop_last = False is not allowed with model.name = {config.model.name!r}, whose batch statistics "
+            "would count the rows that an incomplete batch lacks: it must be True."
+        ) from None
 
 
 def federation_of(
@@ -260,6 +278,7 @@ def federation_of(
         held=held,
         attacker=attacker_of(config, rule),
         frozen=config.attack.augmentation == "frozen",
+        whole_batches=config.local.drop_last,
     )
 
 

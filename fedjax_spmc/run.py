@@ -9,10 +9,12 @@ Exit codes: 0 finished, 2 bad input (one sentence says what), 3 training stopped
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import durability
 from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
 from fedjax_spmc.options import Option
 
@@ -68,10 +70,37 @@ def summary_text(workdir: Path) -> str:
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
     mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
+    lines += _measured_text(summary)
+    lines += [f"note: {remark['sentence']}" for remark in summary["remarks"]]
     roster = json.loads((workdir / "roster.json").read_text())
     lines.append(f"malicious clients: {len(roster['malicious'])} of {roster['num_clients']}")
     lines.append(f"run folder: {workdir}   curves: {workdir / 'curves.png'}")
     return "\n".join(lines)
+
+
+def _measured_text(summary: Mapping[str, Any]) -> list[str]:
+    """What was rejected, where anything can be, and how long the backdoor outlived an attack that has ended."""
+
+    def percent(name: str) -> str:
+        return "-" if summary[name] is None else f"{summary[name]:.2f}"
+
+    lines = []
+    if summary["confidence"] > 0:
+        lines.append(
+            f"rejected below evaluation.confidence = {summary['confidence']}: {percent('rejected_clean')} % of clean, "
+            f"{percent('rejected_triggered')} % of triggered predictions; without rejection "
+            f"A {percent('A_without_rejection')}  ASR {percent('ASR_without_rejection')}"
+        )
+    if summary["asr_after"] is not None:
+        lines.append(f"ASR after the attack: {percent('asr_after')} on average")
+        if summary["lifespan_resolution"] > 1:
+            lines[-1] += f"; rounds are counted in steps of up to {summary['lifespan_resolution']}"
+    for threshold in summary["lifespan_thresholds"] if summary["asr_after"] is not None else ():
+        values = {name: summary[durability.name_at(name, threshold)] for name in durability.PER_THRESHOLD}
+        rounds = "  ".join(f"{words} {values[name]}" for name, words in durability.WORDS.items())
+        at_least = "  (censored: it is still above at the end)" if values["censored"] else ""
+        lines.append(f"rounds that ASR > {threshold:g} % outlived the attack: {rounds}{at_least}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What an experiment has on the host, each from a resolved config: data, partition, roster, the settings in arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ class ArraySettings(NamedTuple):
 
     Attributes:
         hyper: learning_rate, momentum, weight_decay; beta2 and clip_norm where they are in use.
-        local, aggregator, attack: the array options of these parts, but for those that are None.
+        local, aggregator, pre, attack: the array options of these parts, but for those that are None; of
+            pre-aggregators by `NAME.x`.
         server: the numbers that the server's optimiser takes; {} without one.
         schedule: [rounds] float32 factors on the local learning rate; None = it is constant.
     """
@@ -30,6 +31,7 @@ class ArraySettings(NamedTuple):
     hyper: dict[str, Any]
     local: dict[str, Any]
     aggregator: dict[str, Any]
+    pre: dict[str, Any]
     attack: dict[str, Any]
     server: dict[str, Any]
     schedule: Any = None
@@ -46,6 +48,7 @@ class Experiment(NamedTuple):
         state: before round 0.
         key: the experiment's key, the same in every round.
         malicious: [N] bool, the ground truth (for metrics and pictures).
+        idle: [N] bool, clients that never train.
         parts: index lists of the clients, on the host.
         dataset: on the host.
         evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
@@ -59,6 +62,7 @@ class Experiment(NamedTuple):
     state: FederationState
     key: PRNGKey
     malicious: np.ndarray
+    idle: np.ndarray
     parts: list[np.ndarray]
     dataset: data.Dataset
     evaluate: Callable[..., Any]
@@ -102,6 +106,17 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
             "training examples of the largest client, or local.drop_last must be False."
         )
     return parts
+
+
+def idle_clients(config: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """[N] bool: clients that never train, because their examples make no batch.
+
+    Args:
+        config: resolved.
+        parts: index lists of all clients, from `divide`.
+    """
+    fewest = config.local.batch_size if config.local.drop_last else 1
+    return np.array([len(part) < fewest for part in parts], bool)
 
 
 def roster(config: Any, key: PRNGKey) -> Roster:
@@ -159,6 +174,7 @@ def array_settings(config: Any) -> ArraySettings:
         schedule=schedule_of(config),
         local=traced("local", config.local.options),
         aggregator=traced("aggregator", config.aggregator.options),
+        pre=traced(configs.PRE, configs.options_in(config, configs.PRE)),
         attack=traced("attack", configs.attack_options(config)),
     )
 
@@ -169,7 +185,8 @@ def schedule_of(config: Any) -> np.ndarray | None:
     if name == "constant":
         return None
     settings = {setting: config.local[setting] for setting in schedules.TAKES[name]}
-    return schedules.factors(name, config.federation.rounds, **settings).astype(np.float32)
+    factors = schedules.factors(name, config.federation.rounds, config.local.learning_rate, **settings)
+    return factors.astype(np.float32)
 
 
 def is_oracle(config: Any) -> bool:

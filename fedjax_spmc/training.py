@@ -21,12 +21,30 @@ class Hooks(NamedTuple):
         gradients: (plain, params, stats, batch, step, key) -> (grads, stats, metrics) in place of the rule's own, which
             `plain()` gives; None = the rule's.
         rate: step -> factor on the learning rate; None = 1.
+        sized: num_batches -> the same hooks for epochs of so many steps; None = they do not ask for epochs.
     """
 
     mask_gradients: Callable[[Params, Params, Array], Params] = lambda grads, params, step: grads
     after_step: Callable[[Params, Array], Params] = lambda params, step: params
     gradients: Callable[..., tuple[Params, Any, dict[str, Array]]] | None = None
     rate: Callable[[Array], Array] | None = None
+    sized: Callable[[Array], "Hooks"] | None = None
+
+    def renumbered(self, num_batches: Array, told: Callable[[Array], Array]) -> "Hooks":
+        """The hooks for a loop with steps of its own.
+
+        Args:
+            num_batches: steps in an epoch, as the hooks count them.
+            told: the loop's step -> the step that the hooks are told.
+        """
+        hooks = self if self.sized is None else self.sized(num_batches)
+        gradients, rate = hooks.gradients, hooks.rate
+        return Hooks(
+            lambda grads, params, step: hooks.mask_gradients(grads, params, told(step)),
+            lambda params, step: hooks.after_step(params, told(step)),
+            None if gradients is None else lambda *given: gradients(*given[:-2], told(given[-2]), given[-1]),
+            None if rate is None else lambda step: rate(told(step)),
+        )
 
 
 class Trained(NamedTuple):

@@ -62,7 +62,8 @@ class Model(NamedTuple):
         num_classes: number of logits.
         input: shape and dtype of one example that `apply` takes.
         features: `apply`'s arguments -> (what the last linear layer takes [B, features], stats); the last two of
-            `param_order` are that layer's weight and bias. None where a network has no such layer.
+            `param_order` are that layer's weight and bias. None where a network does not end in such a layer, or in
+            one without a bias.
     """
 
     init: Callable[..., Variables]
@@ -195,6 +196,32 @@ class Aggregator(NamedTuple):
     needs: tuple[str, ...] = ()
     details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
     pictures: tuple[Picture, ...] = ()
+
+
+class PreAggregator(NamedTuple):
+    """What mixes or cuts the uploads before an aggregator sees them; a list of them stands in front of any rule.
+
+    Attributes:
+        mix: (Upload, key) -> (Upload, back), pure and jittable. Rows that do not take part are zeros on both sides; at
+            least one takes part. `back` makes of a verdict on the rows that come out one on the rows that came in.
+        rows: K -> number of rows that come out.
+        fewest: rows that the rule behind needs -> usable rows that are needed.
+        linear: the rows that come out are weighted means of those that came in.
+        consensus: identical uploads come out unchanged.
+        permutation: permuting rows permutes what comes out.
+        per_client: row k that comes out stands for client k. Else rules with a state for each client, or that read
+            `Upload.extras`, cannot stand behind it.
+        chosen: K -> the options that were left open, as they are filled in for K uploads a round.
+    """
+
+    mix: Callable[[Upload, PRNGKey], tuple[Upload, Callable[[Verdict], Verdict]]]
+    rows: Callable[[int], int] = lambda num_clients: num_clients
+    fewest: Callable[[int], int] = lambda needed: needed
+    linear: bool = True
+    consensus: bool = True
+    permutation: bool = True
+    per_client: bool = True
+    chosen: Callable[[int], dict[str, Any]] = lambda num_clients: {}
 
 
 class Batch(NamedTuple):
@@ -335,14 +362,17 @@ class Roster(NamedTuple):
     every: Array | int = 1
     turns: Array | int = 0
 
+    def attack_round(self) -> Array:
+        """Whether the round in progress is one of the schedule: bool, shaped like `round`."""
+        since = self.round - self.first
+        return (since >= 0) & (self.round <= self.last) & (since % self.every == 0)
+
     def attacks_now(self, client_ids: Array) -> Array:
         """Which of `client_ids` attack in the round in progress: bool, shaped like `client_ids`."""
-        since = self.round - self.first
-        on = (since >= 0) & (self.round <= self.last) & (since % self.every == 0)
         ranks = jnp.cumsum(self.malicious.astype(jnp.int32)) - 1
-        turn = (since // self.every) % jnp.maximum(self.malicious.sum(dtype=jnp.int32), 1)
+        turn = ((self.round - self.first) // self.every) % jnp.maximum(self.malicious.sum(dtype=jnp.int32), 1)
         has_turn = (ranks[client_ids] == turn) | (jnp.asarray(self.turns) == 0)
-        return self.malicious[client_ids] & on & has_turn
+        return self.malicious[client_ids] & self.attack_round() & has_turn
 
 
 class AttackContext(NamedTuple):
@@ -363,6 +393,8 @@ class AttackContext(NamedTuple):
         benign: client_id -> Variables, what the benign rule trains on that client's clean data. Costs a training.
         defend: Upload -> (params, verdict), the server's aggregator under the attacker's own key; in `craft` alone.
         server_learning_rate: of the server's step.
+        trained_clean: whether the whole list of attacks leaves data and training alone, so that attacking clients have
+            trained on clean data; known when the program is made.
     """
 
     model: Any = None
@@ -384,6 +416,7 @@ class AttackContext(NamedTuple):
     benign: Any = None
     defend: Any = None
     server_learning_rate: Any = 1.0
+    trained_clean: bool = False
 
 
 class Attack(NamedTuple):

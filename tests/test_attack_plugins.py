@@ -90,20 +90,34 @@ def test_benign_clients_keep_their_bits(name):
     assert any(changed)
 
 
+NOISE: dict[str, Any] = {"attack__options__around": "own", "attack__options__noise": {"scale": 0.01}}
+SWEPT = {
+    PLUGINS[:3]: ({}, {"attack.poison_fraction": [0.25, 0.5]}),
+    (*PLUGINS[3:], "alie", "mimic", "noise"): (
+        {"aggregator__pre": ("clip", "nnm"), **NOISE},
+        {"attack.options.noise.scale": [0.05, 0.01], "aggregator.pre_options.clip.bound": [2.0]},
+    ),
+}
+"""Attacks behind BadNets -> further fields, and a grid of arrays whose last cell is the config itself."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [PLUGINS[:3], PLUGINS[3:]], ids="+".join)
+@pytest.mark.parametrize("names", SWEPT, ids="+".join)
 def test_a_run_resumes_and_sweeps(names, tmp_path):
-    """Three at a time behind BadNets: each keeps a state and draws of its own."""
+    """Several at a time behind BadNets: each keeps a state and draws of its own; also behind pre-aggregators."""
+    fields, grid = SWEPT[names]
     straight = tmp_path / "straight"
-    result = experiment.run(config_of("badnets", *names), straight)
+    result = experiment.run(config_of("badnets", *names, **fields), straight)
     broken = tmp_path / "broken"
-    experiment.run(config_of("badnets", *names, rounds=1), broken)
-    experiment.run(config_of("badnets", *names), broken)
+    experiment.run(config_of("badnets", *names, rounds=1, **fields), broken)
+    experiment.run(config_of("badnets", *names, **fields), broken)
     small.assert_same_run(straight, broken)
-    base = config_of("badnets", *names)
-    rows = sweep.run(sweep.Sweep(base, grid={"attack.poison_fraction": [0.25, 0.5]}), tmp_path / "sweep")
+    swept = sweep.Sweep(config_of("badnets", *names, **fields), grid)
+    assert len(sweep.groups_of(sweep.expand(swept))) == 1
+    rows = sweep.run(swept, tmp_path / "sweep")
     assert [row["status"] for row in rows] == ["finished"] * 2
-    cell = experiment.load(tmp_path / "sweep" / rows[1]["folder"])
+    cell, other = (experiment.load(tmp_path / "sweep" / row["folder"]) for row in (rows[1], rows[0]))
+    assert not np.allclose(*(jax.tree.leaves(one.variables)[0] for one in (cell, other)), atol=1e-5)
     for a, b in zip(jax.tree.leaves(cell.variables), jax.tree.leaves(result.variables), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert evaluate.evaluate(str(straight))["ASR_all"] == result.history[-1]["ASR_all"]

@@ -99,7 +99,7 @@ def test_a_config_file_that_cannot_be_used(text, words, tmp_path, capsys):
     ("override", "words"),
     [
         ("data.name=bogus", ("'bogus'", "synthetic")),
-        ("model.name=bogus", ("'bogus'", "mlp, resnet10, resnet18, simple_cnn")),
+        ("model.name=bogus", ("'bogus'", "mlp, mnist_net, resnet10, resnet18, resnet18_thin, resnet9, simple_cnn")),
         ("aggregator.name=bogus", ("'bogus'", "mean")),
         ("local.rule=bogus", ("'bogus'", "sgd")),
         ("attack.name=bogus", ("'bogus'", "badnets")),

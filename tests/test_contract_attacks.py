@@ -1,5 +1,6 @@
 """What every registered attack must do in every slot that it has, and BadNets in particular."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks, models
+from fedjax_spmc import attacks, data, models
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
-from fedjax_spmc.types import Attack, AttackContext, Batch, Roster
+from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
@@ -21,12 +22,32 @@ TASK = task_of(DatasetInfo("made up", 10, SHAPE, MEAN, STD))
 KEY = jax.random.key(1)
 
 
-def context(**fields: Any) -> AttackContext:
-    """Four clients, of whom 1 and 3 attack."""
+@functools.cache
+def pictures() -> data.Dataset:
+    """A made-up data set that passes for CIFAR-10, and for any other that an attack asks for."""
+    made = data.load("synthetic", num_train=40, num_test=40, val_fraction=0.0)
+    return made._replace(info=made.info._replace(name="cifar10"))
+
+
+def context(attack: Attack = Attack(), **fields: Any) -> AttackContext:
+    """Four clients, of whom 1 and 3 attack; with what the attack holds."""
+    if attack.hold is not None:
+        held = attack.hold(pictures(), lambda name, **options: pictures())
+        fields = {"held": jax.tree.map(jnp.asarray, held), **fields}
     malicious = jnp.array([False, True, False, True])
     roster = Roster(malicious, jnp.int32(0), jnp.int32(10), jnp.int32(0))
-    ids = jnp.arange(4, dtype=jnp.int32)
-    return AttackContext(task=TASK, roster=roster, client_ids=ids, round=jnp.int32(0), epochs=1)._replace(**fields)
+    params = random_upload(4).global_params
+    previous = Variables(jax.tree.map(lambda x: 0.9 * x, params), {})
+    return AttackContext(
+        variables=Variables(params, {}),
+        previous=previous,
+        task=TASK,
+        roster=roster,
+        client_ids=jnp.arange(4, dtype=jnp.int32),
+        num_batches=jnp.int32(3),
+        round=jnp.int32(0),
+        epochs=1,
+    )._replace(**fields)
 
 
 def batch(size: int = 64, seed: int = 0) -> Batch:
@@ -47,7 +68,7 @@ def attack(request) -> Attack:
 
 def test_every_slot_keeps_the_shapes(attack):
     """Of slots that an attack has; the round calls each of them in this way."""
-    ctx, given = context(), batch(8)
+    ctx, given = context(attack), batch(8)
     own = attack.init(ctx, KEY)
     client, step = jnp.int32(1), jnp.int32(0)
     if attack.begin_round is not None:
@@ -70,14 +91,14 @@ def test_every_slot_keeps_the_shapes(attack):
 
 def test_the_state_is_arrays(attack):
     """So that it can be saved, stacked in a sweep and read back."""
-    for leaf in jax.tree.leaves(attack.init(context(), KEY)):
+    for leaf in jax.tree.leaves(attack.init(context(attack), KEY)):
         assert isinstance(leaf, jax.Array)
 
 
 def test_jit_and_vmap_over_clients(attack):
     if attack.poison is None:
         pytest.skip("poisons nothing")
-    ctx, given = context(), batch(16)
+    ctx, given = context(attack), batch(16)
     own = attack.init(ctx, KEY)
 
     def poison(client):
@@ -95,14 +116,15 @@ def test_every_attack_has_something_to_do(name):
     attack = attacks.make(name)
     assert any(getattr(attack, slot) is not None for slot in Attack._fields if slot not in ("init", "hold", "test"))
     if attack.poison is not None:
-        ctx, given = context(), batch()
+        ctx, given = context(attack), batch()
         poisoned = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
         assert not np.array_equal(poisoned.inputs, given.inputs)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if attacks.make(name).poison is not None])
 def test_rows_that_are_not_asked_stay_so(name):
-    attack, ctx = attacks.make(name, poison_fraction=1.0), context()
+    attack = attacks.make(name, poison_fraction=1.0)
+    ctx = context(attack)
     given = batch(8)._replace(labels=jnp.full(8, -1))
     own = attack.init(ctx, KEY)
     assert (attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).labels == -1).all()

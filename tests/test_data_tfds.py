@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fedjax_spmc import data
-from fedjax_spmc.data import tfds_datasets, tfds_layout, tfds_source
+from fedjax_spmc.data import preprocess, tfds_datasets, tfds_layout, tfds_source
 from fedjax_spmc.errors import DataError
 from tests.test_data_load import check_contract
 
@@ -174,6 +174,37 @@ def test_shared_data_sets(shared, tmp_path, name, first):
     np.testing.assert_array_equal(loaded.train_labels[:5], first)
     assert loaded.info.note == ("CIFAR-10 decoded from JPEG" if name == "cifar10" else "")
     assert data.load(name, shared / "data", tmp_path).fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "digests"),
+    [
+        ("southwest", (32, 32, 3), 10, ("2edd7fcabb6cc9ff", "342bf7aeb7563a92")),
+        pytest.param("ardis", (28, 28, 1), 10, ("460b95d16332952d", "0594db891df74985"), marks=pytest.mark.slow),
+        pytest.param(
+            "emnist_byclass_part", (28, 28, 1), 62, ("406e281535ca540d", "4e78d2c174a6102d"), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_sets_in_the_authors_own_order(shared, tmp_path, name, shape, classes, digests):
+    """Pixels as they are stored, to the bit; a grey set keeps its size and one channel, or is resized as any other."""
+    options = {"resize": False} if "resize" in data.describe(name) else {}
+    loaded = data.load(name, shared / "data", tmp_path, val_fraction=0.0, **options)
+    assert (loaded.info.input_shape, loaded.info.num_classes, loaded.train_inputs.shape[1:]) == (shape, classes, shape)
+    assert len(loaded.info.mean) == len(loaded.info.std) == shape[2]
+    for pixels, digest in zip((loaded.train_inputs, loaded.test_inputs), digests, strict=True):
+        assert hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] == digest
+    stored = data.load(name, shared / "data", tmp_path, order="stored", val_fraction=0.0, **options)
+    assert stored.fingerprint == loaded.fingerprint
+    if options:
+        assert loaded.info.crop_padding == 2
+        resized = data.load(name, shared / "data", tmp_path, resize=True)
+        check_contract(resized)
+        expected = preprocess.to_rgb(preprocess.resize_grey(loaded.test_inputs[..., 0]))
+        np.testing.assert_array_equal(resized.test_inputs, expected)
+    assert data.describe(name).get("resize", {}).get("default") == {"ardis": True, "emnist_byclass_part": False}.get(
+        name
+    )
 
 
 def test_tfds_hashes_undo_its_shuffling(shared):

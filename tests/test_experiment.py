@@ -36,7 +36,8 @@ FILES = {
 }
 KEYS = (
     "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr precision "
-    "f1 auc participating attacking malicious non_finite aggregation_failed round_seconds eval_seconds"
+    "f1 auc participating attacking malicious non_finite aggregation_failed unattacked_rounds confidence "
+    "A_without_rejection ASR_without_rejection rejected_clean rejected_triggered histograms round_seconds eval_seconds"
 )
 
 

@@ -58,6 +58,15 @@ def test_a_network_without_convolutions_has_no_heat():
     assert heat is None
 
 
+def test_heat_where_the_last_map_is_that_of_dropout():
+    """Dropout hands on a map whose batch is its last axis, as the layers before it have it."""
+    model = models.make("emnist_cnn", num_classes=4, image_shape=(8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0))
+    _, heat = gradcam.grad_cam(model, variables, jax.random.normal(jax.random.key(1), (3, 8, 8, 1)))
+    assert heat is not None
+    assert heat.shape == (3, 2, 2)
+
+
 @pytest.mark.slow
 def test_residual_nets_have_heat():
     model = models.make("resnet10", num_classes=4, image_shape=SHAPE)

@@ -244,13 +244,16 @@ OTHER = {
     "local.rule": "sgd",
     "local.schedule": "linear",
     "aggregator.name": "mean",
+    "aggregator.pre": ("clip",),
 }
 DEPENDENT: dict[str, dict[str, object]] = {
     "local.beta2": {"local.optimizer": "adam"},
     "local.schedule_rounds": {"local.schedule": "linear"},
+    "local.schedule_offset": {"local.schedule": "linear"},
     "local.schedule_end": {"local.schedule": "linear"},
     "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},
     "local.schedule_gamma": {"local.schedule": "step", "local.schedule_milestones": (2,)},
+    "aggregator.pre": {"local.options.teacher_weights": "uniform"},
     "server.optimizer": {"local.options.teacher_weights": "uniform"},
     "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
     "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},

@@ -30,6 +30,7 @@ from fedjax_spmc.data.pipeline import Pipeline, client_data, in_order, pad_indic
 from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
+from fedjax_spmc.models.layers import as_model
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.report import __main__ as report
 from fedjax_spmc.types import Attack, Batch, Context, Examples, ServerData, Upload
@@ -154,8 +155,19 @@ def test_evaluation_counts_what_is_asked(name):
     others = wanted & (labels != target)
     hit = turned == target
     numbers = [int(mask.sum()) for mask in (wanted, wanted & hit, others, others & hit)]
-    assert [int(count) for count in counts[2:]] == numbers
+    assert [int(count) for count in counts[2:6]] == numbers
     assert 0 < numbers[2] < numbers[0] < asked.size
+    # One entry of the histograms for each asked token.
+    sure, sure_turned = (
+        np.exp(log_softmax(logits_of(name, state.variables.params, given))).max(axis=-1)
+        for given in (inputs, with_word)
+    )
+    masks = asked, asked & (predicted == labels), wanted, wanted & hit, others, others & hit
+    for kept, mask, tops in zip(counts.histograms, masks, (sure, sure, *[sure_turned] * 4), strict=True):
+        assert kept.sum() == mask.sum()
+        for tau in (10, 20, 35):
+            assert np.abs(tops - tau / 100).min() > 1e-6
+            assert np.asarray(kept)[tau:].sum() == (mask & (tops >= tau / 100)).sum()
 
 
 def test_rows_that_fill_up_a_batch_are_not_wanted_whatever_an_attack_says(monkeypatch):
@@ -485,15 +497,26 @@ def test_the_fisher_of_fdcr_covers_an_incomplete_batch_where_training_does():
     assert all(float(jnp.max(trees.take_rows(extras["fisher"], k)["fc"]["weight"])) > 0 for k in range(4))
 
 
-def test_batch_statistics_refuse_incomplete_batches():
+def test_statistics_that_count_every_row_refuse_incomplete_batches():
     info = DatasetInfo("made_up", 10, (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
-    fields = {"model__name": "resnet10", "local__drop_last": False}
+
+    class Careless(nn.Module):
+        """Batch statistics of whatever stands in a batch."""
+
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(images.reshape(len(images), -1)))
+
+    def careless(num_classes: int = 10, image_shape: tuple[int, int, int] = (32, 32, 3)):
+        return as_model(Careless(), num_classes, image_shape)
+
+    fields = {"local__drop_last": False, "federation__num_clients": 2, "federation__clients_per_round": 2}
     sentence = (
-        r"^local\.drop_last = False is not allowed with model\.name = 'resnet10' and model\.norm = 'batch', whose "
-        r"batch statistics would count the rows that an incomplete batch lacks: it must be True, or model\.norm "
-        r"'group' or 'none'\.$"
+        r"^local\.drop_last = False is not allowed with model\.name = 'careless', whose batch statistics would count "
+        r"the rows that an incomplete batch lacks: it must be True\.$"
     )
-    with pytest.raises(ConfigError, match=sentence):
-        parts.check_fits(resolve(small.config(**fields)), info)
-    parts.check_fits(resolve(small.config(**fields, model__norm="group")), info)
-    parts.check_fits(resolve(small.config(**fields | {"local__drop_last": True})), info)
+    with registry.models.temporary("careless", careless):
+        with pytest.raises(ConfigError, match=sentence):
+            parts.check_fits(resolve(small.config(model__name="careless", **fields)), info)
+        parts.check_fits(resolve(small.config(model__name="careless")), info)
+    parts.check_fits(resolve(small.config(model__name="resnet18_thin", **fields)), info)

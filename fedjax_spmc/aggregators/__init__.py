@@ -3,11 +3,13 @@
 `make(name, **options)` builds one, wrapped in the guard that keeps anything non-finite out of every rule.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedjax_spmc import registry
 from fedjax_spmc.aggregators.guard import guarded
-from fedjax_spmc.types import Aggregator
+from fedjax_spmc.preaggregators import in_front
+from fedjax_spmc.types import Aggregator, PreAggregator
 
 names = registry.aggregators.names
 describe = registry.aggregators.describe
@@ -22,4 +24,13 @@ def make(name: str, /, **options: Any) -> Aggregator:
     return guarded(registry.aggregators.make(name, **options))
 
 
-__all__ = ["describe", "make", "names"]
+def make_behind(chain: Mapping[str, PreAggregator], name: str, /, **options: Any) -> Aggregator:
+    """The aggregator `name` behind pre-aggregators (`preaggregators.make`), guarded.
+
+    Raises:
+        ValueError: as `make`, or the rule cannot stand behind them.
+    """
+    return guarded(in_front(chain, registry.aggregators.make(name, **options), name))
+
+
+__all__ = ["describe", "make", "make_behind", "names"]

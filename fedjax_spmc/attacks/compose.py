@@ -19,7 +19,8 @@ ALONE = ("train", "gradients")
 def compose(parts: Mapping[str, Attack]) -> Attack:
     """One attack that does what all parts do; its state is a dict of their states by name.
 
-    Triggered test examples are those of the last part that has any.
+    Triggered test examples are those of the last part that has a `backdoor`, shown on that part's own examples where it
+    has any.
 
     Args:
         parts: name -> attack, in order.
@@ -88,19 +89,20 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
     def hold(dataset: Any, load: Callable[..., Any]) -> dict[str, Any]:
         return {name: fn(dataset, load) for name, fn in having("hold")}
 
-    tested, shown = having("test"), having("backdoor")
+    shown, fn_shown = having("backdoor")[-1] if having("backdoor") else ("", None)
+    fn_tested = parts[shown].test if fn_shown is not None else None
 
     def test(held: Mapping[str, Any]) -> Any:
-        name, fn = tested[-1]
-        return fn(held.get(name, ()))
+        assert fn_tested is not None
+        return fn_tested(held.get(shown, ()))
 
     def backdoor(ctx: AttackContext, own: State, batch: Batch) -> Batch:
-        name, fn = shown[-1]
-        return fn(held_of(ctx, name), own[name], batch)
+        assert fn_shown is not None
+        return fn_shown(held_of(ctx, shown), own[shown], batch)
 
     return Attack(
         hold=hold if having("hold") else None,
-        test=test if tested else None,
+        test=test if fn_tested is not None else None,
         init=init,
         begin_round=begin_round if having("begin_round") else None,
         poison=poison if having("poison") else None,
@@ -109,7 +111,7 @@ def compose(parts: Mapping[str, Attack]) -> Attack:
         after_step=after_step if having("after_step") else None,
         train=train if having("train") else None,
         craft=craft if having("craft") else None,
-        backdoor=backdoor if shown else None,
+        backdoor=backdoor if fn_shown is not None else None,
     )
 
 

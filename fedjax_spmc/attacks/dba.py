@@ -49,12 +49,12 @@ def dba(
         value: what is written in place of the preset's value.
         space: "raw" (0..1) or "normalized", in place of the preset's.
     """
-    listed = triggers.PRESETS[trigger].positions if positions is None else positions
 
     def init(ctx: AttackContext, key: PRNGKey) -> DbaState:
-        pattern = triggers.chosen(trigger, positions, value, space, ctx.task.input.shape)
-        place = np.full(ctx.task.input.shape, -1, np.int32)
-        for i, (channel, row, column) in enumerate(listed):
+        shape = ctx.task.input.shape
+        pattern = triggers.chosen(trigger, positions, value, space, shape)
+        place = np.full(shape, -1, np.int32)
+        for i, (channel, row, column) in enumerate(triggers.listed(trigger, positions, shape)):
             place[row, column, channel] = i
         return DbaState(make_stamp(ctx, key, pattern, poison_fraction, target_label), jnp.asarray(place))
 
@@ -62,7 +62,8 @@ def dba(
         del step, key
         malicious, whole = ctx.roster.malicious, own.whole
         rank = jnp.cumsum(malicious.astype(jnp.int32))[client_id] - 1
-        start, end = part(rank, malicious.sum(dtype=jnp.int32), len(listed))
+        values = len(triggers.listed(trigger, positions, ctx.task.input.shape))
+        start, end = part(rank, malicious.sum(dtype=jnp.int32), values)
         mine = (own.place >= start) & (own.place < end)
         stamp = triggers.Trigger(jnp.where(mine, whole.mask, 0.0), whole.value, "normalized")
         return poison_batch(batch, poison_draws(whole.key, batch.sample_ids), whole.fraction, whole.target, stamp)

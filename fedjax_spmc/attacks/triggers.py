@@ -78,10 +78,17 @@ def from_positions(
     return Trigger(jnp.asarray(mask), jnp.asarray(values), space)
 
 
+def listed(preset: str, positions: Positions | None, image_shape: tuple[int, ...]) -> Positions:
+    """The pixels given, or those of a preset that lie on channels which the images have."""
+    if positions is not None:
+        return positions
+    return tuple(one for one in PRESETS[preset].positions if one[0] < image_shape[-1])
+
+
 def chosen(
     preset: str, positions: Positions | None, value: float | None, space: str | None, image_shape: tuple[int, ...]
 ) -> Trigger:
-    """A preset's trigger with what is given in place of its own.
+    """A preset's trigger with what is given in place of its own; on grey images, its part on the first channel.
 
     Raises:
         ConfigError: a position that is not allowed, or inputs that are no images.
@@ -92,7 +99,7 @@ def chosen(
             f"attack.trigger = {preset!r} is not allowed: inputs of shape {image_shape} take no pixel trigger."
         )
     return from_positions(
-        known.positions if positions is None else positions,
+        listed(preset, positions, image_shape),
         known.value if value is None else value,
         known.space if space is None else space,
         (image_shape[0], image_shape[1], image_shape[2]),

@@ -17,6 +17,7 @@ COUNT = Range(1, 10**9)
 ROUND = Range(0, 10**9)
 BELOW_ONE = Range(0, 1, high_open=True)
 AS_BENIGN = "of attacking clients; None = as benign ones"
+OF_THE_ATTACK = "None = the attack's own"
 
 FIELDS: dict[str, Option] = {
     option.name: option
@@ -35,6 +36,8 @@ FIELDS: dict[str, Option] = {
         Option("data.val_fraction", float, 0.1, range=Range(0, 0.9)),
         Option("data.augment", bool, True, note="crop and flip of the data set"),
         Option("data.normalise", bool, True, note="False leaves pixels in [0, 1]"),
+        Option("data.mean", tuple, (), note="of pixels in [0, 1], one for each channel; () = the data set's own"),
+        Option("data.std", tuple, (), note="like data.mean, above 0; () = the data set's own"),
         Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
@@ -72,7 +75,14 @@ FIELDS: dict[str, Option] = {
             str,
             "constant",
             choices=tuple(schedules.TAKES),
-            note="of the learning rate over global rounds; neurotoxin_cifar is meant for a rate of 0.2",
+            note="of the learning rate over global rounds; Neurotoxin's are meant for a rate of 0.2",
+        ),
+        Option(
+            "local.schedule_offset",
+            int,
+            0,
+            range=ROUND,
+            note="rounds of the schedule that lie before round 0, such as those that model.start has behind it",
         ),
         Option(
             "local.schedule_rounds",
@@ -80,13 +90,14 @@ FIELDS: dict[str, Option] = {
             None,
             optional=True,
             range=COUNT,
-            note="rounds to the end of linear and cosine; None = federation.rounds",
+            note="rounds of the schedule to the end of linear and cosine; None = those up to the end of the run",
         ),
         Option("local.schedule_end", float, 0.0, range=FRACTION, note="factor at the end of linear and cosine"),
-        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds, from 0, at whose start step falls"),
+        Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds of it, from 0, where step falls"),
         Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
         Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option("aggregator.pre", tuple, (), note="names of pre-aggregators, which uploads pass before the rule"),
         Option(
             "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
         ),
@@ -104,9 +115,9 @@ FIELDS: dict[str, Option] = {
         Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
-        Option("attack.poison_fraction", float, 0.5, range=FRACTION),
-        Option("attack.target_label", int, 2, range=Range(0, 10**6)),
-        Option("attack.trigger", str, "fdcr_paper", note="a preset of the attack, see --list"),
+        Option("attack.poison_fraction", float, None, optional=True, range=FRACTION, note=OF_THE_ATTACK),
+        Option("attack.target_label", int, None, optional=True, range=Range(0, 10**6), note=OF_THE_ATTACK),
+        Option("attack.trigger", str, None, optional=True, note=f"a preset of the attack, see --list; {OF_THE_ATTACK}"),
         Option(
             "attack.augmentation",
             str,
@@ -130,6 +141,19 @@ FIELDS: dict[str, Option] = {
         Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
         Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
         Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
+        Option(
+            "evaluation.confidence",
+            float,
+            0.0,
+            range=Range(0, 0.99),
+            note="a multiple of 0.01: a prediction whose probability is below it is rejected",
+        ),
+        Option(
+            "evaluation.lifespan_thresholds",
+            tuple,
+            (50.0,),
+            note="percents from 0 to 100, each once: ASR above which a backdoor counts as alive",
+        ),
         Option("checkpoint.every", int, 1, range=COUNT),
         Option("sweep.experiment_batch", int, None, optional=True, range=COUNT, note="None = by backend"),
     )
@@ -146,8 +170,15 @@ PARTS: dict[str, tuple[registry.Registry, str]] = {
 }
 """The sections with free `options`: the registry that types them and the field that names the part."""
 
+PRE = "aggregator.pre"
+OPTION_PATHS = {section: f"{section}.options" for section in PARTS} | {PRE: "aggregator.pre_options"}
+"""Section -> where its options stand; those of pre-aggregators are `aggregator.pre_options.NAME.x`."""
+
+SECTIONS = PARTS | {PRE: (registry.preaggregators, PRE)}
+"""`PARTS` and the list of pre-aggregators."""
+
 ATTACK_FIELDS = ("poison_fraction", "target_label", "trigger")
-"""Fields of `attack` that are options of those attacks that know them."""
+"""Fields of `attack` that are options of those attacks that know them; None leaves each attack its own default."""
 
 SECTION_FIELDS: dict[str, tuple[str, ...]] = {"attack": ATTACK_FIELDS, "model": ("norm",)}
 """Such fields of all sections; they are not repeated among the section's `options`."""
@@ -157,9 +188,10 @@ HYPERPARAMETERS = ("learning_rate", "momentum", "weight_decay")
 
 CHANGEABLE_FIELDS = (
     "data.data_dir", "data.cache_dir", "checkpoint.every", "federation.rounds", "federation.devices",
-    "sweep.experiment_batch",
+    "sweep.experiment_batch", "evaluation.confidence", "evaluation.lifespan_thresholds",
 )  # fmt: skip
-"""Fields that do not touch the numbers of the rounds played: a run may go on with another value (rounds: a larger)."""
+"""Fields that do not touch the rounds played: a run may go on with another value (rounds: a larger). What is measured
+with those of `evaluation` is made anew from what the lines hold."""
 
 
 def default_config() -> Config:
@@ -169,9 +201,22 @@ def default_config() -> Config:
     config: Config = ConfigDict(type_safe=False)
     for path, field in FIELDS.items():
         set_field(config, path, field.default)
-    for section in PARTS:
-        config[section].options = ConfigDict(type_safe=False)
+    for path in OPTION_PATHS.values():
+        set_field(config, path, ConfigDict(type_safe=False))
     return config
+
+
+def option_at(path: str) -> tuple[str, str]:
+    """The section and the name of the option at a dotted path; ("", "") where there is none."""
+    for section, place in OPTION_PATHS.items():
+        if path.startswith(f"{place}."):
+            return section, path[len(place) + 1 :]
+    return "", ""
+
+
+def options_in(config: Config, section: str) -> dict[str, Any]:
+    """The options that a config gives in a section, by name (`NAME.x` for those of one part)."""
+    return {name: value for path, value in flatten(config).items() for at, name in [option_at(path)] if at == section}
 
 
 def set_field(config: Config, path: str, value: Any) -> None:
@@ -229,8 +274,11 @@ def unknown_field(path: str) -> str:
     """The sentence for a field that does not exist, with those that stand nearest to it."""
     section = path.rpartition(".")[0]
     near = [name for name in FIELDS if name.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in FIELDS})
-    if section in PARTS:
-        near.append(f"{section}.options.NAME")
+    near += [
+        f"{place}.{'NAME.x' if part == PRE else 'NAME'}"
+        for part, place in OPTION_PATHS.items()
+        if place.rpartition(".")[0] == section
+    ]
     return f"{path or 'a field without a name'} is no field of the config; near it are {', '.join(near)}."
 
 

@@ -9,6 +9,7 @@ PART_KINDS = (
     ("models", registry.models),
     ("local rules", registry.local_rules),
     ("aggregators", registry.aggregators),
+    ("pre-aggregators", registry.preaggregators),
     ("attacks", registry.attacks),
     ("sampling", registry.samplings),
 )

@@ -1,10 +1,23 @@
 """The overrides of the command line: `--config.FIELD=VALUE` on top of a config."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedjax_spmc import registry
-from fedjax_spmc.config.fields import FIELDS, PARTS, Config, default_config, flatten, set_field, to_plain, unknown_field
+from fedjax_spmc.config.fields import (
+    FIELDS,
+    OPTION_PATHS,
+    PRE,
+    SECTIONS,
+    Config,
+    default_config,
+    flatten,
+    option_at,
+    options_in,
+    plain,
+    set_field,
+    unknown_field,
+)
 from fedjax_spmc.config.resolving import check_field, names_text, options_of_one, part_options, resolved_name
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import check_options
@@ -18,8 +31,7 @@ def editable_copy(config: Config) -> Config:
     """
     loose = default_config()
     for path, value in flatten(config).items():
-        section, _, option = path.partition(".options.")
-        if path not in FIELDS and not (option and section in PARTS):
+        if path not in FIELDS and not option_at(path)[0]:
             raise ConfigError(unknown_field(path))
         set_field(loose, path, value)
     return loose
@@ -27,20 +39,21 @@ def editable_copy(config: Config) -> Config:
 
 def parse_override(config: Config, path: str, text: str) -> Any:
     """The value of `--config.PATH=TEXT`, typed by the field or by the option of the chosen part."""
-    section, _, name = path.partition(".options.")
-    if name and section in PARTS:
+    section, name = option_at(path)
+    if section:
         alike = part_options(config, section)
         known = alike | options_of_one(config, section)
         if name not in known:
-            owner = f"{PARTS[section][1]} = {names_text(resolved_name(config, section))}"
-            check_options(owner, alike, {name: text}, f"{section}.options.")
+            owner = f"{SECTIONS[section][1]} = {names_text(resolved_name(config, section))}"
+            check_options(owner, alike, {name: text}, f"{OPTION_PATHS[section]}.")
         return known[name].parse(text, path)
     if path not in FIELDS:
         raise ConfigError(unknown_field(path))
-    if path == "attack.name" and any(sign in text for sign in ",(["):
+    if path in ("attack.name", PRE) and any(sign in text for sign in ",(["):
         parts = [word.strip("'\" ") for word in text.strip("()[] ").split(",")]
         return check_field(path, tuple(part for part in parts if part))
-    return FIELDS[path].parse(text, path)
+    value = FIELDS[path].parse(text, path)
+    return check_field(path, value) if path == PRE else value
 
 
 def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str]:
@@ -52,11 +65,9 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
     Raises:
         ConfigError: an unknown field or option, a wrong type, a value out of range.
     """
-    from ml_collections import ConfigDict
-
     notices = []
     assignments = list(assignments)
-    naming = {field: section for section, (_, field) in PARTS.items()}
+    naming = {field: section for section, (_, field) in SECTIONS.items()}
     for path, text in assignments:
         if path == "plugins":
             set_field(config, path, parse_override(config, path, text))
@@ -66,12 +77,36 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
             continue
         value = parse_override(config, path, text)
         section = naming[path]
-        dropped = to_plain(config[section].options)
-        if value != resolved_name(config, section) and dropped:
-            config[section].options = ConfigDict(type_safe=False)
-            notices.append(f"{path} is now {names_text(value)}: dropped {section}.options {dropped} of the preset.")
+        kept = kept_options(config, section, value)
+        dropped = {name: old for name, old in options_in(config, section).items() if name not in kept}
+        if dropped:
+            replace_options(config, section, kept)
+            where = f"{OPTION_PATHS[section]} {dropped}"
+            notices.append(f"{path} is now {names_text(value)}: dropped {where} of the preset.")
         set_field(config, path, value)
     for path, text in assignments:
         if path not in naming and path != "plugins":
             set_field(config, path, parse_override(config, path, text))
     return notices
+
+
+def kept_options(config: Config, section: str, value: Any) -> dict[str, Any]:
+    """Of a section's options those that stay when the field that names its part gets a value.
+
+    None where it changes; of a list of pre-aggregators those of the parts that stay.
+    """
+    given = options_in(config, section)
+    if section == PRE:
+        listed = (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
+        return {name: option for name, option in given.items() if name.partition(".")[0] in listed}
+    same = plain(value) == plain(resolved_name(config, section))
+    return given if same else {}
+
+
+def replace_options(config: Config, section: str, options: Mapping[str, Any]) -> None:
+    """Puts these options in the place of all that a section has."""
+    from ml_collections import ConfigDict
+
+    set_field(config, OPTION_PATHS[section], ConfigDict(type_safe=False))
+    for name, value in options.items():
+        set_field(config, f"{OPTION_PATHS[section]}.{name}", value)

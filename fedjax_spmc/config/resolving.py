@@ -1,31 +1,35 @@
 """From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-from fedjax_spmc import registry, schedules, server, training
+from fedjax_spmc import attacks, preaggregators, registry, schedules, server, training
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
     FIELDS,
     HYPERPARAMETERS,
-    PARTS,
+    OPTION_PATHS,
+    PRE,
     SECTION_FIELDS,
+    SECTIONS,
     Config,
     default_config,
     flatten,
+    option_at,
+    options_in,
     plain,
     set_field,
     unknown_field,
 )
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, check_options, quoted
-from fedjax_spmc.types import Aggregator, ServerData
+from fedjax_spmc.types import Aggregator, PreAggregator, ServerData
 
 
 def resolve(config: Config) -> Config:
@@ -41,35 +45,38 @@ def resolve(config: Config) -> Config:
     registry.load_plugins(FIELDS["plugins"].check(flat.get("plugins", ()), "plugins"))
     resolved = default_config()
     for path, value in flat.items():
-        section, _, option = path.partition(".options.")
-        if option and section in PARTS:
+        if option_at(path)[0]:
             continue
         if path not in FIELDS:
             raise ConfigError(unknown_field(path))
         set_field(resolved, path, check_field(path, value))
-    for section in PARTS:
+    for section, place in OPTION_PATHS.items():
         given = {
-            path.split(".options.", 1)[1]: value.tolist() if isinstance(value, jax.Array) else value
+            name: value.tolist() if isinstance(value, jax.Array) else value
             for path, value in flat.items()
-            if path.startswith(f"{section}.options.")
+            for at, name in [option_at(path)]
+            if at == section
         }
         names, alike = resolved_name(resolved, section), part_options(resolved, section)
         known = alike | options_of_one(resolved, section)
-        owner = f"{PARTS[section][1]} = {names_text(names)}"
+        owner = f"{SECTIONS[section][1]} = {names_text(names)}"
         for name in given.keys() - known.keys():
-            check_options(owner, alike, {name: given[name]}, f"{section}.options.")
-        checked = check_options(owner, known, given, f"{section}.options.")
+            check_options(owner, alike, {name: given[name]}, f"{place}.")
+        checked = check_options(owner, known, given, f"{place}.")
         disputed = _disputed(resolved, section)
         defaults = {name: option.default for name, option in alike.items() if name not in disputed}
         for name, value in (defaults | checked).items():
-            set_field(resolved, f"{section}.options.{name}", value)
+            set_field(resolved, f"{place}.{name}", value)
+    for name in ATTACK_FIELDS:
+        if resolved.attack[name] is None:
+            set_field(resolved, f"attack.{name}", _default_of_attacks(resolved, name))
     _check_combinations(resolved)
     return resolved
 
 
 def resolved_name(config: Config, section: str) -> Any:
-    """The part that a section names (`aggregator.name`, `local.rule`, ...); a tuple where it is a list of attacks."""
-    value = flatten(config)[PARTS[section][1]]
+    """The part that a section names (`aggregator.name`, `local.rule`, ...); a tuple where it is a list."""
+    value = flatten(config)[SECTIONS[section][1]]
     return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
@@ -81,11 +88,16 @@ def resolved_names(config: Config, section: str) -> tuple[str, ...]:
 
 def part_options(config: Config, section: str) -> dict[str, Option]:
     """The options that the part chosen in `section` takes; those that are config fields of their own are left out."""
-    known: dict[str, Option] = {}
-    for name in resolved_names(config, section):
-        known.update(PARTS[section][0].options(name, PARTS[section][1]))
     own = SECTION_FIELDS.get(section, ())
-    return {name: option for name, option in known.items() if name not in own}
+    return {name: option for name, option in _options_of_all(config, section) if name not in own}
+
+
+def _options_of_all(config: Config, section: str) -> Iterator[tuple[str, Option]]:
+    """The options of each part chosen in `section` in turn; of pre-aggregators as `NAME.option`."""
+    kind, field = SECTIONS[section]
+    for part in resolved_names(config, section):
+        for name, option in kind.options(part, field).items():
+            yield f"{part}.{name}" if section == PRE else name, option
 
 
 def options_of_one(config: Config, section: str) -> dict[str, Option]:
@@ -95,7 +107,7 @@ def options_of_one(config: Config, section: str) -> dict[str, Option]:
     return {
         f"{name}.{option}": known
         for name in resolved_names(config, section)
-        for option, known in PARTS[section][0].options(name).items()
+        for option, known in registry.attacks.options(name).items()
     }
 
 
@@ -103,35 +115,41 @@ def _disputed(config: Config, section: str) -> set[str]:
     """The options for which the attacks of a list have different defaults."""
     defaults: dict[str, Any] = {}
     disputed: set[str] = set()
-    for name in resolved_names(config, section):
-        for option in PARTS[section][0].options(name).values():
-            if defaults.setdefault(option.name, option.default) != option.default:
-                disputed.add(option.name)
+    for name, option in _options_of_all(config, section):
+        if defaults.setdefault(name, option.default) != option.default:
+            disputed.add(name)
     return disputed
+
+
+def _default_of_attacks(config: Config, name: str) -> Any:
+    """The default of one of `ATTACK_FIELDS` in the attacks chosen; None where they differ.
+
+    Where no attack has a use for the field it is BadNets's, so that there is a value to write down.
+    """
+    parts = [one for one in resolved_names(config, "attack") if name in registry.attacks.options(one)]
+    defaults = {registry.attacks.options(one)[name].default for one in parts or ["badnets"]}
+    return defaults.pop() if len(defaults) == 1 else None
 
 
 def attack_options(config: Config) -> dict[str, Any]:
     """The arguments of `attacks.make`: the options and those fields of `attack` that the chosen attacks know."""
     known = {option for name in resolved_names(config, "attack") for option in registry.attacks.options(name)}
-    fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known}
-    prefix = "attack.options."
-    flat = {path.removeprefix(prefix): v for path, v in flatten(config).items() if path.startswith(prefix)}
-    return {**fields, **flat}
+    fields = {name: config.attack[name] for name in ATTACK_FIELDS if name in known and config.attack[name] is not None}
+    return {**fields, **options_in(config, "attack")}
 
 
 def array_options(config: Config, section: str) -> set[str]:
     """Names of the array options of the part chosen in `section`; several attacks must all take an array."""
     taken: dict[str, bool] = {}
-    for name in resolved_names(config, section):
-        for option in PARTS[section][0].options(name).values():
-            taken[option.name] = taken.get(option.name, True) and option.traced
+    for name, option in _options_of_all(config, section):
+        taken[name] = taken.get(name, True) and option.traced
     of_one = {name for name, option in options_of_one(config, section).items() if option.traced}
     return {name for name, traced in taken.items() if traced} | of_one
 
 
 def names_text(value: Any) -> str:
     """The name, or the names, that a section holds, for a sentence."""
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return (", ".join(value) or "()") if isinstance(value, tuple) else str(value)
 
 
 def check_field(path: str, value: Any) -> Any:
@@ -141,6 +159,13 @@ def check_field(path: str, value: Any) -> Any:
         ConfigError: it is not allowed there.
     """
     field = FIELDS[path]
+    if path == PRE:
+        one = isinstance(value, str) and value in registry.preaggregators.names()
+        listed = field.check((value,) if one else value)
+        for name in listed:
+            registry.preaggregators.factory(name, PRE)
+        preaggregators.check_once(listed)
+        return listed
     if path == "attack.name" and isinstance(value, (tuple, list)):
         if not value:
             raise field.refusal(value)
@@ -175,7 +200,8 @@ def _check_combinations(config: Config) -> None:
     if aggregator.min_clients > federation.clients_per_round:
         raise ConfigError(
             f"federation.clients_per_round = {federation.clients_per_round} is not allowed with aggregator.name = "
-            f"{config.aggregator.name!r}{_attackers(config)}: it must be at least {aggregator.min_clients}."
+            f"{config.aggregator.name!r}{_attackers(config)}{_and_behind(config)}: it must be at least "
+            f"{aggregator.min_clients}."
         )
     for extra in aggregator.needs:
         if extra not in rule.sends:
@@ -184,12 +210,19 @@ def _check_combinations(config: Config) -> None:
                 f"local.rule = {config.local.rule!r} is not allowed with aggregator.name = {config.aggregator.name!r}, "
                 f"which needs the clients to send {extra}: it must be one of {', '.join(sending)}."
             )
+    if rule.needs_linear and config.aggregator.pre:
+        raise ConfigError(
+            f"local.options.teacher_weights = 'verdict' is not allowed with {_behind(config)}, behind which the model "
+            "is no weighted mean of the uploads by the rule's weights: it must be 'uniform'."
+        )
     if rule.needs_linear and not aggregator.traits.linear:
         raise ConfigError(
             "local.options.teacher_weights = 'verdict' is not allowed with aggregator.name = "
             f"{config.aggregator.name!r}, whose model is no weighted mean of the uploads: it must be 'uniform'."
         )
     _check_milestones(config)
+    _check_pixel_statistics(config)
+    _check_evaluation(config)
     for path in ("local.rule", "attack.local.rule"):
         name = flatten(config)[path]
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
@@ -219,6 +252,7 @@ def _check_combinations(config: Config) -> None:
             if name in known:
                 label = f"attack.{name}" if name in ATTACK_FIELDS else f"attack.options.{name}"
                 known[name].check(value, label)
+    attacks.make(resolved_name(config, "attack"), **attack_options(config))
 
 
 def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, ...]], deciding: str) -> None:
@@ -252,6 +286,31 @@ def _check_milestones(config: Config) -> None:
         )
 
 
+def _check_pixel_statistics(config: Config) -> None:
+    for name in ("mean", "std"):
+        path, value = f"data.{name}", config.data[name]
+        numbers = [one for one in value if type(one) in (int, float) and math.isfinite(one)]
+        if len(numbers) < len(value) or (name == "std" and min(numbers, default=1) <= 0):
+            raise FIELDS[path].refusal(value)
+        if value and not config.data.normalise:
+            raise ConfigError(
+                f"{path} = {quoted(value)} is not allowed with data.normalise = False, where it has no effect: it must "
+                "be ()."
+            )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuses what cannot be read off the histograms, and brings thresholds into their own type."""
+    confidence, thresholds = config.evaluation.confidence, config.evaluation.lifespan_thresholds
+    if round(confidence, 2) != confidence:
+        raise FIELDS["evaluation.confidence"].refusal(confidence)
+    numbers = [one for one in thresholds if isinstance(one, (int, float, np.number)) and not isinstance(one, bool)]
+    names = {f"{float(one):g}" for one in numbers if 0 <= one <= 100}
+    if len(names) != len(thresholds):
+        raise FIELDS["evaluation.lifespan_thresholds"].refusal(thresholds)
+    set_field(config, "evaluation.lifespan_thresholds", tuple(map(float, thresholds)))
+
+
 def hyperparameters(config: Config) -> tuple[str, ...]:
     """The fields of `local` that are numbers of its optimiser: traced scalars in a round."""
     clip = () if config.local.clip_norm is None else ("clip_norm",)
@@ -264,13 +323,24 @@ def server_settings(config: Config) -> tuple[str, ...]:
     return tuple(name for name in taken if config.server[name] is not None)
 
 
+def _behind(config: Config) -> str:
+    return f"aggregator.pre = {names_text(resolved_name(config, PRE))}"
+
+
+def _and_behind(config: Config) -> str:
+    return f" and {_behind(config)}" if config.aggregator.pre else ""
+
+
 def _attackers(config: Config) -> str:
     attackers = config.aggregator.options.get("attackers")
     return "" if attackers is None else f" and aggregator.options.attackers = {attackers}"
 
 
 def _aggregator(config: Config) -> Aggregator:
-    """The config's aggregator, only to read its attributes: one that needs data on the server gets a placeholder."""
+    """The config's aggregator behind its pre-aggregators, only to read its attributes.
+
+    One that needs data on the server gets a placeholder.
+    """
     name = config.aggregator.name
     given: dict[str, Any] = {}
     if registry.aggregators.needs(name, "server"):
@@ -281,7 +351,12 @@ def _aggregator(config: Config) -> Aggregator:
             )
         nothing: Any = np.zeros(1)
         given["server"] = ServerData(model=cast(Any, None), inputs=nothing, labels=nothing, batch_size=1)
-    return registry.aggregators.make(name, **given, **dict(config.aggregator.options))
+    rule = registry.aggregators.make(name, **given, **dict(config.aggregator.options))
+    return preaggregators.in_front(_chain(config), rule, name)
+
+
+def _chain(config: Config) -> dict[str, PreAggregator]:
+    return preaggregators.make(config.aggregator.pre, **options_in(config, PRE))
 
 
 def with_chosen_options(config: Config) -> Config:
@@ -293,14 +368,19 @@ def with_chosen_options(config: Config) -> Config:
     copy = default_config()
     for path, value in flatten(config).items():
         set_field(copy, path, value)
-    options = copy.aggregator.options
-    for name, value in _aggregator(config).chosen(config.federation.clients_per_round).items():
-        if options.get(name) is None:
-            options[name] = value
+    num_clients = config.federation.clients_per_round
+    for section, filled in (
+        ("aggregator", _aggregator(config).chosen(num_clients)),
+        (PRE, preaggregators.chosen(_chain(config), num_clients)),
+    ):
+        given = options_in(copy, section)
+        for name, value in filled.items():
+            if given.get(name) is None:
+                set_field(copy, f"{OPTION_PATHS[section]}.{name}", value)
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:
-        copy.local.schedule_rounds = copy.federation.rounds
+        copy.local.schedule_rounds = copy.local.schedule_offset + copy.federation.rounds
     return copy
 
 
@@ -310,7 +390,7 @@ def differing_fields(old: Config, new: Config) -> list[str]:
     missing = object()
     return [
         path
-        for path in sorted(a.keys() | b.keys(), key=lambda path: (".options." in path, path))
+        for path in sorted(a.keys() | b.keys(), key=lambda path: (bool(option_at(path)[0]), path))
         if path not in CHANGEABLE_FIELDS and plain(a.get(path, missing)) != plain(b.get(path, missing))
     ]
 
@@ -318,7 +398,8 @@ def differing_fields(old: Config, new: Config) -> list[str]:
 def method_title(config: Config) -> str:
     """The local rule and the aggregator by name, for tables and pictures."""
     local, aggregator = config.local.rule, config.aggregator.name
-    return local if local == aggregator else f"{local} + {aggregator}"
+    behind = f" behind {names_text(resolved_name(config, PRE))}" if config.aggregator.pre else ""
+    return (local if local == aggregator else f"{local} + {aggregator}") + behind
 
 
 def num_malicious(config: Config) -> int:

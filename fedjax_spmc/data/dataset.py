@@ -73,8 +73,8 @@ class Vocabulary(NamedTuple):
 class Splits(NamedTuple):
     """The examples of a source, and a note or "".
 
-    Images are [n, 32, 32] (grey) or [n, 32, 32, 3] uint8, tokens [n, T] of any other whole numbers; labels are [n] or
-    [n, T] int32.
+    Images are [n, H, W] (grey, to be replicated to three channels) or [n, H, W, C] uint8, tokens [n, T] of any other
+    whole numbers; labels are [n] or [n, T] int32.
 
     Attributes:
         owners: [n] int32, the user of each training example, a place in `users`; None where there are none.
@@ -111,7 +111,7 @@ class Source(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Images [n, 32, 32, 3] uint8 or tokens [n, T] int32, and labels [n] or [n, T] int32, as numpy arrays.
+    """Images [n, H, W, C] uint8 or tokens [n, T] int32, and labels [n] or [n, T] int32, as numpy arrays.
 
     Attributes:
         info: see `DatasetInfo`.
@@ -244,5 +244,6 @@ def _in_vocabulary(
 
 
 def as_stored(inputs: np.ndarray) -> np.ndarray:
-    """Inputs as they lie on the device: images [n, H, W, 3] uint8, grey ones replicated; tokens [n, T] int32."""
+    """Inputs as they lie on the device: images [n, H, W, C] uint8, those without channels get three equal ones; tokens
+    [n, T] int32."""
     return to_rgb(inputs) if inputs.dtype == np.uint8 else inputs.astype(np.int32, copy=False)

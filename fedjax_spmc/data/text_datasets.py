@@ -51,8 +51,8 @@ def class_form(factory: Any, tokenizer: str, vocabulary: int, min_count: int, le
     return Form(tokenizer, length, False, False, Vocabulary(tokenizer, vocabulary, min_count))
 
 
-def _stored(name: str, title: str, classes: int = 0, has_builder: bool = False) -> Spec:
-    return Spec(DatasetInfo(name, classes, (), None, None), title, (), has_builder)
+def _stored(name: str, title: str, classes: int = 0, has_builder: bool = False, note: str = "") -> Spec:
+    return Spec(DatasetInfo(name, classes, (), None, None), title, (), has_builder, note=note)
 
 
 def _all_texts(record: Record) -> list[tuple[str, int | None]]:
@@ -91,9 +91,13 @@ CLASSES = (
     ),
     (
         TextSpec(
-            _stored("sentiment140_30k", "Tweets, negative or positive", 2),
+            _stored(
+                "sentiment140_30k",
+                "Tweets, negative or positive",
+                2,
+                note="Sentiment140: 20,000 training and 10,000 test tweets, both of its training file",
+            ),
             _tweets,
-            note="Sentiment140: 20,000 training and 10,000 test tweets, both of its training file",
         ),
         40,
     ),

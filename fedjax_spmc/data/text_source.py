@@ -23,18 +23,16 @@ class TextSpec(NamedTuple):
     """The expected properties of a stored data set.
 
     Attributes:
-        stored: name and title; see `tfds_source.Spec`.
+        stored: name, title and note; see `tfds_source.Spec`.
         texts: a record -> its texts, each with its class (None where the next token is asked).
         user: the feature that names whose record it is; None where there is none.
         config: TFDS's name of the variant, which is a folder of its own; "" where there is none.
-        note: what a reader of results must know of it, or "".
     """
 
     stored: tfds_source.Spec
     texts: Callable[[Record], list[tuple[str, int | None]]]
     user: str | None = None
     config: str = ""
-    note: str = ""
 
 
 def source(spec: TextSpec, form: Form, data_dir: str | Path | None, cache_dir: str | Path | None) -> Source:
@@ -64,7 +62,7 @@ def read(spec: TextSpec, form: Form, data_dir: str | Path | None, cache_dir: str
     prepared = tfds_layout.require(name, data_dir, spec.stored.has_builder, spec.config)
     key = f"{_FORMAT:02x}{hashlib.sha256(f'{form.kind} {prepared.key}'.encode()).hexdigest()}"
     arrays = cache.fetch(name, key, cache_dir, lambda: decode(spec, form.kind, prepared))
-    return corpus.splits_of(arrays, form)._replace(note=spec.note)
+    return corpus.splits_of(arrays, form)._replace(note=spec.stored.note)
 
 
 def decode(spec: TextSpec, kind: str, prepared: Prepared) -> dict[str, np.ndarray]:

@@ -31,12 +31,20 @@ class Spec(NamedTuple):
         title: how results print it.
         stored_shape: of the stored images, (h, w) for grey ones.
         has_builder: whether TFDS itself can prepare it.
+        has_own_order: whether its records stand in the authors' order; else TFDS has shuffled them by their index.
+        note: what a reader of results must know of it, or "".
     """
 
     info: DatasetInfo
     title: str
     stored_shape: tuple[int, ...]
     has_builder: bool = True
+    has_own_order: bool = False
+    note: str = ""
+
+    def keeps_its_size(self) -> bool:
+        """Whether grey images stay as they are stored; else they become 32x32."""
+        return self.info.input_shape == (*self.stored_shape, 1)
 
 
 def source(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, order: str) -> Source:
@@ -63,22 +71,24 @@ def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, 
         DataError: absent, not prepared, incomplete, damaged, or not what `spec` says.
     """
     prepared = tfds_layout.require(spec.info.name, data_dir, spec.has_builder)
-    key = f"{_FORMAT:02x}{prepared.key}"
+    key = f"{_FORMAT + 0x80 * spec.keeps_its_size():02x}{prepared.key}"
     arrays = cache.fetch(spec.info.name, key, cache_dir, lambda: decode(spec, prepared))
     columns: dict[str, Any] = {}
     for split in tfds_layout.SPLITS:
         rows = slice(None) if order == "original" else arrays[f"{split}_position"]
         columns[f"{split}_inputs"] = arrays[f"{split}_images"][rows]
         columns[f"{split}_labels"] = arrays[f"{split}_labels"][rows]
-    return Splits(**columns, note=f"{spec.title} decoded from JPEG" if arrays["jpeg"] else "")
+    notes = [spec.note] if spec.note else []
+    return Splits(**columns, note="; ".join([*notes, *([f"{spec.title} decoded from JPEG"] if arrays["jpeg"] else [])]))
 
 
 def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:
     """Decodes every record.
 
     Returns:
-        For each split `<split>_images` [n, 32, 32] or [n, 32, 32, 3] uint8 and `<split>_labels` [n] int32 in original
-        order, and `<split>_position` [n] int32: the k-th stored example is example position[k] of the authors' files.
+        For each split, in original order, `<split>_images` uint8: [n, 32, 32] (grey, resized), [n, h, w, 1] (grey, as
+        stored) or [n, 32, 32, 3]; and `<split>_labels` [n] int32; and `<split>_position` [n] int32: the k-th stored
+        example is example position[k] of the authors' files.
         And `jpeg`, a bool: whether any image is stored as JPEG.
 
     Raises:
@@ -167,10 +177,15 @@ def _decode_split(spec: Spec, prepared: Prepared, split: str) -> tuple[np.ndarra
     if labels.min() < 0 or labels.max() >= spec.info.num_classes:
         found = f"split {split} has labels {labels.min()}..{labels.max()}"
         raise _damaged(spec, prepared, f"{found}, and only 0..{spec.info.num_classes - 1} exist")
-    position = positions_from_ids(ids) if ids else positions_from_hashes(split, count)
+    if spec.has_own_order:
+        position = np.arange(count, dtype=np.int32)
+    else:
+        position = positions_from_ids(ids) if ids else positions_from_hashes(split, count)
     if len(position) != count or not np.array_equal(np.sort(position), np.arange(count)):
         raise _damaged(spec, prepared, f"the ids of split {split} are not those of {count} examples, each once")
-    return resize_grey(images) if images.ndim == 3 else images, labels.astype(np.int32), position, jpeg
+    if images.ndim == 3:
+        images = images[..., None] if spec.keeps_its_size() else resize_grey(images)
+    return images, labels.astype(np.int32), position, jpeg
 
 
 def _check_count(spec: Spec, prepared: Prepared, shard: Shard) -> None:

@@ -13,6 +13,7 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.fisher import sample_squares
 from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.losses import asked, cross_entropy
+from fedjax_spmc.models.on_batch import train_logits
 from fedjax_spmc.types import Array, Batch, ClientData, Model, Params, PRNGKey, Variables
 
 Kind = Literal["per_sample", "batch", "authors"]
@@ -146,7 +147,7 @@ def marginal_gradient(model: Model, variables: Variables, batch: Batch, key: PRN
     """Gradient of the authors' objective: every asked place of valid rows against all their labels, in train mode."""
 
     def loss(params: Params) -> Array:
-        logits, _ = model.apply(params, variables.stats, batch.inputs, True, key)
+        logits, _ = train_logits(model, params, variables.stats, batch.inputs, batch.valid, key)
         counted, classes = asked(batch.labels, batch.valid).ravel(), logits.shape[-1]
         logits, labels = logits.reshape(-1, classes), jnp.maximum(batch.labels, 0).ravel()
         valid = counted.astype(logits.dtype)

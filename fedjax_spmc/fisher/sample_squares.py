@@ -48,7 +48,8 @@ def supports(model: Model, variables: Variables) -> bool:
 
     def collect(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         if isinstance(context.module, SUPPORTED_LAYERS):
-            paths.extend((*context.module.path, leaf) for leaf in ("weight", "bias"))
+            leaves = ("weight", "bias") if getattr(context.module, "bias", True) else ("weight",)
+            paths.extend((*context.module.path, leaf) for leaf in leaves)
             columns.add(arguments[0].shape[-1])
         return next_function(*arguments, **keywords)
 
@@ -69,7 +70,7 @@ def _with_squared_gradients(next_function: Any, arguments: Any, keywords: Any, c
     weight, bias = (module.get_variable("params", name) for name in ("weight", "bias"))
     (inputs,) = arguments
     if isinstance(module, Linear):
-        return _add_bias(_multiply(weight, inputs), bias)
+        return _add_bias(_multiply(weight, inputs), bias) if module.bias else _multiply(weight, inputs)
     return nn.relu(_add_bias(_largest(weight, inputs), bias))
 
 

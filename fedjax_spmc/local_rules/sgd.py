@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from fedjax_spmc.losses import cross_entropy
+from fedjax_spmc.models.on_batch import train_logits
 from fedjax_spmc.registry import local_rules
 from fedjax_spmc.types import Array, Batch, Context, LocalRule, Params, PRNGKey, State, Stats
 
@@ -28,7 +29,7 @@ def sgd() -> LocalRule:
         del client_state
 
         def loss(params: Params) -> tuple[Array, Any]:
-            logits, new_stats = ctx.model.apply(params, stats, batch.inputs, True, key)
+            logits, new_stats = train_logits(ctx.model, params, stats, batch.inputs, batch.valid, key)
             return cross_entropy(logits, batch.labels, batch.valid), new_stats
 
         (value, new_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)

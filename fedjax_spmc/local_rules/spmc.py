@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.losses import asked, cross_entropy, soft_cross_entropy
+from fedjax_spmc.models.on_batch import train_logits
 from fedjax_spmc.options import NON_NEGATIVE, TRACED
 from fedjax_spmc.registry import local_rules
 from fedjax_spmc.types import (
@@ -95,10 +96,11 @@ def task_and_guidance(
         task gradients, guidance gradients, the student's new batch statistics, (task loss, guidance loss).
     """
     teacher_key, student_key = jax.random.split(key)
-    teacher_logits, _ = model.apply(teacher.params, teacher.stats, batch.inputs, True, teacher_key)
+    inputs, valid = batch.inputs, batch.valid
+    teacher_logits, _ = train_logits(model, teacher.params, teacher.stats, inputs, valid, teacher_key)
 
     def forward(params: Params) -> tuple[Array, Stats]:
-        return model.apply(params, stats, batch.inputs, True, student_key)
+        return train_logits(model, params, stats, inputs, valid, student_key)
 
     logits, pull_back, new_stats = jax.vjp(forward, params, has_aux=True)
     task_loss, task_cotangent = jax.value_and_grad(cross_entropy)(logits, batch.labels, batch.valid)

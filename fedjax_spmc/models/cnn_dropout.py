@@ -18,21 +18,28 @@ from fedjax_spmc.types import Array, Model
 
 
 class CNNDropout(nn.Module):
-    """3x3x32, ReLU, 3x3x64, ReLU, max-pool, dropout, 128, ReLU, dropout, logits."""
+    """3x3x32, ReLU, 3x3x64, ReLU, max-pool, dropout, 128, ReLU, dropout, logits.
+
+    Behind the pool single units are dropped, or with `whole_channels` all of a channel at once; `last` names the last
+    layer.
+    """
 
     dropout_1: float
     dropout_2: float
     num_classes: int
+    whole_channels: bool = False
+    last: str = "cls"
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, C] -> logits [B, num_classes]."""
         x = nn.relu(Convolution(32, 3, name="conv1")(batch_last(images)))
         x = ConvolutionPool(64, 3, name="conv2")(x)
-        x = nn.Dropout(self.dropout_1, deterministic=not train)(x)
+        shared = (1, 2) if self.whole_channels else ()
+        x = nn.Dropout(self.dropout_1, broadcast_dims=shared, deterministic=not train)(x)
         x = nn.relu(Linear(128, name="fc1")(x.reshape(-1, images.shape[0])))
         x = nn.Dropout(self.dropout_2, deterministic=not train)(x)
-        return Linear(self.num_classes, name="cls")(x).T
+        return Linear(self.num_classes, name=self.last)(x).T
 
 
 @models.register("cnn_dropout")
@@ -54,6 +61,15 @@ def cnn_dropout(
         num_classes: number of logits.
         image_shape: (H, W, C), H and W at least 6.
     """
-    if min(image_shape[:2]) < 6:
-        raise ConfigError(f"model cnn_dropout needs images of at least 6x6, not {image_shape[0]}x{image_shape[1]}.")
+    check_size("cnn_dropout", image_shape)
     return as_model(CNNDropout(dropout_1, dropout_2, num_classes), num_classes, image_shape, dropout=True)
+
+
+def check_size(name: str, image_shape: tuple[int, int, int]) -> None:
+    """Refuses images that leave nothing behind the pool.
+
+    Raises:
+        ConfigError: they are smaller than 6x6.
+    """
+    if min(image_shape[:2]) < 6:
+        raise ConfigError(f"model {name} needs images of at least 6x6, not {image_shape[0]}x{image_shape[1]}.")

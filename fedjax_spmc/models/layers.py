@@ -5,6 +5,7 @@ torch's layout, (out, in), then multiplies from the left as it is, the channel-m
 reshape, and every slice of an image is contiguous in memory.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -86,14 +87,17 @@ class Convolution(nn.Module):
 
 
 class Linear(nn.Module):
-    """Affine map [in, B] -> [features, B]."""
+    """Affine map [in, B] -> [features, B], or a linear one without a bias."""
 
     features: int
+    bias: bool = True
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         """Multiplies and adds."""
         weight = self.param("weight", torch_uniform(inputs.shape[0]), (self.features, inputs.shape[0]))
+        if not self.bias:
+            return product(weight, inputs)
         bias = self.param("bias", torch_uniform(inputs.shape[0]), (self.features,))
         return product(weight, inputs) + bias[:, None]
 
@@ -124,7 +128,9 @@ def as_model(
     """Wraps a Flax module called as `module(inputs [B, ...], train)`.
 
     The module must create its parameters in torch's registration order, under torch's names and in torch's layout; its
-    batch statistics are the collection "batch_stats".
+    batch statistics are the collection "batch_stats". One that has any and can leave rows out of them takes a third
+    argument, `valid`, [B] bool or None; without it `Model.apply` refuses `valid`. `Model.features` is None unless the
+    last parameters are the weight and the bias of a `Linear`.
 
     Args:
         module: the network.
@@ -134,6 +140,7 @@ def as_model(
             the `key` that `Model.apply` is given. A module without it never reads that key.
         dtype: of the inputs.
     """
+    takes_valid = "valid" in inspect.signature(type(module).__call__).parameters
 
     def init(key: PRNGKey) -> Variables:
         variables = module.init(key, jnp.zeros((1, *shape), dtype), False)
@@ -143,7 +150,7 @@ def as_model(
     def apply(
         params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey | None = None, valid: Array | None = None
     ) -> tuple[Array, Stats]:
-        if stats and valid is not None:
+        if stats and valid is not None and not takes_valid:
             raise ValueError(
                 f"{type(module).__name__} has batch statistics, which count every row: it takes no `valid`."
             )
@@ -152,11 +159,19 @@ def as_model(
         draws = {"dropout": key} if dropout and train and key is not None else {}
         if not stats:
             return jnp.asarray(module.apply({"params": params}, inputs, train, rngs=draws)), stats
-        variables = {"params": params, "batch_stats": stats}
-        logits, new = module.apply(variables, inputs, train, rngs=draws, mutable=["batch_stats"])
+        variables, rows = {"params": params, "batch_stats": stats}, (valid,) if takes_valid else ()
+        logits, new = module.apply(variables, inputs, train, *rows, rngs=draws, mutable=["batch_stats"])
         return logits, ordered(new["batch_stats"], like=stats)
 
-    order = paths(jax.eval_shape(init, root_key(0)).params)
+    linear: dict[tuple[str, ...], bool] = {}
+
+    def note(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        if isinstance(context.module, Linear):
+            linear[context.module.path] = context.module.bias
+        return next_function(*arguments, **keywords)
+
+    with nn.intercept_methods(note):
+        order = paths(jax.eval_shape(init, root_key(0)).params)
     last = order[-1][:-1]
 
     def features(
@@ -174,4 +189,4 @@ def as_model(
         return taken[0].T, new_stats
 
     input = jax.ShapeDtypeStruct(shape, dtype)
-    return Model(init, apply, order, num_classes, input, features)
+    return Model(init, apply, order, num_classes, input, features if linear.get(last) else None)

@@ -83,5 +83,4 @@ def lstm_lm(
             f"{hidden}: it must be the same."
         )
     module = LSTMLanguageModel(vocabulary, width, hidden, layers, dropout, tied)
-    model = as_model(module, num_classes, (sequence_length,), dropout=dropout > 0, dtype=jnp.int32)
-    return model._replace(features=None)  # one vector for each place, and where it is tied no layer of its own
+    return as_model(module, num_classes, (sequence_length,), dropout=dropout > 0, dtype=jnp.int32)

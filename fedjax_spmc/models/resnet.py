@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images, as the SPMC code (ICML 2025) defines them: `resnet10` and `resnet18`.
+"""Residual networks for 32x32 images: `resnet10`, `resnet18` (the SPMC code, ICML 2025), and a thin `resnet18_thin`.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, in the form with a 3x3 stem and no
 max-pool: four stages of basic blocks with 1, 2, 4 and 8 times `width` channels, then an average pool over the whole
@@ -47,39 +47,64 @@ class Convolution(nn.Module):
 
 
 ThreeArrays = tuple[Array, Array, Array]
+Rows = Array | None
+"""[B] bool, the rows of a batch that count, of which there is one at least; None = all."""
+
+
+def _kept(rows: Rows, images: Array) -> Array:
+    """Images, or anything of their shape, with zeros in the rows that do not count."""
+    return images if rows is None else jnp.where(rows[:, None, None, None], images, 0.0)
+
+
+def _count(rows: Rows, images: Array) -> Array | int:
+    """Values of a channel that count."""
+    if rows is None:
+        return images.size // images.shape[3]
+    return rows.sum(dtype=images.dtype) * (images.shape[1] * images.shape[2])
+
+
+def _mean(rows: Rows, images: Array) -> Array:
+    """[C]: over the rows that count."""
+    if rows is None:
+        return images.mean(axis=(0, 1, 2))
+    return _kept(rows, images).sum(axis=(0, 1, 2)) / _count(rows, images)
 
 
 @jax.custom_vjp
-def _batch_normalise(images: Array, scale: Array, shift: Array) -> ThreeArrays:
+def _batch_normalise(images: Array, scale: Array, shift: Array, rows: Rows) -> ThreeArrays:
     """[B, H, W, C] normalised over all but the last dimension, scaled and shifted by [C]; mean and variance, [C].
 
     Its gradient is written out, since the one derived reads the images twice as often. Gradients by mean and variance
     are left out: nothing may ask for them.
     """
-    mean = images.mean(axis=(0, 1, 2))
-    variance = jnp.square(images - mean[None, None, None]).mean(axis=(0, 1, 2))
+    mean = _mean(rows, images)
+    variance = _mean(rows, jnp.square(images - mean[None, None, None]))
     factor = scale / jnp.sqrt(variance + EPS)
     return (images - mean[None, None, None]) * factor[None, None, None] + shift[None, None, None], mean, variance
 
 
 def _batch_normalise_forward(
-    images: Array, scale: Array, shift: Array
-) -> tuple[ThreeArrays, tuple[Array, Array, Array, Array]]:
-    outputs, mean, variance = _batch_normalise(images, scale, shift)
-    return (outputs, mean, variance), (images, scale, mean, variance)
+    images: Array, scale: Array, shift: Array, rows: Rows
+) -> tuple[ThreeArrays, tuple[Array, Array, Array, Array, Rows]]:
+    outputs, mean, variance = _batch_normalise(images, scale, shift, rows)
+    return (outputs, mean, variance), (images, scale, mean, variance, rows)
 
 
-def _batch_normalise_backward(saved: tuple[Array, Array, Array, Array], cotangents: ThreeArrays) -> ThreeArrays:
-    images, scale, mean, variance = saved
-    cotangent, count = cotangents[0], images.size // images.shape[3]
+def _batch_normalise_backward(
+    saved: tuple[Array, Array, Array, Array, Rows], cotangents: ThreeArrays
+) -> tuple[Array, Array, Array, None]:
+    images, scale, mean, variance, rows = saved
+    cotangent, count = cotangents[0], _count(rows, images)
     inverse = 1 / jnp.sqrt(variance + EPS)
     centred = images - mean[None, None, None]
     by_shift = cotangent.sum(axis=(0, 1, 2))
     by_scale = (cotangent * centred).sum(axis=(0, 1, 2)) * inverse
     factor = scale * inverse
     slope, offset = factor * inverse * by_scale / count, factor * by_shift / count
-    by_images = factor[None, None, None] * cotangent - slope[None, None, None] * centred - offset[None, None, None]
-    return by_images, by_scale, by_shift
+    # Rows that do not count moved neither mean nor variance.
+    shared = [_kept(rows, part) for part in (slope[None, None, None] * centred, offset[None, None, None])]
+    by_images = factor[None, None, None] * cotangent - shared[0] - shared[1]
+    return by_images, by_scale, by_shift, None
 
 
 _batch_normalise.defvjp(_batch_normalise_forward, _batch_normalise_backward)
@@ -91,8 +116,12 @@ class Normalisation(nn.Module):
     kind: Norm
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, C] -> the same, normalised, scaled and shifted; identity for "none"."""
+    def __call__(self, images: Array, train: bool, valid: Array | None = None) -> Array:
+        """[B, H, W, C] -> the same, normalised, scaled and shifted; identity for "none".
+
+        With `valid`, [B] bool, batch statistics are those of its rows. Where it has none they are those of all rows,
+        so that nothing overflows on the way to a loss that counts nothing, and are not remembered.
+        """
         if self.kind == "none":
             return images
         channels = images.shape[3]
@@ -108,14 +137,16 @@ class Normalisation(nn.Module):
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "running_var", jnp.ones, (channels,))
         if train:
-            outputs, mean, variance = _batch_normalise(images, scale, shift)
+            rows = None if valid is None else valid | ~valid.any()
+            outputs, mean, variance = _batch_normalise(images, scale, shift, rows)
             mean, variance = lax.stop_gradient((mean, variance))
             if not self.is_initializing():
                 # torch normalises by the biased variance and remembers the unbiased one.
-                count = images.size // channels
-                unbiased = variance * (count / max(count - 1, 1))
-                running_mean.value = (1 - MOMENTUM) * running_mean.value + MOMENTUM * mean
-                running_var.value = (1 - MOMENTUM) * running_var.value + MOMENTUM * unbiased
+                count = _count(rows, images)
+                unbiased = variance * (count / jnp.maximum(count - 1, 1))
+                kept = MOMENTUM if valid is None else jnp.where(valid.any(), MOMENTUM, 0.0)
+                running_mean.value = (1 - kept) * running_mean.value + kept * mean
+                running_var.value = (1 - kept) * running_var.value + kept * unbiased
             return outputs
         mean, variance = running_mean.value, running_var.value
         factor = scale / jnp.sqrt(variance + EPS)
@@ -130,16 +161,16 @@ class Block(nn.Module):
     norm: Norm
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
+    def __call__(self, images: Array, train: bool, valid: Array | None = None) -> Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         bias = self.norm == "none"
         x = Convolution(self.features, 3, self.stride, bias, name="conv1")(images)
-        x = nn.relu(Normalisation(self.norm, name="bn1")(x, train))
+        x = nn.relu(Normalisation(self.norm, name="bn1")(x, train, valid))
         x = Convolution(self.features, 3, 1, bias, name="conv2")(x)
-        x = Normalisation(self.norm, name="bn2")(x, train)
+        x = Normalisation(self.norm, name="bn2")(x, train, valid)
         if self.stride != 1 or images.shape[3] != self.features:
             images = Convolution(self.features, 1, self.stride, bias, name="shortcut.0")(images)
-            images = Normalisation(self.norm, name="shortcut.1")(images, train)
+            images = Normalisation(self.norm, name="shortcut.1")(images, train, valid)
         return nn.relu(x + images)
 
 
@@ -152,14 +183,14 @@ class ResNet(nn.Module):
     norm: Norm
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, C] -> logits [B, num_classes]."""
+    def __call__(self, images: Array, train: bool, valid: Array | None = None) -> Array:
+        """[B, H, W, C] -> logits [B, num_classes]; batch statistics are those of valid rows."""
         x = Convolution(self.width, 3, 1, self.norm == "none", name="conv1")(images)
-        x = nn.relu(Normalisation(self.norm, name="bn1")(x, train))
+        x = nn.relu(Normalisation(self.norm, name="bn1")(x, train, valid))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = Block(self.width * 2**stage, stride, self.norm, name=f"layer{stage + 1}.{index}")(x, train)
+                x = Block(self.width * 2**stage, stride, self.norm, name=f"layer{stage + 1}.{index}")(x, train, valid)
         x = x.mean(axis=(1, 2))
         return Linear(self.num_classes, name="linear")(x.T).T
 
@@ -205,3 +236,19 @@ def resnet18(
         image_shape: (H, W, C).
     """
     return _resnet((2, 2, 2, 2), width, norm, num_classes, image_shape)
+
+
+@models.register("resnet18_thin")
+def resnet18_thin(
+    norm: Norm = "batch", num_classes: int = 10, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> Model:
+    """`resnet18` with 32, 64, 128 and 256 channels: 2,797,610 parameters in 62 tensors with 10 classes.
+
+    The CIFAR network of the codes of Neurotoxin (ICML 2022), FLIP (ICLR 2023) and of many attacks.
+
+    Args:
+        norm: as for `resnet10`.
+        num_classes: number of logits.
+        image_shape: (H, W, C).
+    """
+    return _resnet((2, 2, 2, 2), 32, norm, num_classes, image_shape)

@@ -193,5 +193,4 @@ def transformer_lm(
             "of it."
         )
     module = TransformerLanguageModel(vocabulary, width, heads, layers, dropout)
-    model = as_model(module, num_classes, (sequence_length,), dropout=dropout > 0, dtype=jnp.int32)
-    return model._replace(features=None)  # one vector for each place, and a tied decoder
+    return as_model(module, num_classes, (sequence_length,), dropout=dropout > 0, dtype=jnp.int32)

@@ -14,14 +14,10 @@ from fedjax_spmc.data import sequences, tokens
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.lstm_lm import LSTMLanguageModel
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
+from fedjax_spmc.parity.recorded_nets import below
 from fedjax_spmc.types import Batch, Model, Variables
 
 EXACT, FORWARD = 0.0, 1e-6
-
-
-def given(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays below a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): np.asarray(arrays[name]) for name in arrays if name.startswith(prefix)}
 
 
 @kind(r"neurotoxin_misc.*")
@@ -36,7 +32,7 @@ def texts(arrays: Arrays, source: str) -> Iterator[Outcome]:
     yield tokenise.outcome(source)
 
     pad = Comparison("padding of a text", EXACT)
-    for name in sorted({name.split("/")[0] for name in given(arrays, "pad/")}):
+    for name in sorted({name.split("/")[0] for name in below(arrays, "pad")}):
         text, expected = np.asarray(arrays[f"pad/{name}/in"]), np.asarray(arrays[f"pad/{name}/out_len5"])
         pad.add(name, sequences.padded_rows(text, np.array([len(text)]), len(expected))[0], expected)
     yield pad.outcome(source)
@@ -69,7 +65,7 @@ def injection(arrays: Arrays, source: str) -> Iterator[Outcome]:
     ids.add("ids_of_sentence0", tokenizer.encode(SENTENCES[0]), arrays["inject/ids_of_sentence0"])
     yield ids.outcome(source)
 
-    for case in sorted({name.split("/")[0] for name in given(arrays, "inject/")} - {"vocab", "ids_of_sentence0"}):
+    for case in sorted({name.split("/")[0] for name in below(arrays, "inject")} - {"vocab", "ids_of_sentence0"}):
         comparison = Comparison(f"injection {case}", EXACT)
         found = re.fullmatch(r"L(\d+)_T\d+_B\d+", case)
         assert found is not None
@@ -93,7 +89,7 @@ def written(own: SentenceState, stream: np.ndarray, length: int) -> np.ndarray:
 @kind(r"neurotoxin_misc.*")
 def networks(arrays: Arrays, source: str) -> Iterator[Outcome]:
     """The forward passes of both LSTM networks, of the first with the state before and behind."""
-    named = given(arrays, "lstm_lm/param/")
+    named = below(arrays, "lstm_lm/param")
     vocabulary, width = named["encoder.weight"].shape
     seen = jnp.asarray(arrays["lstm_lm/input"], jnp.int32)
     shape = {"num_classes": vocabulary, "vocabulary": vocabulary, "sequence_length": len(seen)}
@@ -114,7 +110,7 @@ def networks(arrays: Arrays, source: str) -> Iterator[Outcome]:
     forward.add("cT", c, arrays["lstm_lm/cT"])
     yield forward.outcome(source)
 
-    named = given(arrays, "lstm_bin/param/")
+    named = below(arrays, "lstm_bin/param")
     (vocabulary, width), hidden = named["encoder.weight"].shape, named["decoder.weight"].shape[1]
     seen = jnp.asarray(arrays["lstm_bin/input"], jnp.int32)
     shape = {"num_classes": 2, "vocabulary": vocabulary, "sequence_length": seen.shape[1]}

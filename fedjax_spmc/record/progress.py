@@ -1,12 +1,14 @@
 """The live progress line; plain lines where the output is no terminal."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
+
+from fedjax_spmc.record.remarks import Remark, in_progress
 
 
 class Progress:
-    """Prints a line per evaluated round: round, A, ASR, R, V, seconds per round, time left.
+    """Prints a line per evaluated round: round, A, ASR, R, V, what went wrong, seconds per round, time left.
 
     Args:
         rounds: rounds of the whole run.
@@ -18,6 +20,19 @@ class Progress:
         self._stream = stream
         self._live = stream is not None and stream.isatty()
         self._fastest = float("inf")
+        self._failed = self._rejected = 0
+
+    def begin(self, history: Sequence[Mapping[str, Any]], remarks: Sequence[Remark]) -> None:
+        """Takes what was played before, and prints what is known before the next round.
+
+        Args:
+            history: lines of `metrics.jsonl`.
+            remarks: each gets a line.
+        """
+        for line in history:
+            self._count(line)
+        for remark in remarks:
+            self.note(f"note: {remark.sentence}")
 
     def note(self, text: str) -> None:
         """Prints a line of its own."""
@@ -25,21 +40,28 @@ class Progress:
             print(("\r\033[K" if self._live else "") + text, file=self._stream, flush=True)
 
     def update(self, line: Mapping[str, Any]) -> None:
-        """Prints the evaluated round `line` (see `metrics.jsonl`)."""
+        """Prints the evaluated round `line` (see `metrics.jsonl`), and what went wrong until then."""
         if self._stream is None:
             return
+        self._count(line)
         self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
         # The first round compiles: the time left is estimated from the fastest round so far.
         seconds = self._fastest * (self._rounds - line["round"] - 1)
         shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
-        text = (
-            f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  {shown}  "
-            f"{line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
+        wrong = in_progress(line["round"] + 1, self._failed, self._rejected)
+        text = (  # what went wrong comes first: a narrow terminal cuts the end
+            f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  "
+            + (f"{wrong}  " if wrong else "")
+            + f"{shown}  {line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
         )
         if self._live:  # a line that wraps could not be overwritten
             text = text[: (_columns(self._stream) or len(text) + 1) - 1]
         end = "" if self._live else "\n"
         print(("\r\033[K" if self._live else "") + text, end=end, file=self._stream, flush=True)
+
+    def _count(self, line: Mapping[str, Any]) -> None:
+        self._failed += line.get("aggregation_failed", 0)
+        self._rejected += line.get("non_finite", 0)
 
     def close(self) -> None:
         """Ends the live line."""

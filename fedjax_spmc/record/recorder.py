@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import RoundReport, evaluated_model
 from fedjax_spmc.record import plots
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import NONE_UNREPORTED, summary_of
+from fedjax_spmc.record.lines import NONE_UNREPORTED, at_confidence, summary_of
 from fedjax_spmc.record.progress import Progress
+from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot, StartingPoint, resume
 from fedjax_spmc.record.tensorboard import TensorBoard
 from fedjax_spmc.record.truth import attack_arrays, partition_arrays, roster_content
@@ -84,6 +86,7 @@ class Recorder(NoRecorder):
         rounds = config.federation.rounds
         found = resume(config, folder, self._checkpoints, experiment.state)
         start = found or StartingPoint(Snapshot(experiment.state, NONE_UNREPORTED), [])
+        start = start._replace(history=self._judged(start.history))
         state = start.snapshot.state
         done, diverged = int(state.round), int(state.diverged) >= 0
         ended = done == rounds or diverged
@@ -102,6 +105,17 @@ class Recorder(NoRecorder):
         if not ended:
             self._board = TensorBoard(folder.path)
         return start
+
+    def _judged(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The lines as they are with the config's confidence, which may have changed."""
+        confidence = self._config.evaluation.confidence
+        try:
+            return [at_confidence(line, confidence) for line in history]
+        except ValueError:
+            raise ConfigError(
+                f"evaluation.confidence = {confidence} is not allowed in workdir = {str(self._folder.path)!r}: it must "
+                "be 0.0, as an older version wrote the lines there without the histograms that it is read off."
+            ) from None
 
     def add(self, line: Mapping[str, Any], report: RoundReport) -> None:
         """Adds a line to `metrics.jsonl` and to TensorBoard, and replaces the rule's own arrays by this round's."""
@@ -122,7 +136,8 @@ class Recorder(NoRecorder):
         """Writes the summary and the pictures, those among them that the aggregator declares."""
         config, experiment, folder = self._config, self._experiment, self._folder
         note, malicious = experiment.dataset.info.note, experiment.malicious
-        summary = summary_of(config.federation.rounds, history, experiment.federation.oracle, note, diverged)
+        facts = facts_of(configs.flatten(config), history, malicious, experiment.idle)
+        summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
         plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
         plots.verdicts(history, malicious, folder.path / "verdicts.png")

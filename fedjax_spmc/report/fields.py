@@ -17,12 +17,13 @@ def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     fields = {path: configs.plain(option.default) for path, option in configs.FIELDS.items()}
     given = fields | {path: configs.plain(value) for path, value in configs.flatten(content).items()}
     options = {}
-    for section, (parts, name) in configs.PARTS.items():
-        own = configs.SECTION_FIELDS.get(section, ())
+    for section, (parts, name) in configs.SECTIONS.items():
+        own, place = configs.SECTION_FIELDS.get(section, ()), configs.OPTION_PATHS[section]
         for part in given[name] if isinstance(given[name], list) else [given[name]]:
             if part in parts.names():  # a plug-in's part may not be known here
+                prefix = f"{place}.{part}." if section == configs.PRE else f"{place}."
                 known = parts.options(part).items()
-                options |= {f"{section}.options.{n}": configs.plain(o.default) for n, o in known if n not in own}
+                options |= {f"{prefix}{n}": configs.plain(o.default) for n, o in known if n not in own}
     return options | given
 
 
@@ -36,6 +37,9 @@ def checked_fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, kind in _REQUIRED.items():
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
             raise WorkdirError(f"{path} is damaged ({name} = {found[name]!r}): the run is left out.")
+    name = "evaluation.lifespan_thresholds"
+    if any(not isinstance(value, (int, float)) for value in found[name]):
+        raise WorkdirError(f"{path} is damaged ({name} = {found[name]!r}): the run is left out.")
     return found
 
 
@@ -43,6 +47,8 @@ _REQUIRED: dict[str, Any] = {
     "seed": int, "federation.num_clients": int, "federation.rounds": int, "federation.eval_every": int,
     "federation.clients_per_round": int, "attack.malicious_fraction": (int, float), "partition.beta": (int, float),
     "data.name": str, "local.rule": str, "aggregator.name": str, "attack.placement": str,
+    "attack.schedule.first": int, "attack.schedule.last": (int, type(None)), "attack.schedule.every": int,
+    "evaluation.confidence": (int, float), "evaluation.lifespan_thresholds": list, "local.batch_size": int,
 }  # fmt: skip
 """Fields that the report computes with, and their types."""
 

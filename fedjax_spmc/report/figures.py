@@ -27,6 +27,7 @@ from fedjax_spmc.report.settings import (
 
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 """Okabe and Ito's palette; yellow is darkened, and black is left to the ink."""
+END_OF_ATTACK = "#808080"
 LINE_STYLES = ("-", "--", ":", "-.")
 MAX_PANELS = 24
 MAX_LINES = 28
@@ -122,7 +123,8 @@ class Panel(NamedTuple):
 def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
     """Curves over the rounds, one panel for each set of conditions, and how many panels were left out.
 
-    A panel has A and R_all (SPMC's Figure 6, FDCR's Figure 3) and, where anybody was flagged, TPR and FPR.
+    A panel has A and R_all (SPMC's Figure 6, FDCR's Figure 3); ASR with a line at the attack's last round where the
+    rounds go on after it; and, where anybody was flagged, TPR and FPR.
     """
     drawn = [setting for setting in settings if any(run.lines for run in setting.counted)]
     axes = [path for path in CONDITIONS if path in differing_fields(drawn)]
@@ -142,6 +144,9 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
     more = f"; {len(members) - MAX_LINES} more settings are not drawn" if len(members) > MAX_LINES else ""
     made = []
     wanted = {"A": "accuracy A", "R_all": "robustness R_all"}
+    ends = sorted({end for setting in members if (end := _end_of_attack(setting)) is not None})
+    if ends:
+        wanted["ASR"] = "attack success rate ASR"
     if any(name in ("tpr", "fpr") and setting.curve(name)[1].any() for name in ("tpr", "fpr") for setting in members):
         wanted |= {"tpr": "malicious clients that were flagged (TPR)", "fpr": "benign clients that were flagged (FPR)"}
     for metric, words in wanted.items():
@@ -149,7 +154,11 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
         known = {index: curve for index, curve in known.items() if (~np.isnan(curve[1])).any()}
         if known:
             caption = f"{words} over the rounds: mean over seeds and 95 % interval{more}"
-            made.append(draw(lambda axis, known=known, words=words: _plot_curves(axis, known, words), caption))
+            lines_at = ends if metric == "ASR" else []
+            if lines_at:
+                caption += f"; grey: the last round of the attack ({', '.join(map(str, ends))})"
+            paint = lambda axis, known=known, words=words, at=lines_at: _plot_curves(axis, known, words, at)  # noqa: E731
+            made.append(draw(paint, caption))
     return Panel(title, made, [(label, _legend_key(index)) for index, label in enumerate(names[:MAX_LINES])])
 
 
@@ -167,7 +176,16 @@ def _legend_key(index: int) -> str:
     return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
 
 
-def _plot_curves(axis: Any, known: dict[int, Any], words: str) -> None:
+def _end_of_attack(setting: Setting) -> int | None:
+    """The last round of the attack, counted from 1, where rounds after it were evaluated."""
+    last = setting.config["attack.schedule.last"]
+    played = max((run.lines[-1]["round"] for run in setting.counted if run.lines), default=-1)
+    return None if last is None or last >= played else last + 1
+
+
+def _plot_curves(axis: Any, known: dict[int, Any], words: str, lines_at: Sequence[int] = ()) -> None:
+    for end in lines_at:
+        axis.axvline(end, color=END_OF_ATTACK, linewidth=1.2)
     for index, (rounds, mean, low, high) in known.items():
         colour, style = _line_style(index)
         marker = "." if len(rounds) < 30 else None

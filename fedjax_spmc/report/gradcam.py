@@ -10,7 +10,6 @@ import numpy as np
 from flax import linen as nn
 
 from fedjax_spmc.keys import root_key
-from fedjax_spmc.models.layers import ConvolutionPool
 from fedjax_spmc.types import Array, Model, Variables
 
 
@@ -58,16 +57,26 @@ def grad_cam(model: Model, variables: Variables, images: Array) -> tuple[np.ndar
 
 def _last_feature_map(model: Model, variables: Variables, images: Array) -> tuple[int, tuple[int, ...], bool] | None:
     """The last call of a module that returns a feature map: its number, the map's shape, whether the batch is last."""
-    calls: list[tuple[int, tuple[int, ...], bool]] = []
 
-    def note_map(number: int, module: nn.Module, made: Any) -> Any:
-        if getattr(made, "ndim", 0) == 4 and min(made.shape) > 0:
-            calls.append((number, made.shape, isinstance(module, ConvolutionPool)))
-        return made
+    def maps(batch: int) -> list[tuple[int, tuple[int, ...]]]:
+        calls: list[tuple[int, tuple[int, ...]]] = []
 
-    jax.eval_shape(lambda: _apply_with_hook(model, variables, images, note_map))
+        def note_map(number: int, module: nn.Module, made: Any) -> Any:
+            del module
+            if getattr(made, "ndim", 0) == 4 and min(made.shape) > 0:
+                calls.append((number, made.shape))
+            return made
+
+        shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+        jax.eval_shape(lambda images: _apply_with_hook(model, variables, images, note_map), shape)
+        return calls
+
     # Calls are listed as they end, so that a block stands behind its own convolutions: the last map of the network.
-    return calls[-1] if calls else None
+    calls, larger = maps(len(images)), maps(len(images) + 1)
+    if not calls:
+        return None
+    number, shape = calls[-1]
+    return number, shape, larger[-1][1][3] > shape[3]
 
 
 def _with_shift(model: Model, variables: Variables, images: Array, wanted: int, shift: Array) -> tuple[Array, Array]:

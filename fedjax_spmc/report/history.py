@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_spmc import metrics
+from fedjax_spmc import durability, metrics
+from fedjax_spmc.evaluation import BINS
 
 THIRDS = ("first", "middle", "last")
 DETECTION = ("tpr", "fpr", "auc")
@@ -70,14 +71,16 @@ def client_ids(line: Mapping[str, Any]) -> np.ndarray:
 
 
 def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
-    """All numbers of a run: `metrics.SCALARS`, means of the last five evaluated rounds, and `PER_RUN`; NaN = undefined.
+    """All numbers of a run: `metrics.SCALARS` and `metrics.REJECTION`, means of the last five evaluated rounds, and
+    `PER_RUN`; NaN = undefined.
 
     Args:
         lines: at least one.
         malicious: [N] bool.
     """
     last = lines[-metrics.LAST_ROUNDS :]
-    found = {name: _mean(number(line.get(name)) for line in last) for name in metrics.SCALARS}
+    names = (*metrics.SCALARS, *metrics.REJECTION)
+    found = {name: _mean(number(line.get(name)) for line in last) for name in names}
     parts = [lines, *([lines[i] for i in part] for part in np.array_split(np.arange(len(lines)), len(THIRDS)))]
     for name, part in zip(("run", *THIRDS), parts, strict=True):
         found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}
@@ -85,6 +88,41 @@ def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
     bad, scores = _pooled(lines, malicious, "scores")
     found |= dict(zip(MEAN_SCORES, (_mean(scores[~bad]), _mean(scores[bad])), strict=True))
     return found | _weights(lines, malicious)
+
+
+def durability_of(
+    lines: Sequence[Mapping[str, Any]], last: int | None, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """How long the backdoor outlived the attack: the names of `durability.measure`, NaN where undefined.
+
+    Args:
+        lines: of the run.
+        last: last round of the attack; None = it has no end.
+        thresholds: percent.
+    """
+    rates = [number(line.get("ASR")) for line in lines]
+    known = [None if math.isnan(rate) else rate for rate in rates]
+    return plain_numbers(durability.measure([line["round"] for line in lines], known, last, thresholds))
+
+
+def plain_numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers and truth values as floats, anything else as NaN."""
+    return {name: float(value) if isinstance(value, (bool, int, float)) else math.nan for name, value in found.items()}
+
+
+def over_confidence(line: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a line would say with other confidences: "confidence", A, ASR, ASR_all, R, V, ... over the grid of all tau.
+
+    Returns:
+        Name -> [BINS] float, percent, NaN where undefined; {} where the line has no histograms.
+    """
+    kept = line.get("histograms")
+    if not isinstance(kept, dict) or not kept:
+        return {}
+    grid = np.arange(BINS) / BINS
+    found = [metrics.judged(kept, float(tau), backdoor="triggered" in kept) for tau in grid]
+    columns = {name: np.array([number(one[name]) for one in found]) for name in found[0]}
+    return {"confidence": grid} | columns
 
 
 def _detection(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ CLASSES: Mapping[str, Sequence[str]] = {
     "fashion_mnist": (
         "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     ),
+    "emnist_byclass_part": tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase),
 }  # fmt: skip
 """Names of the classes; other data sets show the numbers."""
 
@@ -46,12 +48,20 @@ class Prediction(NamedTuple):
 
 
 class TestImages(NamedTuple):
-    """Clean and triggered test images of one run with the predictions of its global model, and a sentence on them."""
+    """Clean and triggered test images of one run with the predictions of its global model.
+
+    Attributes:
+        clean: of the test set.
+        triggered: the same with the trigger, or test images of the attack's own.
+        caption: which of the two, for a heading.
+        note: a sentence on them.
+    """
 
     __test__ = False  # no class of tests, whatever pytest makes of its name
 
     clean: list[Prediction]
     triggered: list[Prediction]
+    caption: str
     note: str
 
 
@@ -146,13 +156,12 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
     variables = folder.read_model(model)
     mean, std = task.mean, task.std
 
-    target = config.attack.target_label if attack.backdoor is not None else -1
+    target = config.attack.target_label if attack.backdoor is not None else None
     chosen = first_of_each_class(dataset.test_labels, target)
     labels = np.asarray(dataset.test_labels)[chosen]
-    images = task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None)
     names: list[str] = list(CLASSES.get(info.name) or map(str, range(info.num_classes)))
 
-    def row(batch: Any, wanted: np.ndarray | None) -> list[Prediction]:
+    def row(batch: Any, labels: np.ndarray, what: str, wanted: np.ndarray | None = None) -> list[Prediction]:
         with numerics.pinned(config.precision):
             predictions, heat = gradcam.grad_cam(model, variables, batch)
         pixels = np.clip(np.asarray(batch) * np.asarray(std) + np.asarray(mean), 0, 1)
@@ -161,7 +170,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
             hit = wanted is not None and predicted == wanted[i]
             kind = "hit" if hit else "right" if predicted == label else "wrong"
             judged = {"hit": "the attacker's class", "right": "right", "wrong": "wrong"}[kind]
-            name = f"test image of {names[label]}{', with trigger' if wanted is not None else ''}"
+            name = what.format(names[label])
             shown = figures.png(to_png(pixels[i]), f"{name}, taken for {names[predicted]}", "pixels")
             warm = (
                 None
@@ -171,22 +180,36 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
             made.append(Prediction(shown, warm, names[int(label)], f"{names[predicted]} ({judged})", kind))
         return made
 
-    clean = row(images, None)
+    clean = row(task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None), labels, "test image of {}")
     if attack.backdoor is None:
-        return TestImages(clean, [], "There was no attack with a trigger.")
+        return TestImages(clean, [], "", "There was no attack with a trigger.")
     own = folder.read_attack(built.state.attack)
-    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=built.federation.held)
-    rows = jnp.arange(len(labels), dtype=jnp.int32)
-    shown = attack.backdoor(ctx, own, Batch(images, jnp.asarray(labels, jnp.int32), rows, jnp.ones(len(labels), bool)))
-    stamped, wanted = shown.inputs, shown.labels
-    note = f"The attacker's class is {names[target]}."
+    held = built.federation.held
+    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=held)
+    what, caption, rows = "test image of {}, with trigger", "with the trigger", np.arange(len(labels))
+    inputs = dataset.test_inputs[chosen]
+    if attack.test is not None:
+        what, caption = "test image of the attack's own, of {}", "test images of the attack's own, without a trigger"
+        examples = attack.test(held)
+        rows = np.unique(np.linspace(0, len(examples.labels) - 1, NUM_IMAGES).astype(int))
+        inputs, labels = np.asarray(examples.inputs)[rows], np.asarray(examples.labels)[rows]
+    batch = Batch(
+        inputs=task.prepare(jnp.asarray(inputs), None),
+        labels=jnp.asarray(labels, jnp.int32),
+        sample_ids=jnp.asarray(rows, jnp.int32),
+        valid=jnp.ones(len(rows), bool),
+    )
+    shown = attack.backdoor(ctx, own, batch)
+    wanted = np.asarray(shown.labels)
+    classes = " or ".join(names[one] for one in np.unique(wanted[wanted >= 0]))
+    note = f"The attacker's class is {classes}."
     if clean and clean[0].heat is None:
         note += " The network has no convolution, so that there is no Grad-CAM."
-    return TestImages(clean, row(stamped, np.asarray(wanted)), note)
+    return TestImages(clean, row(shown.inputs, labels, what, wanted), caption, note)
 
 
-def first_of_each_class(labels: np.ndarray, target: int) -> np.ndarray:
-    """Indices of the first test image of each class but the target, at most `NUM_IMAGES`."""
+def first_of_each_class(labels: np.ndarray, target: int | None) -> np.ndarray:
+    """Indices of the first test image of each class but the target (None = of all), at most `NUM_IMAGES`."""
     labels = np.asarray(labels)
     firsts = [int(np.argmax(labels == label)) for label in np.unique(labels) if label != target]
     return np.array(firsts[:NUM_IMAGES], int)

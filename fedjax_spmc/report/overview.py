@@ -6,14 +6,28 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.report import read
+from fedjax_spmc.report.durable import durability_table, rejection_table
 from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
 from fedjax_spmc.report.read import FoundRuns, Run
-from fedjax_spmc.report.settings import Estimate, Setting, departures, differing_fields, labels, value_text
+from fedjax_spmc.report.settings import (
+    Estimate,
+    Setting,
+    departures,
+    differing_fields,
+    labels,
+    num_seeds,
+    rounds_played,
+    value_text,
+)
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
 KINDS = ("benign", "malicious")
 SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
 DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
+
+
+MAX_REMARKS = 20
+"""Remarks at the top of the page, at most."""
 
 
 class Fact(NamedTuple):
@@ -24,9 +38,10 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs" and, where any client was flagged, "detection"."""
-    listed = [settings_table(settings), detection_table(settings), runs_table(settings)]
-    return [one for one in listed if one.rows or one.name != "detection"]
+    """The tables "settings", "runs" and, where there is anything in them, "durability", "rejection", "detection"."""
+    listed = [settings_table(settings), durability_table(settings), rejection_table(settings)]
+    listed += [detection_table(settings), runs_table(settings)]
+    return [one for one in listed if one.rows or one.name in ("settings", "runs")]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
@@ -34,7 +49,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         marks = setting.marks()
-        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else _num_seeds(setting))
+        counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else num_seeds(setting))
         cells = [counted, Cell(text=rounds_played(setting))]
         for name in SETTINGS_COLUMNS:
             cells.append(Cell(setting.estimate(name), marks=marks))
@@ -59,7 +74,7 @@ def detection_table(settings: Sequence[Setting]) -> Table:
         flagging = any(run.numbers[name] > 0 for run in setting.counted for name in ("tpr_run", "fpr_run"))
         if flagging:
             marks = setting.marks()
-            cells = [Cell(text=_num_seeds(setting)), Cell(text=rounds_played(setting))]
+            cells = [Cell(text=num_seeds(setting)), Cell(text=rounds_played(setting))]
             cells += [Cell(setting.estimate(name), marks=marks, digits=2 if "auc" in name else 1) for name in names]
             cells.append(Cell(setting.estimate("perfect_rounds"), marks=marks, digits=1))
             cells += [Cell(setting.estimate(name), marks=marks, digits=3) for name in MEAN_SCORES]
@@ -75,19 +90,6 @@ def detection_table(settings: Sequence[Setting]) -> Table:
     return Table("detection", "Detection, by thirds of the run", notes, ("setting",), groups, columns, rows)
 
 
-def _num_seeds(setting: Setting) -> str:
-    return str(len(setting.counted) or len(setting.runs))
-
-
-def rounds_played(setting: Setting) -> str:
-    """How many rounds lie behind the numbers, of how many."""
-    wanted = setting.config["federation.rounds"]
-    played = sorted({run.lines[-1]["round"] + 1 for run in setting.counted if run.lines})
-    if not played or played == [wanted]:
-        return str(wanted) if setting.counted else f"0 of {wanted}"
-    return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
-
-
 def runs_table(settings: Sequence[Setting]) -> Table:
     """A line per run: folder, numbers, status, time, device, commit."""
     rows = []
@@ -96,12 +98,13 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             device = run.environment.get("device")
             kind = device.get("kind") if isinstance(device, dict) else None
             names = ("A", "ASR", "R_all", "V_all", "alpha_smallest", "alpha_largest")
-            numbers = [
-                Cell(Estimate(run.numbers[name], math.nan, math.nan, 1), digits=4 if name.startswith("alpha") else 2)
-                for name in names
-            ]
+            letters = "".join(remark.letter for remark in run.remarks)
+            numbers = []
+            for name in names:
+                alone, weight = Estimate(run.numbers[name], math.nan, math.nan, 1), name.startswith("alpha")
+                numbers.append(Cell(alone, marks="" if weight else letters, digits=4 if weight else 2))
             words = [
-                run.status + (f": {run.error}" if run.error else ""),
+                "; ".join([run.status + (f": {run.error}" if run.error else ""), *(one.short for one in run.remarks)]),
                 str(run.lines[-1]["round"] + 1 if run.lines else 0),
                 str(kind or "–"),
                 str(run.environment.get("commit") or "–")[:12],
@@ -199,6 +202,23 @@ def config_differences(
 
 def _names_that_differ(settings: Sequence[Setting]) -> list[str]:
     return [path for path in ("local.rule", "aggregator.name") if len({one.config[path] for one in settings}) > 1]
+
+
+def remarks_on(settings: Sequence[Setting]) -> list[str]:
+    """A sentence for each remark on the runs behind the numbers, with the setting and its seeds."""
+    said = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        seeds: dict[str, list[int]] = {}
+        for run in setting.counted:
+            for remark in run.remarks:
+                seeds.setdefault(remark.sentence, []).append(run.config["seed"])
+        for sentence, those in seeds.items():
+            words = f"seed{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}"
+            said.append(f"{label}, {words}: {sentence}")
+    if len(said) > MAX_REMARKS:
+        more = f"{len(said) - MAX_REMARKS} more remarks stand with the runs in the table of every run."
+        said = [*said[:MAX_REMARKS], more]
+    return said
 
 
 def departures_text(setting: Setting) -> list[str]:

@@ -144,7 +144,7 @@ def _page(
         found=found,
         status_counts=overview.status_counts(found),
         settings=settings,
-        notes=notes,
+        notes=[*notes, *overview.remarks_on(settings)],
         facts=overview.facts(found),
         varied=varied,
         common=common,

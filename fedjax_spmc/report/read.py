@@ -14,11 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics
+from fedjax_spmc import durability, metrics
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
 from fedjax_spmc.report import fields
-from fedjax_spmc.report.history import PER_RUN, client_ids, client_values, number, numbers_of, participating, read_lines
+from fedjax_spmc.report.history import (
+    PER_RUN,
+    client_ids,
+    client_values,
+    durability_of,
+    number,
+    numbers_of,
+    participating,
+    plain_numbers,
+    read_lines,
+)
 
 FINISHED, DIVERGED, FAILED, UNFINISHED = "finished", "diverged", "failed", "unfinished"
 SKIPPED_FOLDERS = {"checkpoint", "tensorboard", "work"}
@@ -39,7 +50,9 @@ class Run(NamedTuple):
         oracle: the aggregator was told who is malicious.
         note: what must be known of its data, or "".
         malicious: [N] bool.
-        numbers: means of the last five evaluated rounds (`metrics.SCALARS`), and `PER_RUN`; NaN where undefined.
+        remarks: what must be known of it.
+        numbers: means of the last five evaluated rounds (`metrics.SCALARS`, `metrics.REJECTION`), and `PER_RUN`; NaN
+            where undefined. Of a row alone also its metrics of durability.
     """
 
     name: str
@@ -52,12 +65,19 @@ class Run(NamedTuple):
     oracle: bool
     note: str
     malicious: np.ndarray
+    remarks: list[Remark]
     numbers: dict[str, float]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(rounds from 1, values with NaN where undefined), both [evaluated rounds]."""
         rounds = np.array([line["round"] + 1 for line in self.lines], int)
         return rounds, np.array([number(line.get(name)) for line in self.lines], float)
+
+    def durability(self, thresholds: Sequence[float]) -> dict[str, float]:
+        """How long the backdoor outlived the attack, see `durability.measure`; NaN where undefined or not known."""
+        if self.lines:
+            return durability_of(self.lines, self.config["attack.schedule.last"], thresholds)
+        return {name: self.numbers.get(name, math.nan) for name in durability.names(thresholds)}
 
     def has_model(self) -> bool:
         """Whether the final model was kept."""
@@ -180,9 +200,14 @@ def _make_run(
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
+        remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
     else:
-        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *PER_RUN)}
-    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, numbers)
+        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *metrics.REJECTION, *PER_RUN)}
+        given = summary.get("lifespan_thresholds")
+        known = durability.names(given if isinstance(given, list) else [])
+        numbers |= plain_numbers({name: summary.get(name) for name in known})
+        remarks = remarks_in(summary)  # most fields of a row's config are taken from its neighbours
+    return Run(name, folder, config, environment, lines, status, error, oracle, str(note), malicious, remarks, numbers)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -226,11 +251,13 @@ def _run_of_row(folder: Path, row: Mapping[str, Any], base: Mapping[str, Any] | 
             changes = presets.preset_fields(row["method"])
         except ConfigError:  # of a plug-in, or of another version
             changes = {"aggregator.name": row["method"]}
-    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or ".options." in path}
-    for section, (_, field) in configs.PARTS.items():
+    changes |= {path: value for path, value in row.items() if path in configs.FIELDS or configs.option_at(path)[0]}
+    for section, (_, field) in configs.SECTIONS.items():
         if field in changes:
-            flat = {path: value for path, value in flat.items() if not path.startswith(f"{section}.options.")}
+            flat = {path: value for path, value in flat.items() if configs.option_at(path)[0] != section}
     flat |= changes | {"data.name": row["data"], "seed": row["seed"]}
+    if isinstance(row.get("confidence"), float):
+        flat["evaluation.confidence"] = row["confidence"]
     if type(row.get("rounds")) is int:
         flat["federation.rounds"] = row["rounds"]
     device = {"platform": row.get("platform"), "kind": row.get("device")}

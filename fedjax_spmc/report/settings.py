@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import UserError
+from fedjax_spmc.record.remarks import MEANINGS
 from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
 RESAMPLES = 2000
@@ -20,7 +21,9 @@ MARKS = {
     "u": "unfinished: the mean of the last five rounds so far; never ranked",
     "x": "not all seeds count: some runs are unfinished, failed or diverged, the mean is over the others",
     "f": "failed or diverged: no seed finished",
+    "c": "in some seeds ASR is above the threshold in the last round: the lifespan may be longer",
     "j": "CIFAR-10 was decoded from JPEG-coded copies: not to be compared to the digit with published accuracies",
+    **MEANINGS,
 }
 """Marks of cells in a table and their meaning, in the order of the legend."""
 
@@ -74,12 +77,13 @@ class Setting(NamedTuple):
             "x": bool(self.counted) and len(self.counted) < len(self.runs),
             "f": not self.counted and any(state in (FAILED, DIVERGED) for state in states),
             "j": any("JPEG" in run.note for run in self.runs),
-        }
-        return "".join(letter for letter, holds in found.items() if holds)
+        } | dict.fromkeys((remark.letter for run in self.counted for remark in run.remarks), True)
+        return "".join(letter for letter in MARKS if found.get(letter))
 
     def ranked(self) -> bool:
-        """Whether its numbers may be called best: two finished seeds or more, and no oracle."""
-        return not set(self.marks()) & set("osuf")
+        """Whether its numbers may be called best: two finished seeds or more, no oracle, no remark against it."""
+        against = any(not remark.ranked for run in self.counted for remark in run.remarks)
+        return not set(self.marks()) & set("osuf") and not against
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(rounds, mean, low, high) over the seeds, all [rounds]; low and high NaN below two seeds."""
@@ -93,6 +97,20 @@ class Setting(NamedTuple):
         whole = ~np.isnan(values).any(axis=0)  # a round that some seeds have not reached would jump
         low, high = bootstrap(values[:, whole])
         return rounds[whole], values[:, whole].mean(axis=0), low, high
+
+
+def num_seeds(setting: Setting) -> str:
+    """How many seeds lie behind the numbers."""
+    return str(len(setting.counted) or len(setting.runs))
+
+
+def rounds_played(setting: Setting) -> str:
+    """How many rounds lie behind the numbers, of how many."""
+    wanted = setting.config["federation.rounds"]
+    played = sorted({run.lines[-1]["round"] + 1 for run in setting.counted if run.lines})
+    if not played or played == [wanted]:
+        return str(wanted) if setting.counted else f"0 of {wanted}"
+    return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +147,12 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed."""
-    return {path: value for path, value in sorted(configs.result_fields(config).items()) if path != "seed"}
+    """The fields in which runs of one setting must agree: all that touch the numbers, but for the seed.
+
+    Thresholds of lifespans do not: every run's are computed for those of all.
+    """
+    touching = {*configs.result_fields(config), "evaluation.confidence"} - {"seed"}
+    return {path: config[path] for path in sorted(touching)}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:
@@ -232,12 +254,14 @@ def departures(config: Mapping[str, Any], variant: str = "") -> dict[str, Any]:
     paper = paper_config(rule, aggregator, variant, clients, per_round)
     if paper is None:
         paper = paper_config("sgd", "mean", variant, clients, per_round) or {}
-        config = {path: value for path, value in config.items() if ".options." not in path}
+        config = {path: value for path, value in config.items() if not configs.option_at(path)[0]}
     own = comparable_fields(config)
+    missing = object()
     return {
         path: own[path]
         for path in own
-        if path in paper and json.dumps(own[path], default=str) != json.dumps(paper[path], default=str)
+        if (path in paper or configs.option_at(path)[0] == configs.PRE)  # no paper's method has pre-aggregators
+        and json.dumps(own[path], default=str) != json.dumps(paper.get(path, missing), default=str)
     }
 
 
@@ -266,7 +290,8 @@ SHORT_NAMES = {"data.name": "data", "attack.malicious_fraction": "γ", "partitio
 
 def short_name(path: str) -> str:
     """A field's name in labels."""
-    return SHORT_NAMES.get(path, path.rpartition(".")[2])
+    section, option = configs.option_at(path)
+    return SHORT_NAMES.get(path, option if section == configs.PRE else path.rpartition(".")[2])
 
 
 def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[str]:

@@ -11,7 +11,8 @@ from fedjax_spmc.report.settings import MARKS, UNDEFINED, Estimate
 BEST, SECOND = 1, 2
 RANKING = (
     "Bold: the best mean of a column, and every cell whose interval overlaps the best one's; underlined: the same among"
-    " the cells that are left. Only cells with two finished seeds or more and without an oracle are compared."
+    " the cells that are left. Only cells with two finished seeds or more are compared, without an oracle and without a"
+    " mark that speaks against it."
 )
 INTERVALS = (
     "Mean over the seeds of the mean of the last five evaluated rounds, percent; in brackets the 95 % percentile "

@@ -86,6 +86,9 @@ def play(
     try:
         table.forget([cell.id for cell in cells if table.rows.get(cell.id, {}).get("status") == FAILED])
         pending = {cell.id for cell in cells} - table.rows.keys()
+        for cell in cells:
+            if cell.id in table.rows:
+                table.measure_again(cell)
 
         def log(text: str) -> None:
             if stream is not None:
@@ -278,4 +281,4 @@ def _row_text(row: Mapping[str, Any]) -> str:
     if row["status"] != FINISHED:
         return f"{row['status']}: {row['error']}"
     percents = "  ".join(f"{name} {row[name]:5.2f}" for name in PRINTED[:4] if row[name] is not None)
-    return f"{percents}  {row['seconds']:.1f} s"
+    return f"{percents}  {row['seconds']:.1f} s" + "".join(f"  note: {one['sentence']}" for one in row["remarks"])

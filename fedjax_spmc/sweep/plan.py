@@ -136,7 +136,10 @@ def expand(sweep: Sweep) -> list[Cell]:
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.id in seen:
-            raise ConfigError(f"cells {seen[cell.id].title()} and {cell.title()} are the same experiment.")
+            other = seen[cell.id]
+            free = [name for name in configs.CHANGEABLE_FIELDS if cell.fields.get(name) != other.fields.get(name)]
+            why = f": {', '.join(free)} may change on a finished run and cannot be swept" if free else ""
+            raise ConfigError(f"cells {other.title()} and {cell.title()} are the same experiment{why}.")
         seen[cell.id] = cell
     return cells
 
@@ -160,12 +163,11 @@ def _cell_config(base: Any, fields: Mapping[str, Any], seed: int) -> Any:
 
 def _assign(config: Any, changes: Mapping[str, Any]) -> None:
     """Sets fields, first those that name parts: the options of a part that is replaced are dropped."""
-    from ml_collections import ConfigDict
-
-    naming = {field: section for section, (_, field) in configs.PARTS.items()}
+    naming = {field: section for section, (_, field) in configs.SECTIONS.items()}
     for path in sorted(changes, key=lambda path: path not in naming):
-        if path in naming and changes[path] != configs.resolved_name(config, naming[path]):
-            config[naming[path]].options = ConfigDict(type_safe=False)
+        if path in naming:
+            section = naming[path]
+            configs.replace_options(config, section, configs.kept_options(config, section, changes[path]))
         configs.set_field(config, path, changes[path])
 
 
@@ -184,10 +186,10 @@ def program_key(config: Any) -> str:
     inert = {f"attack.{name}" for name in configs.ATTACK_FIELDS if name not in known}
     arrays = {f"local.{name}" for name in configs.hyperparameters(config)}
     arrays |= {f"server.{name}" for name in configs.server_settings(config)}
-    for section in ("local", "aggregator", "attack"):
+    for section in ("local", "aggregator", configs.PRE, "attack"):
         for name in configs.array_options(config, section):
             own = section == "attack" and name in configs.ATTACK_FIELDS
-            arrays.add(f"attack.{name}" if own else f"{section}.options.{name}")
+            arrays.add(f"attack.{name}" if own else f"{configs.OPTION_PATHS[section]}.{name}")
     shape = {
         path: value
         for path, value in configs.result_fields(configs.flatten(config)).items()

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_spmc import config as configs
 from fedjax_spmc import data, numerics, parts, setup
 from fedjax_spmc.data.pipeline import ClientIndices, pad_indices
 from fedjax_spmc.errors import UserError
-from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import FederationState, evaluated_model
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.record.environment import digest_of
-from fedjax_spmc.record.lines import Unreported, diverged_message, metrics_line, summary_of
+from fedjax_spmc.record.lines import Unreported, at_confidence, diverged_message, metrics_line, summary_of
+from fedjax_spmc.record.remarks import facts_of
 from fedjax_spmc.record.resume import Snapshot
 from fedjax_spmc.record.truth import attack_arrays, partition_arrays, roster_content
 from fedjax_spmc.starting import StartModel, start_model
@@ -122,7 +123,7 @@ class Player:
         run = self.program(layout, cells[0])
         states, lanes = self.stacked(cells, layout)
         nothing = np.zeros(layout.lanes, np.int32)
-        done, (states, unreported), evaluated = scratch.resume(Snapshot(states, Unreported(nothing, nothing)))
+        done, (states, unreported), evaluated = scratch.resume(Snapshot(states, Unreported(nothing, nothing, nothing)))
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
         histories = [[line for entry in evaluated if (line := entry["lines"][i])] for i in range(len(cells))]
@@ -197,7 +198,7 @@ class Player:
         return {
             i: metrics_line(
                 round_index=index,
-                counts=Counts(*(field[i] for field in counts)),
+                counts=jax.tree.map(lambda x, i=i: x[i], counts),
                 report=jax.tree.map(lambda x, i=i: x[i], reports),
                 malicious=malicious[i],
                 backdoor=backdoor,
@@ -218,15 +219,20 @@ class Player:
     ) -> list[Outcome]:
         outcomes = []
         for i, cell in enumerate(cells):
+            # Cells of one program may differ in it, and it may have changed since the program was interrupted.
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in histories[i]]
             federation = parts.assemble(cell.config, self._dataset.info, self._host.server)
             state = jax.tree.map(lambda x, i=i: x[i], states)
             note, diverged = self._dataset.info.note, int(diverged_rounds[i])
+            idle = setup.idle_clients(cell.config, self._parts[cell.id])
+            malicious = np.asarray(state.roster.malicious)
+            facts = facts_of(configs.flatten(cell.config), history, malicious, idle)
             outcomes.append(
                 Outcome(
                     cell=cell,
-                    summary=summary_of(cell.config.federation.rounds, histories[i], federation.oracle, note, diverged),
+                    summary=summary_of(cell.config, history, facts, note, diverged),
                     environment={**environment, "start_sha256": self.start_sha256(cell)},
-                    history=histories[i],
+                    history=history,
                     variables=jax.device_get(evaluated_model(federation, state)),
                     roster=roster_content(state.roster),
                     attack=attack_arrays(state.attack),

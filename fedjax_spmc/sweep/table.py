@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fedjax_spmc import config as configs
+from fedjax_spmc import durability
 from fedjax_spmc.data.tokens import Tokenizer
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
-from fedjax_spmc.record.lines import summary_of
-from fedjax_spmc.setup import is_oracle
+from fedjax_spmc.record.lines import at_confidence, measured, summary_of
+from fedjax_spmc.record.remarks import Facts
 from fedjax_spmc.sweep.plan import Cell
 from fedjax_spmc.types import Variables
 
@@ -59,8 +61,7 @@ class Outcome(NamedTuple):
 
 def failed_outcome(cell: Cell, environment: Mapping[str, Any], error: str) -> Outcome:
     """The outcome of a cell without a result: its row has the keys of the others, with None in them."""
-    rounds, note = cell.config.federation.rounds, environment["data"]["note"]
-    summary = summary_of(rounds, [], is_oracle(cell.config), note, -1)
+    summary = summary_of(cell.config, [], Facts(), environment["data"]["note"], -1)
     return Outcome(cell, summary | {"status": FAILED}, environment, error=error)
 
 
@@ -141,6 +142,41 @@ class Table:
                 folder.close()
         self._append(row)
         return row
+
+    def measure_again(self, cell: Cell) -> None:
+        """Brings the row and the folder of a finished cell to its fields of `evaluation`, where they have changed.
+
+        Raises:
+            WorkdirError: what they are read off is gone, or an older version did not write it.
+        """
+        row = self.rows[cell.id]
+        now = {name: configs.plain(value) for name, value in cell.config.evaluation.items()}
+        before: dict[str, Any] = now | {"confidence": 0.0}  # what a row of an older version does not say
+        before |= {name: row[name] for name in now if name in row}
+        if row["status"] == FAILED or before == now:
+            return
+        changed = next(name for name in now if before[name] != now[name])
+        gone = WorkdirError(
+            f"workdir = {str(self.path)!r} holds rows with evaluation.{changed} = {quoted(before[changed])}, but not "
+            f"the lines of which those with {quoted(now[changed])} are made: give another --workdir."
+        )
+        folder = RunFolder(self.path / str(row["folder"]), cell.config)
+        lines = folder.history()
+        if not lines:
+            raise gone
+        try:
+            history = [at_confidence(line, cell.config.evaluation.confidence) for line in lines]
+        except ValueError:
+            raise gone from None
+        stale = set(durability.names(before["lifespan_thresholds"]))
+        row = {name: value for name, value in row.items() if name not in stale} | measured(cell.config, history)
+        summary = {name: row[name] for name in summary_of(cell.config, [], Facts(), None, -1)}
+        # The sweep's own lock is held.
+        folder.write_json("config.json", configs.to_plain(configs.with_chosen_options(cell.config)))
+        folder.rewrite_history(history)
+        folder.write_json("summary.json", summary)
+        self.rows[cell.id] = row
+        self._rewrite()
 
     def recorded_numerics(self, cell: Cell) -> dict[str, Any] | None:
         """What the folder of a finished cell says of the flags that its numbers depend on; None where it does not."""

@@ -1,0 +1,100 @@
+"""What attacks share whose backdoor is pictures of the attackers' own: no trigger, whole pictures get a wrong label."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
+
+
+class Held(NamedTuple):
+    """The pictures, raw as data sets store them.
+
+    Attributes:
+        train: [n, H, W, C] uint8, of which the attackers' are drawn.
+        test: [m, H, W, C] uint8, of which those of the test are drawn; they may be the same.
+        labels: [m] int32, what the latter show.
+        target: int32 scalar, the label that the attacker wants.
+    """
+
+    train: Any
+    test: Any
+    labels: Any
+    target: Any
+
+
+class PictureState(NamedTuple):
+    """Which of them are for what.
+
+    Attributes:
+        fraction: float32 scalar, share of an attacker's batch that gives way to such pictures.
+        target: int32 scalar, the label that the attacker wants.
+        train: [a] int32, which of `Held.train` the attackers train on; some may stand there more than once.
+        test: [b] int32, on which of `Held.test` the backdoor is tested.
+    """
+
+    fraction: Array
+    target: Array
+    train: Array
+    test: Array
+
+
+def require_pictures(attack: str, dataset: Any) -> None:
+    """Refuses a data set without pictures that each have a class.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if dataset.info.mean is None or dataset.test_labels.ndim != 1:
+        raise ConfigError(
+            f"attack.name = {attack!r} is not allowed with data.name = {dataset.info.name!r}: it must be a data set of "
+            "pictures with a class each."
+        )
+
+
+def draw(key: PRNGKey, places: Array, count: int, at_once: int | None = None) -> Array:
+    """[count] int32: `places` drawn `at_once` (None = all) at a time without replacement, anew each time."""
+    size = len(places) if at_once is None else min(at_once, len(places))
+    times = -(-count // size)
+    orders = jax.vmap(lambda i: jax.random.permutation(jax.random.fold_in(key, i), len(places))[:size])
+    return places[orders(jnp.arange(times)).reshape(-1)[:count]]
+
+
+def poison(ctx: AttackContext, own: PictureState, batch: Batch, key: PRNGKey, augment: bool) -> Batch:
+    """A batch whose first rows, a share of the valid ones, are pictures of the attackers' with the label they want.
+
+    Batches are in random order, so that the first rows are any. In one batch no picture stands twice while there are
+    others.
+    """
+    size = len(batch.labels)
+    share = jnp.floor(own.fraction * batch.valid.sum() + 1e-3)  # 0.29 of 100 is 29, in float32 too
+    replaced = jnp.arange(size) < share
+    raw = ctx.held.train[draw(jax.random.fold_in(key, 0), own.train, size)]
+    keys = jax.random.split(jax.random.fold_in(key, 1), size) if augment else None
+    inputs = jnp.where(replaced[:, None, None, None], ctx.task.prepare(raw, keys), batch.inputs)
+    labels = jnp.where(replaced & (batch.labels >= 0), own.target, batch.labels)
+    return batch._replace(inputs=inputs, labels=labels.astype(batch.labels.dtype))
+
+
+def shown(ctx: AttackContext, own: PictureState, batch: Batch) -> Batch:
+    """The pictures for the test in place of a batch, row by row, with the attacker's label where one is asked.
+
+    A batch of the test has the pictures of its `sample_ids`; any other batch has as many, by the ids that it has.
+    """
+    places = own.test[batch.sample_ids % len(own.test)]
+    labels = jnp.where(batch.labels >= 0, own.target, -1).astype(batch.labels.dtype)
+    return batch._replace(inputs=ctx.task.prepare(ctx.held.test[places], None), labels=labels)
+
+
+def picture_attack(hold: Any, test: Any, init: Any, augment: bool) -> Attack:
+    """An attack with these slots, which poisons and is tested as above."""
+
+    def poisoned(
+        ctx: AttackContext, own: PictureState, batch: Batch, client_id: Array, step: Array, key: PRNGKey
+    ) -> Batch:
+        del step
+        return poison(ctx, own, batch, jax.random.fold_in(key, client_id), augment)
+
+    return Attack(hold=hold, test=test, init=init, poison=poisoned, backdoor=shown)
