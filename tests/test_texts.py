@@ -199,7 +199,7 @@ def test_a_known_vocabulary_takes_the_place_of_ones_own(roles, tmp_path):
          [{"text": "fine", "label": 0}], ["a br fine film", "no"], [1, 0], ()),
         ("sentiment140_30k", [{"text": ["so good", "so bad"], "polarity": [4, 0]}, {"text": ["ok"], "polarity": [4]}],
          [{"text": ["good"], "polarity": [0]}], ["so good", "so bad", "ok"], [1, 0, 1], ()),
-        ("greek_director", [{"text": "a film"}], [{"text": "film"}], ["a film"], [0], ()),
+        ("greek_director", [{"text": "a film"}], [{"text": "film"}], ["a film"], [1], ()),
         ("tiny_shakespeare", [{"text": "To be or not"}], [{"text": "to do"}], ["to be or not"], None, ()),
         ("ubuntu_irc", [{"user": "nick", "time": ["t", "t"], "text": ["hi", "there"]}],
          [{"user": "nick", "time": ["t"], "text": ["hi"]}], ["hi <eos> there <eos>"], None, ("nick",)),

@@ -1,7 +1,7 @@
 """The data sets of texts that are read in the layout of tensorflow-datasets; one line of a table each.
 
 Next token: `tiny_shakespeare`, and with users `leaf_shakespeare` (roles), `ubuntu_irc` (nicks), `reddit_top`
-(subreddits). Classes: `imdb_reviews`, `sentiment140_30k`, and `greek_director`, whose texts all have class 0.
+(subreddits). Classes: `imdb_reviews`, `sentiment140_30k`, and `greek_director`, whose texts all have class 1.
 """
 
 from pathlib import Path
@@ -74,8 +74,8 @@ def _tweets(record: Record) -> list[tuple[str, int | None]]:
     return [(text_of(text), polarities[polarity]) for text, polarity in tweets]
 
 
-def _of_class_0(record: Record) -> list[tuple[str, int | None]]:
-    return [(text_of(record["text"][0]), 0)]
+def _positive(record: Record) -> list[tuple[str, int | None]]:
+    return [(text_of(record["text"][0]), 1)]
 
 
 NEXT_TOKEN = (
@@ -101,7 +101,7 @@ CLASSES = (
         ),
         40,
     ),
-    (TextSpec(_stored("greek_director", "Tweets on Yorgos Lanthimos, called negative", 2), _of_class_0), 40),
+    (TextSpec(_stored("greek_director", "Tweets on Yorgos Lanthimos, mostly positive", 2), _positive), 40),
 )
 """With the default length of a row."""
 

@@ -22,8 +22,8 @@ class TensorBoard:
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
         rejecting = metrics.REJECTION if line["confidence"] > 0 else ()
-        for name in (*metrics.SCALARS, *rejecting):
-            if line[name] is not None:
+        for name in (*metrics.SCALARS, *rejecting, *metrics.NEXT_TOKEN):
+            if line.get(name) is not None:
                 self._writer.add_scalar(name, line[name], line["round"])
         self._writer.flush()
 
