@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import overview, read, tables
 from fedjax_spmc.report.settings import group
+from fedjax_spmc.terminal import show
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KEPT_FILES = ("config.json", "environment.json", "roster.json", "metrics.jsonl", "summary.json")
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = "\n".join(
         f"  {name:<14} {study.title}\n{'':17}cells: {', '.join(study.cells)}" for name, study in STUDIES.items()
     )
-    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n")
+    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n", resumes=True)
     parser.positional("NAME", "one of the names above")
     parser.flag(Option("--data", str, "cifar10"), "NAME", "data set")
     parser.flag(Option("--seeds", str, "0,1,2"), "N,...", "of every cell")
@@ -137,7 +139,8 @@ def _cells(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"NAME must be one of {', '.join(STUDIES)}, and {given} is given")
     study_name = flags.positional[0]
     study = STUDIES[study_name]
-    workdir, results = Path(flags["workdir"] or f"runs/{study_name}"), Path(flags["results"] or RESULTS / study_name)
+    workdir = expanded(flags["workdir"] or f"runs/{study_name}", "--workdir")
+    results = expanded(flags["results"] or RESULTS / study_name, "--results")
     words = (study.default if flags["cells"] is None else flags["cells"]).split(",")
     chosen = [name for name in study.cells if any(w == name or (w in name and w not in study.cells) for w in words)]
     if not chosen:
@@ -152,7 +155,7 @@ def _cells(parser: Parser, flags: Flags) -> int:
             run_cell(preset, {**fixed, **fields}, flags["data"], workdir / folder)
             copy_results(workdir / folder, results / folder)
     settings, _ = group(read.read([results]).runs)
-    print("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
+    show("\n".join(tables.to_markdown(one) for one in overview.tables(settings) if one.name in study.tables))
     return 0
 
 

@@ -20,9 +20,11 @@ from docstrings import DocstringError, cell, markdown
 
 from fedjax_spmc.aggregators.guard import guarded
 from fedjax_spmc.attacks.triggers import PRESETS
+from fedjax_spmc.command import Parser, run_command
 from fedjax_spmc.config import ATTACK_FIELDS
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.registry import Registry, aggregators, attacks, local_rules, preaggregators
+from fedjax_spmc.terminal import show
 from fedjax_spmc.types import Attack, AttackContext, Traits, Variables
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -350,23 +352,28 @@ def filled(text: str) -> str:
     return BLOCK.sub(made, text)
 
 
-def main(arguments: Sequence[str]) -> int:
-    check = "--check" in arguments
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.switch("--check", "writes nothing, and ends with 1 where a page is not what the code says")
+    return run_command(parser, lambda flags: _make(flags["check"]), arguments)
+
+
+def _make(check: bool) -> int:
     stale = False
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         try:
             anew = filled(text)
         except DocstringError as error:
-            print(error)
+            show(str(error))
             return 1
         if anew != text:
             stale = True
-            print(f"docs/{page.name} is {'not what the code says' if check else 'written anew'}")
+            show(f"docs/{page.name} is {'not what the code says' if check else 'written anew'}")
             if not check:
                 page.write_text(anew, encoding="utf-8")
     return int(check and stale)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,11 +21,13 @@ from fedjax_spmc import config as configs
 from fedjax_spmc.command import Flags, Overrides, Parser, run_command, use_compilation_cache
 from fedjax_spmc.config import FIELDS
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import page, read
 from fedjax_spmc.sweep import Sweep, engine, expand
 from fedjax_spmc.sweep.__main__ import override
 from fedjax_spmc.sweep.plan import cell_id
 from fedjax_spmc.sweep.table import FINISHED, Table
+from fedjax_spmc.terminal import note, show
 
 SWEEPS = Path(__file__).resolve().parent.parent / "configs" / "sweeps"
 COUNT = Range(1, 10**9)
@@ -105,7 +107,7 @@ RESULTS_OF_PAPERS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     names = "\n".join(f"  {name:<12} {paper.title}" for name, paper in RESULTS_OF_PAPERS.items())
-    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n", overrides=True)
+    parser = Parser("", f"{__doc__}\nNAME is one of\n{names}\n", overrides=True, resumes=True)
     parser.positional("NAME", "one of the names above")
     parser.flag(Option("--rounds", int, 50, range=COUNT), "N", "rounds of every cell")
     parser.flag(Option("--seeds", str, None, optional=True), "N,...", "of every cell (default 0,1,2; spmc_fig7: 0)")
@@ -130,7 +132,8 @@ def _papers(parser: Parser, flags: Flags) -> int:
         given = " ".join(flags.positional) or "nothing"
         raise parser.refusal(f"NAME must be one of {', '.join(RESULTS_OF_PAPERS)}, and {given} is given")
     paper = RESULTS_OF_PAPERS[flags.positional[0]]
-    workdir, results = Path(flags["workdir"] or paper.workdir), Path(flags["results"])
+    workdir = expanded(flags["workdir"] or paper.workdir, "--workdir")
+    results = expanded(flags["results"], "--results")
     sweeps = _sweeps(parser, flags, paper)
     kept = {} if paper.needs_models else _kept_cells(results)
     ids: set[str] = set()
@@ -138,7 +141,7 @@ def _papers(parser: Parser, flags: Flags) -> int:
         cells = expand(sweep)
         ids |= {cell.id for cell in cells}
         missing = [cell for cell in cells if cell.id not in kept]
-        print(f"{len(cells)} cells, {len(cells) - len(missing)} of them kept in {results}", file=sys.stderr)
+        note(f"{len(cells)} cells, {len(cells) - len(missing)} of them kept in {results}")
         if missing and not flags["dry_run"]:
             use_compilation_cache(missing[0].config)
             engine.play(sweep, missing, Table(workdir), sys.stderr)
@@ -149,7 +152,7 @@ def _papers(parser: Parser, flags: Flags) -> int:
         _keep(workdir, rows, results)
     sources = [*([workdir] if rows else []), *sorted(kept[name] for name in ids & kept.keys())]
     out = flags["out"] or workdir / "report"
-    print(f"report: {page.build(sources, out, paper.tables, flags['details'])}")
+    show(f"report: {page.build(sources, out, paper.tables, flags['details'])}")
     return 0 if all(rows[name]["status"] == FINISHED for name in ids & rows.keys()) else 1
 
 

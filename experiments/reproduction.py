@@ -10,11 +10,14 @@ these rows by the first word of their first head.
 
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from fedjax_spmc.command import Parser, run_command
 from fedjax_spmc.report import overview, published, read, tables
 from fedjax_spmc.report.settings import group
+from fedjax_spmc.terminal import show
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- report (\S+) (\S+)([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -63,14 +66,20 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda m: m[1] + block(m[2], m[3], m[4]) + m[6], text)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.switch("--check", "writes nothing, and ends with 1 where a table is not what the results say")
+    return run_command(parser, lambda flags: _make(flags["check"]), arguments)
+
+
+def _make(check: bool) -> int:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     stale = [page for page in pages if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
     for page in stale:
-        print(f"{page.relative_to(ROOT)} is not what the results say")
-        if "--check" not in sys.argv[1:]:
+        show(f"{page.relative_to(ROOT)} is not what the results say")
+        if not check:
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return int(bool(stale) and "--check" in sys.argv[1:])
+    return int(bool(stale) and check)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ In a notebook:
     result = experiment.run(make_config("spmc", data__name="digits"))
 """
 
+from fedjax_spmc import startup  # noqa: F401  # first, as it holds from here on
+
+# isort: split
 from fedjax_spmc.errors import ConfigError, DataError, DivergedError, UserError, WorkdirError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, TRACED, Range
 from fedjax_spmc.types import (

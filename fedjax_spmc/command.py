@@ -22,8 +22,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import terminal
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
 from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.paths import NoHomeError, expanded
+from fedjax_spmc.reading import reason_of
+from fedjax_spmc.startup import INTERRUPTED, interrupts
+from fedjax_spmc.terminal import note, show
 
 Overrides = list[tuple[str, str]]
 """`--config.FIELD=VALUE` as (FIELD, VALUE)."""
@@ -54,9 +59,10 @@ class Parser:
         command: the module behind `python -m fedjax_spmc.`; "" for a script.
         doc: what the command does; its help prints it and then the flags.
         overrides: whether `--config.FIELD=VALUE` is taken.
+        resumes: whether the command goes on with its work when it is given again.
     """
 
-    def __init__(self, command: str, doc: str | None, overrides: bool = False):
+    def __init__(self, command: str, doc: str | None, overrides: bool = False, resumes: bool = False):
         self._prog = f"python -m fedjax_spmc.{command}" if command else f"python {sys.argv[0]}"
         self._parser = _ArgumentParser(
             prog=self._prog,
@@ -67,6 +73,7 @@ class Parser:
         )
         self._parser.add_argument("-h", "--help", action="store_true", help="prints this and ends")
         self._overrides = overrides
+        self.resumes = resumes
         self._options: dict[str, Option] = {}
 
     def flag(self, option: Option, metavar: str, text: str, repeated: bool = False) -> None:
@@ -171,33 +178,53 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
 
     def command() -> int:
         if {"--help", "-h"} & set(given):
-            print(parser.help())
+            show(parser.help())
             return 0
         return body(parser.read(given))
 
-    return exit_code_of(command)
+    return _exit_code_of(command, parser.resumes)
 
 
-def exit_code_of(command: Callable[[], int]) -> int:
+def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
     """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
-        return command()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 3
+        interrupts(at_once=False)
+        code = command()
+        terminal.flush()
+        return code
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last finished chunk.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename} cannot be read or written" if error.filename else "a file cannot be read or written"
-        print(f"error: {where} ({error.strerror or error}).", file=sys.stderr)
+        note(f"interrupted{': the same command goes on from the last finished chunk' if resumes else ''}.")
+        return INTERRUPTED
+    except DivergedError as error:
+        note(f"stopped: {error}")
+        return 3
+    except Exception as error:
+        sentence = _sentence_of(error)
+        if sentence is None:
+            raise
+        note(f"error: {' '.join(sentence.split())}")
         return 2
+
+
+def _sentence_of(error: Exception) -> str | None:
+    """What is said of an error that a user can cause; None of any other."""
+    from fedjax_spmc import numerics
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        name = error.filename if error.filename is not None else "a file"
+        return f"{name} cannot be read or written ({reason_of(error)})."
+    if numerics.is_out_of_memory(error):
+        return (
+            f"there is not enough memory ({reason_of(error)}): a smaller federation.client_batch, local.batch_size or "
+            "model takes less."
+        )
+    try:
+        numerics.check_platform()  # whoever touches JAX where it has no device gets an error of its own kind
+    except ConfigError as absent:
+        return str(absent)
+    return None
 
 
 def read_config(text: str) -> tuple[Any, str]:
@@ -225,7 +252,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
         ConfigError: no such file, or it fails.
     """
     file, colon, presets = text.partition(".py:")
-    path = Path(file + ".py" if colon else text)
+    path = expanded(file + ".py" if colon else text, "--config")
     if not os.path.isfile(path):  # Path.is_file raises where the name is too long
         beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
         known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
@@ -240,8 +267,7 @@ def call_config(text: str) -> tuple[Any, str, Path]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
-        reason = f"{type(error).__name__}: {error}".rstrip(".")
-        raise ConfigError(f"--config = {str(path)!r} fails with {reason}.") from None
+        raise ConfigError(f"--config = {str(path)!r} fails with {reason_of(error, named=True)}.") from None
     words = [word.strip() for word in presets.split(",") if word.strip()]
     return config, "-".join([path.stem, *words]), path
 
@@ -252,10 +278,10 @@ def use_compilation_cache(config: Any) -> None:
 
     from fedjax_spmc.data import cache
 
-    folder = cache.root(config.data.cache_dir) / "xla"
     try:
+        folder = cache.root(config.data.cache_dir) / "xla"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # then every start compiles
+    except (OSError, NoHomeError):  # then every start compiles
         return
     # A damaged entry is compiled anew; that is no news.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")

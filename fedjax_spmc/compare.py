@@ -1,15 +1,23 @@
 """Puts finished runs side by side: a table of A, ASR, R, V and a picture of the curves.
 
 python -m fedjax_spmc.compare WORKDIR ... [--png=FILE]
+
+A picture holds 24 runs; of more folders it shows the first.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import method_title
-from fedjax_spmc.options import Option
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import show
+
+LONGEST_NAME = 48
+"""Characters of a folder's name over a panel."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,38 +31,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
         raise parser.refusal("no run folder is given")
+    png = None if flags["png"] is None else expanded(flags["png"], "--png")
+    if png is not None and png.suffix.lower() != ".png":
+        raise ConfigError(f"--png = {quoted(str(png))} is not allowed: it must be a file name that ends in .png.")
 
-    from fedjax_spmc import experiment, metrics
-    from fedjax_spmc.record import plots, remarks
+    with Imports():
+        from fedjax_spmc import experiment, metrics
+        from fedjax_spmc.record import plots, remarks
 
     results = {folder: experiment.load(folder) for folder in flags.positional}
     noted = {folder: remarks.of_folder(folder, result.config, result.history) for folder, result in results.items()}
-    print("mean of the last five evaluated rounds, percent")
+    show("mean of the last five evaluated rounds, percent")
     width = max(len(method_title(result.config)) for result in results.values())
     heads = [*[f"{name:>7}" for name in metrics.PRINTED], "rounds", "notes", "run folder"]
-    print("  ".join(["method".ljust(width), *heads]))
+    show("  ".join(["method".ljust(width), *heads]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
         letters = "".join(remark.letter for remark in noted[folder])
         cells += [f"{len(result.history):>6}", f"{letters:<5}", folder]
-        print("  ".join([method_title(result.config).ljust(width), *cells]))
+        show("  ".join([method_title(result.config).ljust(width), *cells]))
     for folder, result in results.items():
         if result.config.evaluation.confidence > 0:
             confidence = result.config.evaluation.confidence
-            print(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
+            show(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
         for remark in noted[folder]:
-            print(f"{remark.letter}  {folder}: {remark.sentence}")
-    if flags["png"]:
+            show(f"{remark.letter}  {folder}: {remark.sentence}")
+    if png is not None:
         titles = [method_title(result.config) for result in results.values()]
         named = [
-            title if titles.count(title) == 1 else f"{title}\n{folder}"
+            title if titles.count(title) == 1 else f"{title}\n{_end_of(folder)}"
             for title, folder in zip(titles, results, strict=True)
         ]
         histories = [result.history for result in results.values()]
-        plots.curves(dict(zip(named, histories, strict=True)), Path(flags["png"]))
-        print(f"curves: {flags['png']}")
+        plots.curves(dict(zip(named, histories, strict=True)), png)
+        most = plots.MAX_PANELS
+        show(f"curves: {png}" + (f" (the first {most} of {len(results)} runs)" if len(results) > most else ""))
     return 0
+
+
+def _end_of(folder: str) -> str:
+    """As much of the end of a folder's name as fits over a panel."""
+    return folder if len(folder) <= LONGEST_NAME else f"...{folder[3 - LONGEST_NAME :]}"
 
 
 if __name__ == "__main__":

@@ -9,12 +9,20 @@ class ConfigError(UserError):
     """A field or an option of a config is unknown, of the wrong type or out of range."""
 
 
+class PluginError(ConfigError):
+    """A module of `config.plugins` cannot be imported."""
+
+
 class DataError(UserError):
     """A data set is unknown, absent, not prepared, or corrupt."""
 
 
 class WorkdirError(UserError):
     """A run folder cannot be used: not writable, in use, of another config, or damaged."""
+
+
+class DamagedError(WorkdirError):
+    """A file of a run folder was read, and what it holds cannot be used: damaged, or of another version."""
 
 
 class DivergedError(RuntimeError):

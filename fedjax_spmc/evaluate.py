@@ -10,6 +10,8 @@ from typing import Any
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import show
 
 
 def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
@@ -17,9 +19,10 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
     Who is malicious and what the trigger looks like is read from the run folder.
     """
-    from fedjax_spmc import experiment, metrics, numerics
-    from fedjax_spmc.record.folder import RunFolder
-    from fedjax_spmc.starting import without_start
+    with Imports():
+        from fedjax_spmc import experiment, metrics, numerics
+        from fedjax_spmc.record.folder import RunFolder
+        from fedjax_spmc.starting import without_start
 
     result = experiment.load(workdir)
     config = result.config
@@ -49,11 +52,11 @@ def _evaluate(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
     values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
-        print(json.dumps(values))
+        show(json.dumps(values))
         return 0
     for name, value in values.items():
         shown = value if isinstance(value, list) else [value]
-        print(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
+        show(f"{name:<10}" + " ".join("     -" if one is None else f"{one:6.2f}" for one in shown))
     return 0
 
 

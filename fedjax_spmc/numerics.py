@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from fedjax_spmc import keys
-from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.reading import reason_of
 
 FLAGS = (
     "jax_random_seed_offset", "jax_threefry_gpu_kernel_lowering", "jax_enable_x64", "jax_numpy_dtype_promotion",
@@ -28,6 +29,8 @@ PREFIXES = ("XLA_", "TF_", "CUDNN_")
 """Environment variables that touch numbers, by name or by how the name begins."""
 HARMLESS = ("XLA_PYTHON_CLIENT_", "XLA_CLIENT_MEM_", "TF_CPP_", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR")
 """Beginnings of names of those that do not: memory and logging."""
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+"""Variables that tell JAX which devices to use; in small letters they are settings of `jax.config`."""
 HARMLESS_XLA_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 
 
@@ -43,7 +46,11 @@ def pinned(precision: str | None = None) -> Iterator[None]:
 
     Args:
         precision: of matrix products, as `config.precision`; None leaves it.
+
+    Raises:
+        ConfigError: JAX has no device of the platform that it was told to use.
     """
+    check_platform()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_prng_impl(keys.IMPLEMENTATION))
         stack.enter_context(jax.threefry_partitionable(True))
@@ -52,6 +59,34 @@ def pinned(precision: str | None = None) -> Iterator[None]:
         if precision is not None:
             stack.enter_context(jax.default_matmul_precision(precision))
         yield
+
+
+def check_platform() -> None:
+    """Starts JAX's devices.
+
+    Raises:
+        ConfigError: there are none of the platform that JAX was told to use.
+    """
+    try:
+        jax.local_devices()
+    except Exception as error:  # a RuntimeError, or an assertion of JAX's, by its version and by what is installed
+        given = {name: os.environ.get(name) or getattr(jax.config, name.lower(), None) for name in PLATFORM_VARIABLES}
+        said = " and ".join(f"{name} = {value!r}" for name, value in given.items() if value)
+        if not said:
+            raise
+        why = f" ({reason_of(error).partition('. ')[0]})" if str(error) else ""
+        raise ConfigError(
+            f"{said} is not allowed: it must name platforms that JAX finds on this machine{why}; without it JAX takes "
+            "what there is."
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host or a device has no memory left."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text)
+    )
 
 
 def facts(precision: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_spmc.errors import ConfigError
 
@@ -55,7 +56,42 @@ def quoted(value: Any) -> str:
         text = " ".join(repr(value).split())
     except ValueError:  # a whole number of more than 4300 digits
         return "a number of thousands of digits"
+    except Exception:  # lists that hold themselves, objects of the user's own
+        return f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+DEEPEST = 32
+"""Lists within each other at most."""
+
+
+def plain(value: Any, label: str = "a value", depth: int = 0) -> Any:
+    """A value as Python's own: scalars and arrays of NumPy and JAX as numbers, texts and lists, also inside of lists.
+
+    A float32 keeps its exact value: np.float32(0.1) is 0.10000000149011612. What is traced stays as it is.
+
+    Args:
+        value: anything.
+        label: names it in an error.
+        depth: of lists around it.
+
+    Raises:
+        ConfigError: lists stand too deep in each other, or hold themselves.
+    """
+    if isinstance(value, (tuple, list)):
+        if depth > DEEPEST:
+            raise ConfigError(f"{label} is not allowed: it must not hold lists more than {DEEPEST} deep in each other.")
+        items = [plain(item, label, depth + 1) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value
+    try:
+        array = np.asarray(value)
+    except TypeError:  # a key
+        return value
+    if array.dtype == np.longdouble:  # which its own `tolist` would leave alone
+        array = array.astype(np.float64)
+    return plain(array.tolist(), label, depth + 1) if array.dtype == object else array.tolist()
 
 
 LARGEST = 1e38
@@ -121,20 +157,20 @@ class Option(NamedTuple):
             return None
         if self.traced and isinstance(value, jax.Array):
             return value
+        value = plain(value, label or self.name)
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)
             value = _as_tuple(value)
         elif self.kind is bool:
-            if not isinstance(value, (bool, np.bool_)):
+            if not isinstance(value, bool):
                 raise self.refusal(value, label)
-            value = bool(value)
         elif self.kind is int:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise self.refusal(value, label)
             value = int(value)
         elif self.kind is float:
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise self.refusal(value, label)
             try:
                 number = float(value)
@@ -146,7 +182,8 @@ class Option(NamedTuple):
         elif not isinstance(value, str):
             raise self.refusal(value, label)
         choices = self.choices() if callable(self.choices) else self.choices
-        if choices is not None and any(v not in choices for v in (value if self.kind is tuple else (value,))):
+        items: Any = value if self.kind is tuple else (value,)
+        if choices is not None and any(item not in choices for item in items):
             raise self.refusal(value, label)
         if self.range is not None and self.kind in (int, float) and value not in self.range:
             raise self.refusal(value, label)

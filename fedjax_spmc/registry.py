@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.errors import ConfigError, PluginError
 from fedjax_spmc.options import Option, check_options, options_of, quoted
+from fedjax_spmc.reading import reason_of
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -111,14 +112,14 @@ def load_plugins(modules: Sequence[str]) -> None:
     """Imports the modules of `config.plugins`, so that they register themselves.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        PluginError: a module cannot be imported.
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except Exception as error:  # a plug-in is the user's code: it may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(
+            reason = reason_of(error, named=True)
+            raise PluginError(
                 f"plugins = {quoted(module)} cannot be imported ({reason}): it must be a module on the Python path."
             ) from None
 

@@ -17,11 +17,14 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import durability
 from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
 from fedjax_spmc.options import Option
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("run", __doc__, overrides=True)
+    parser = Parser("run", __doc__, overrides=True, resumes=True)
     parser.flag(Option("--config", str, None, optional=True), "FILE[:PRESETS]", "a config file, and presets by name")
     parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the run folder (default: named by the config)")
     parser.switch("--list", "prints data sets, models, rules, attacks, presets and fields")
@@ -32,22 +35,23 @@ def _run(parser: Parser, flags: Flags) -> int:
     if flags["list"]:
         from fedjax_spmc.config.listing import listing
 
-        print(listing())
+        show(listing())
         return 0
     if flags["config"] is None:
         raise parser.refusal("--config is missing")
     config, label = read_config(flags["config"])
     for notice in configs.override(config, flags.overrides):
-        print(notice, file=sys.stderr)
+        note(notice)
     config = configs.resolve(config)
-    workdir = Path(flags["workdir"] or f"runs/{label}-{short_hash(config)}")
+    workdir = expanded(flags["workdir"] or f"runs/{label}-{short_hash(config)}", "workdir")
     use_compilation_cache(config)
 
-    from fedjax_spmc import devices, experiment
+    with Imports():
+        from fedjax_spmc import devices, experiment
 
     devices.use_cores(config.federation.devices)
     experiment.run(config, workdir, stream=sys.stderr)
-    print(summary_text(workdir))
+    show(summary_text(workdir))
     return 0
 
 

@@ -1,16 +1,13 @@
 """The saved model with which a run begins in place of random weights: `model.start`."""
 
 import hashlib
-import io
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from fedjax_spmc import config as configs
-from fedjax_spmc import models, trees
+from fedjax_spmc import models, reading, trees
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.types import Model, Variables
 
 
@@ -33,28 +30,25 @@ def start_model(config: configs.Config, model: Model) -> StartModel | None:
     """
     if config.model.start is None:
         return None
-    label, path = f"model.start = {quoted(config.model.start)}", Path(config.model.start)
+    label, path = f"model.start = {quoted(config.model.start)}", expanded(config.model.start, "model.start")
     try:
         path = path / "model.npz" if path.is_dir() else path
         content = path.read_bytes()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{label} cannot be read ({reason}): it must be a model.npz, or a run folder that holds one."
+            f"{label} cannot be read ({reading.reason_of(error)}): it must be a model.npz, or a run folder that holds "
+            "one."
         ) from None
     try:
-        if not content.startswith(b"PK"):
-            raise ValueError("it is no npz file")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            named = dict(arrays)
+        named = reading.arrays_of(content)
     except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
-        raise ConfigError(f"{label} is damaged ({_reason(error)}): it must be a whole model.npz.") from None
+        raise ConfigError(f"{label} {reading.UnreadableError(error)}: it must be a whole model.npz.") from None
     try:
         variables = models.from_torch_dict(model, named)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{label} holds another model than model.name = {config.model.name!r} ({_reason(error)}): it must be one "
-            "that was saved with the same model, its options, and data of the same kind."
+            f"{label} holds another model than model.name = {config.model.name!r} ({reading.reason_of(error)}): it "
+            "must be one that was saved with the same model, its options, and data of the same kind."
         ) from None
     if not trees.all_finite(variables):
         raise ConfigError(f"{label} holds numbers that are not finite: it must be a model that can be trained on.")
@@ -66,7 +60,3 @@ def without_start(config: configs.Config) -> configs.Config:
     copy = configs.editable_copy(config)
     copy.model.start = None
     return copy
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__

@@ -10,6 +10,8 @@ from fedjax_spmc.types import Array
 
 Tree = Any
 LARGEST_SQUARE = 1e36
+OUTWEIGHS = 100
+"""How many lengths of its own one row may move the mean of the others before that is taken by itself."""
 
 
 def column(weights: Array, leaf: Array) -> Array:
@@ -64,11 +66,20 @@ def leave_one_out_mean(stacked: Tree, weights: Array | None = None) -> Tree:
     mean = weighted_mean(stacked, weights / jnp.where(total > 0, total, 1.0))
     factor = jnp.where(alone, 0.0, weights / jnp.where(alone, 1.0, others))
 
-    def leave_out(leaf: Array, center: Array) -> Array:
+    # A row that outweighs all others together has carried the mean away with it. What it leaves behind would be the
+    # difference of two large numbers: there the others are averaged by themselves.
+    moved = factor * client_norm(subtract(stacked, mean))
+    far = jnp.argmax(moved)
+    rest = jnp.where(jnp.arange(len(weights)) == far, 0.0, weights)
+    apart = weighted_mean(stacked, rest / jnp.where(alone[far], 1.0, others[far]))
+    outweighs = (moved[far] > OUTWEIGHS * client_norm(broadcast(apart, 1))[0]) & ~alone[far]
+
+    def leave_out(leaf: Array, center: Array, own: Array) -> Array:
         rows = center[None] + column(factor.astype(leaf.dtype), leaf) * (center[None] - leaf)
+        rows = rows.at[far].set(jnp.where(outweighs, own, rows[far]))
         return jnp.where(column(alone, leaf), leaf, rows)
 
-    return jax.tree.map(leave_out, stacked, mean)
+    return jax.tree.map(leave_out, stacked, mean, apart)
 
 
 def client_dot(a: Tree, b: Tree) -> Array:
@@ -86,6 +97,12 @@ def root(squares: Array) -> Array:
 def client_norm(stacked: Tree) -> Array:
     """[K] Euclidean norms of the rows."""
     return root(client_dot(stacked, stacked))
+
+
+def unit_rows(stacked: Tree, lengths: Array) -> Tree:
+    """Stacked tree with rows divided by their `lengths` [K], see `client_norm`; rows of length 0 stay."""
+    inverse = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    return jax.tree.map(lambda leaf: leaf * column(inverse, leaf), stacked)
 
 
 def client_cosine(a: Tree, b: Tree, eps: float | Array = 0.0) -> Array:

@@ -15,7 +15,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc.config import listing, presets
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, Range, option_from_hint, quoted
+from fedjax_spmc.options import Option, Range, option_from_hint, plain, quoted
 from fedjax_spmc.sweep import plan
 from fedjax_spmc.types import Attack
 from tests import small
@@ -27,6 +27,7 @@ OPTIONS = [(kind, name, option) for kind in KINDS for name in kind.names() for o
 def wrong_values(option: Option) -> list[Any]:
     """Values of wrong types, that are not finite, and out of range."""
     wrong: list[Any] = [{}, {"a": 1}, math.nan, math.inf, -math.inf, np.float32("nan"), b"bytes", object, 1j]
+    wrong += [np.datetime64("2020"), np.array({}, dtype=object), {1}]
     kind = option.kind
     wrong += [] if option.optional else [None]
     wrong += [] if option.kind is bool else [True, np.bool_(False)]
@@ -46,7 +47,7 @@ def wrong_values(option: Option) -> list[Any]:
 
 
 def sentence(label: str, value: Any, option: Option) -> str:
-    return f"{label} = {quoted(value)} is not allowed: it must be {option.allowed()}."
+    return f"{label} = {quoted(plain(value))} is not allowed: it must be {option.allowed()}."
 
 
 @pytest.mark.parametrize("field", configs.FIELDS.values(), ids=configs.FIELDS)
@@ -152,8 +153,8 @@ def test_resolving_writes_everything_out_and_is_idempotent():
     flat = configs.flatten(resolved)
     assert configs.FIELDS.keys() <= flat.keys()
     assert flat["aggregator.options.temperature"] == 1.0
-    plain = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
-    assert configs.differing_fields(configs.resolve(plain), resolved) == []
+    reread = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
+    assert configs.differing_fields(configs.resolve(reread), resolved) == []
     assert configs.flatten(configs.resolve({})) == configs.flatten(configs.resolve(configs.default_config()))
 
 
@@ -165,6 +166,87 @@ def test_numbers_get_their_own_types():
         flat[name] for name in ("local.learning_rate", "seed", "local.momentum", "aggregator.options.temperature")
     ]
     assert [(type(value), value) for value in values] == [(float, 1.0), (int, 3), (float, 0.5), (float, 2.0)]
+
+
+def forms(value: Any) -> list[Any]:
+    """A value as people have it who compute their settings: scalars and arrays of NumPy and of JAX."""
+    if isinstance(value, (tuple, list)):
+        return [np.array(value), [np.array(item) for item in value], tuple(map(np.array, value))]
+    made = [np.array(value), np.asarray(value)[()], np.array(value, dtype=object)]
+    return made if isinstance(value, str) else [*made, jnp.asarray(value)]
+
+
+def is_plain(value: Any) -> bool:
+    inside = all(map(is_plain, value)) if isinstance(value, (tuple, list)) else True
+    return inside and type(value) in (bool, int, float, str, tuple, list, type(None))
+
+
+def allowed_value(option: Option) -> Any:
+    """Something that an option takes, exact in float32."""
+    if option.kind is tuple:
+        return (1, 2)
+    if option.default is not None:
+        return 0.25 if option.kind is float and 0.25 in (option.range or Range()) else option.default
+    choices = option.choices() if callable(option.choices) else option.choices
+    if choices is not None:
+        return choices[0]
+    return {int: 1, float: 0.25, str: "text", bool: True}[option.kind]
+
+
+EVERY = {**configs.FIELDS, **{f"{kind.kind}-{name}-{one.name}": one for kind, name, one in OPTIONS}}
+
+
+@pytest.mark.parametrize("option", EVERY.values(), ids=EVERY)
+def test_every_field_and_option_takes_numbers_of_numpy(option):
+    value = allowed_value(option)
+    wanted = option.check(value)
+    for form in forms(value):
+        if option.traced and isinstance(form, jax.Array):
+            continue  # it may be traced, and goes on as it is
+        checked = option.check(form)
+        assert (checked, type(checked)) == (wanted, type(wanted)), form
+        assert is_plain(checked)
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        (np.int8(3), 3), (np.uint64(2**40), 2**40), (np.bool_(True), True), (np.float16(0.5), 0.5),
+        (np.float32(0.1), 0.10000000149011612), (np.longdouble(0.25), 0.25), (jnp.bfloat16(0.5), 0.5),
+        (np.str_("x"), "x"), (np.arange(3), [0, 1, 2]), ((np.int32(1), [np.float64(2)]), (1, [2.0])),
+        (np.array([np.int64(1), "a", None], dtype=object), [1, "a", None]), ("x", "x"), (None, None),
+    ],
+)  # fmt: skip
+def test_values_become_pythons_own(value, same):
+    assert plain(value) == same
+    assert is_plain(plain(value))
+
+
+@pytest.mark.parametrize("path", ["seed", "attack.name", "attack.options.positions"])
+def test_lists_that_hold_themselves_are_refused(path):
+    endless: list[Any] = []
+    endless.append(endless)
+    config = small.config()
+    configs.set_field(config, path, endless)
+    with pytest.raises(ConfigError, match=rf"^{path} is not allowed: it must not hold lists more than 32 deep"):
+        configs.resolve(config)
+
+
+def test_a_config_of_numpy_is_the_config_of_plain_numbers():
+    """Also in lists of options, in names, and in sections of a file."""
+    numbers: dict[str, Any] = {
+        "federation.rounds": 3, "local.momentum": 0.5, "data.augment": False, "attack.poison_fraction": 0.25,
+        "local.schedule": "step", "local.schedule_milestones": [1, 2], "attack.name": ["badnets", "none"],
+        "attack.options.badnets.positions": [[0, 1, 2]], "attack.options.value": 0.5, "seed": 7,
+    }  # fmt: skip
+    made = [small.config(), small.config()]
+    for path, value in numbers.items():
+        configs.set_field(made[0], path, value)
+        configs.set_field(made[1], path, forms(value)[0])
+    flat, other = (configs.flatten(configs.resolve(configs.editable_copy(config))) for config in made)
+    assert flat == other
+    assert all(map(is_plain, other.values()))
+    assert json.dumps(configs.to_plain(configs.resolve(made[1])), allow_nan=False)
 
 
 def test_an_array_option_takes_a_tracer_and_the_config_checks_arrays():
@@ -210,8 +292,8 @@ def test_an_option_of_one_attack_is_written_with_its_name():
     assert flat["attack.options.dba.poison_fraction"] == 0.25
     assert flat["attack.options.badnets.positions"] == ((0, 1, 2),)
     assert flat["attack.options.positions"] is None
-    plain = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
-    assert configs.differing_fields(configs.resolve(plain), resolved) == []
+    reread = json.loads(json.dumps(configs.to_plain(resolved), allow_nan=False))
+    assert configs.differing_fields(configs.resolve(reread), resolved) == []
     assert configs.differing_fields(configs.resolve(resolved), resolved) == []
     made = attacks.options_by_part(("badnets", "dba"), configs.attack_options(resolved))
     assert [made[name]["poison_fraction"] for name in ("badnets", "dba")] == [0.5, 0.25]

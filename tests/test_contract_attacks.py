@@ -10,10 +10,13 @@ import pytest
 
 from fedjax_spmc import attacks, data, models
 from fedjax_spmc.attacks import triggers
+from fedjax_spmc.config import resolve
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
 from fedjax_spmc.data.tokens import SPECIAL, Tokenizer
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
+from tests import small
 from tests.uploads import random_upload
 
 NAMES = attacks.names()
@@ -200,11 +203,35 @@ def test_a_trigger_can_be_spelt_out():
     assert (np.asarray(stamped) != np.asarray(given.inputs)).sum() == 6
 
 
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+def test_a_preset_on_grey_images_is_what_it_has_on_their_channel(name):
+    """12 of its 36 values; two attackers share them out in halves."""
+    grey = task_of(DatasetInfo("made up", 10, (28, 28, 1), (0.0,), (1.0,)))
+    attack, ctx = attacks.make(name, trigger="fdcr_code", poison_fraction=1.0), context(task=grey)
+    own, ids = attack.init(ctx, KEY), jnp.arange(2, dtype=jnp.int32)
+    given = Batch(jnp.zeros((2, 28, 28, 1)), ids, ids, jnp.ones(2, bool))
+    shown = np.asarray(attack.backdoor(ctx, own, given).inputs)[0, :, :, 0]
+    assert np.argwhere(shown).tolist() == [[row, column] for row in (0, 2) for column in (0, 1, 2, 4, 5, 6)]
+    stamped = [
+        np.asarray(attack.poison(ctx, own, given, jnp.int32(k), jnp.int32(0), KEY).inputs)[0, :, :, 0] for k in (1, 3)
+    ]
+    expected = [shown, shown] if name == "badnets" else [shown * (np.arange(28)[:, None] == row) for row in (0, 2)]
+    np.testing.assert_array_equal(stamped, expected)
+
+
 @pytest.mark.parametrize("position", [(0, 32, 0), (3, 0, 0), (0, -1, 0), (0, 0), (0, 0.5, 1)])
 def test_a_position_outside_the_image_is_refused(position):
-    attack = attacks.make("badnets", positions=(position,))
     with pytest.raises(ValueError, match=r"attack\.options\.positions"):
-        attack.init(context(), KEY)
+        attacks.make("badnets", positions=(position,)).init(context(), KEY)
+
+
+@pytest.mark.parametrize("name", ["badnets", "dba"])
+@pytest.mark.parametrize("positions", [(), ((0, 0),), ((0, 0.5, 1),), ((0, True, 1),), (5,)])
+def test_a_trigger_that_no_image_can_have_is_refused_before_there_is_one(name, positions):
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        attacks.make(name, positions=positions)
+    with pytest.raises(ConfigError, match=r"^attack\.options\.positions"):
+        resolve(small.config(attack__name=name, attack__options__positions=positions))
 
 
 def test_stamp_blends_between_zero_and_one():

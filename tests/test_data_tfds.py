@@ -1,8 +1,10 @@
 """Reading prepared folders: a small CIFAR-100 written here, the shared USPS, and every way to break one."""
 
+import errno
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -243,9 +245,9 @@ BROKEN = {
     "empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "is not prepared in"),
     "no dataset_info.json": (lambda f: (f / "dataset_info.json").unlink(), "is not prepared in"),
     "no features.json": (lambda f: (f / "features.json").unlink(), "features.json is missing"),
-    "metadata cut off": (lambda f: (f / "dataset_info.json").write_text('{"name": '), "is not valid JSON"),
-    "metadata no object": (lambda f: (f / "features.json").write_text("[]"), "is not valid JSON"),
-    "metadata binary": (lambda f: (f / "dataset_info.json").write_bytes(b"\xff\xfe"), "is not valid JSON"),
+    "metadata cut off": (lambda f: (f / "dataset_info.json").write_text('{"name": '), "is damaged (not valid JSON"),
+    "metadata no object": (lambda f: (f / "features.json").write_text("[]"), "is damaged (not valid JSON"),
+    "metadata binary": (lambda f: (f / "dataset_info.json").write_bytes(b"\xff\xfe"), "is damaged (not valid JSON"),
     "no splits": (lambda f: _edit_info(f, lambda i: i.pop("splits")), "does not describe the splits"),
     "one split": (lambda f: _edit_info(f, lambda i: i["splits"].pop()), "does not describe the splits"),
     "no examples": (lambda f: _edit_info(f, _set_lengths([])), "no examples in its split train"),
@@ -345,3 +347,74 @@ def test_reading_imports_no_tensorflow_and_a_cached_start_no_tfds(tmp_path):
     root = Path(__file__).resolve().parent.parent
     outputs = [subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True) for _ in range(2)]
     assert [(done.stdout, done.stderr) for done in outputs] == [("False True\n", ""), ("False False\n", "")]
+
+
+# What is no damage.
+
+
+def test_a_library_that_cannot_be_imported_is_named(tmp_path, load, monkeypatch):
+    write_cifar100(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "array_record.python", None)  # as if it were not installed
+    with pytest.raises(DataError, match=r"cannot be imported \(ModuleNotFoundError: .*array_record") as caught:
+        load()
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError])
+def test_a_library_of_another_version_is_named(kind, tmp_path, load, monkeypatch):
+    """protobuf raises one or the other where its version does not fit the generated code."""
+    write_cifar100(tmp_path / "data")
+    from array_record.python import array_record_module
+
+    def reader(*arguments):
+        raise kind("Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...")
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", reader)
+    with pytest.raises(DataError, match=rf"cannot be read \({kind.__name__}: Descriptors cannot be created") as caught:
+        load()
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EACCES, "Permission denied"), (errno.EIO, "Input/output error")])
+def test_what_the_system_refuses_is_no_damage(tmp_path, load, monkeypatch, number, words):
+    """Also where the library that reads says something else of it."""
+    folder = write_cifar100(tmp_path / "data")
+    from array_record.python import array_record_module
+
+    opened = Path.open
+
+    def refusing(path, *arguments, **named):
+        if path == _shard(folder) and reads > 1:
+            raise OSError(number, words)
+        return opened(path, *arguments, **named)
+
+    def reader(*arguments):
+        nonlocal reads
+        reads += 2
+        raise RuntimeError("INTERNAL: something")
+
+    reads = 0
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", reader)
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=rf"cannot be read \({re.escape(str(_shard(folder)))}: {words}\)") as caught:
+        load()
+    assert "damaged" not in str(caught.value)
+    with pytest.raises(DataError, match=f"cannot be read: .*{words}"):  # before the library is asked
+        load()
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_metadata_that_cannot_be_read_are_not_called_damaged(tmp_path, load, monkeypatch, name):
+    write_cifar100(tmp_path / "data")
+    read_bytes = Path.read_bytes
+
+    def refusing(path):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    with pytest.raises(DataError, match=rf"{name} cannot be read \(Permission denied\); ") as caught:
+        load()
+    assert "damaged" not in str(caught.value)

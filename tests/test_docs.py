@@ -107,6 +107,7 @@ def test_a_stale_page_is_named_and_written_anew(tmp_path, monkeypatch, capsys):
         "By hand.\n\n<!-- generated: guard -->\nstale words\n<!-- end -->\n\nBy hand too.\n", encoding="utf-8"
     )
     assert make_docs.main(["--check"]) == 1
+    assert make_docs.main(["--chekc"]) == 2  # it must not be taken for none, and write
     assert "docs/some.md" in capsys.readouterr().out
     assert "stale words" in page.read_text(encoding="utf-8")
     assert make_docs.main([]) == 0

@@ -133,6 +133,7 @@ def test_sizes_names_and_what_does_not_fit():
         models.make("resnet9", fit="pad", image_shape=(33, 32, 1))
 
 
+@pytest.mark.slow
 def test_both_fits_of_resnet9_are_one_network_at_32x32():
     """Padding adds nothing there; on smaller images it is the same as zeros around them."""
     pool = models.make("resnet9", num_classes=3, image_shape=(32, 32, 1))

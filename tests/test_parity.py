@@ -171,7 +171,7 @@ def test_a_missing_array_and_an_unreadable_file_fail(golden, tmp_path):
     partition.write_bytes(partition.read_bytes()[:400])
     outcomes = {one.source: one for one in walk(folder)}
     assert "reported_R" in outcomes["spmc_metrics.npz"].reason
-    assert "cannot be read" in outcomes["spmc_partition_d3.npz"].reason
+    assert "is damaged" in outcomes["spmc_partition_d3.npz"].reason
     assert {one.verdict for one in outcomes.values()} == {"failed"}
 
 

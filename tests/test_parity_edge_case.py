@@ -27,6 +27,7 @@ def test_models_and_uploads(recorded, case):
     assert verdicts(recorded, case) == ["passed", "passed"]
 
 
+@pytest.mark.slow
 def test_settings_are_the_files(recorded):
     """Another radius is another model; another number of examples another upload."""
     assert verdicts(recorded, "pgd", eps=np.array(0.11), own=np.array(501)) == ["failed", "failed"]

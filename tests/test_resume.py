@@ -244,7 +244,7 @@ OTHER = {
     "local.rule": "sgd",
     "local.schedule": "linear",
     "aggregator.name": "mean",
-    "aggregator.pre": ("clip",),
+    "aggregator.pre": ("clip", "nnm"),
 }
 DEPENDENT: dict[str, dict[str, object]] = {
     "local.beta2": {"local.optimizer": "adam"},
@@ -253,7 +253,7 @@ DEPENDENT: dict[str, dict[str, object]] = {
     "local.schedule_end": {"local.schedule": "linear"},
     "local.schedule_milestones": {"local.schedule": "step", "local.schedule_milestones": (2,)},
     "local.schedule_gamma": {"local.schedule": "step", "local.schedule_milestones": (2,)},
-    "aggregator.pre": {"local.options.teacher_weights": "uniform"},
+    "aggregator.pre": {"local.options.teacher_weights": "uniform", "aggregator.pre": ("nnm", "clip")},
     "server.optimizer": {"local.options.teacher_weights": "uniform"},
     "server.learning_rate": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},
     "server.beta1": {"server.optimizer": "adam", "local.options.teacher_weights": "uniform"},

@@ -11,8 +11,8 @@ from sklearn.cluster import HDBSCAN, MeanShift, estimate_bandwidth
 
 from fedjax_spmc import aggregators
 from fedjax_spmc.aggregators._clipping import standard_noise
+from fedjax_spmc.aggregators._distances import cosine_distances
 from fedjax_spmc.aggregators.deepsight import normalised_energies, random_inputs, threshold_exceedings
-from fedjax_spmc.aggregators.flame import cosine_distances
 from fedjax_spmc.aggregators.signguard import draw_coordinates, sign_statistics
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Upload
@@ -136,7 +136,8 @@ def test_cosine_distances_keep_the_digits_of_nearly_parallel_rows():
     unit = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-300)
     expected = np.square(unit[:, None] - unit[None]).sum(axis=2) / 2
     expected[4], expected[:, 4], expected[4, 4] = 1, 1, 0
-    distances = np.asarray(cosine_distances(jnp.asarray(np.where(present[:, None], rows, 0)), jnp.asarray(present)))
+    rows = jnp.asarray(np.where(present[:, None], rows, 0))
+    distances = np.asarray(cosine_distances(rows, jnp.zeros(500), jnp.asarray(present)))
     inside = np.ix_(present, present)
     np.testing.assert_allclose(distances[inside], expected[inside], rtol=1e-3, atol=1e-12)
     assert 1e-8 < expected[0, 1] < 1e-5

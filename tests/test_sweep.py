@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import experiment, registry, setup, sweep
+from fedjax_spmc import experiment, numerics, registry, setup, sweep
 from fedjax_spmc.command import call_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
@@ -83,6 +83,21 @@ def test_cells_stand_in_the_order_of_the_grid_and_some_are_left_out():
     assert cells[0].config.local.rule == "sgd"
     assert cells[-1].config.local.rule == cells[-1].config.aggregator.name == "spmc"
     assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_a_grid_of_numpy_is_the_grid_of_plain_numbers():
+    """Rows are JSON: what NumPy counts and draws must have become numbers before anything is played."""
+    grid = {"local.epochs": np.arange(1, 3), "data.augment": [np.bool_(True)], "local.momentum": (np.float32(0.5),)}
+    base = small.config(2, "fedavg", local__batch_size=np.int64(8))
+    made = sweep.Sweep(base, grid, np.arange(2), [{"local.epochs": np.int64(2), "local.momentum": np.array([0.5])}])
+    grid = {"local.epochs": range(1, 3), "data.augment": [True], "local.momentum": [0.5]}
+    plain = sweep.Sweep(small.config(2, "fedavg"), grid, [0, 1], [{"local.epochs": 2, "local.momentum": 0.5}])
+    cells, same = (sweep.expand(sweep.as_sweep(one)) for one in (made, plain))
+    assert [cell.id for cell in cells] == [cell.id for cell in same]
+    assert [cell.fields for cell in cells] == [cell.fields for cell in same]
+    assert json.dumps([cell.fields | configs.flatten(cell.config) for cell in cells])
+    assert [cell.title() for cell in cells][:1] == ["local.epochs=1 data.augment=True local.momentum=0.5 seed=0"]
+    assert json.dumps([cell.fields for cell in sweep.expand(made)])  # not checked by `as_sweep`
 
 
 def test_a_group_holds_cells_that_differ_only_in_arrays():
@@ -206,6 +221,9 @@ def refused(capsys, argv: list[str], *words: str) -> None:
         ("{'method': 'spmc'}", ("grid.method = 'spmc'", "list")),
         ("{'method': ['spmc']}, leave_out=[{'mehtod': 'spmc'}]", ("leave_out", "mehtod")),
         ("{'method': ['spmc']}, leave_out=[{'method': 'spmc'}]", ("at least one cell",)),
+        ("{'method': ['spmc']}, leave_out=[lambda cell: cell['no']]", ("leave_out fails with KeyError: no",)),
+        ("{'method': ['spmc']}, leave_out=3", ("leave_out = 3", "a list of rules")),
+        ("{'method': ['spmc']}, keep_models='no'", ("keep_models = 'no'", "True or False")),
         ("{'local.learning_rate': [0.1, 0.1]}", ("are the same experiment",)),
     ],
 )
@@ -510,7 +528,7 @@ def test_the_batch_is_sized_by_what_a_program_needs():
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=500) == 4
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=1500) == 9
     assert program.largest_batch(needed=1000, batch=9, shared=100, usable=50) == 1
-    assert not program.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
+    assert not numerics.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
 
 
 @pytest.mark.slow

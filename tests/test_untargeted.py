@@ -12,6 +12,7 @@ from scipy.stats import norm
 from fedjax_spmc import attacks, trees
 from fedjax_spmc.attacks._updates import what_is_known
 from fedjax_spmc.attacks.alie import published_z
+from fedjax_spmc.parity import walk
 from fedjax_spmc.types import AttackContext, Roster, Upload, Variables
 from tests.uploads import SHAPES, flat
 
@@ -274,10 +275,10 @@ def test_each_client_turns_its_own_update():
 
 def test_the_papers_z_is_finite_everywhere():
     """Also where it is infinite by the formula; the values are those of spec and golden files."""
-    assert float(published_z(50, 10)) == pytest.approx(0.25335, abs=1e-5)
-    assert float(published_z(10, 2)) == pytest.approx(0.0, abs=1e-6)
-    uploads, attackers = jnp.meshgrid(jnp.arange(1, 12), jnp.arange(12))
-    assert np.isfinite(published_z(uploads, jnp.minimum(attackers, uploads))).all()
+    pairs_of_both = [(50, 10), (10, 2), *[(n, f) for n in range(1, 12) for f in range(n + 1)]]
+    found = np.asarray(jax.jit(published_z)(*jnp.asarray(pairs_of_both).T))
+    np.testing.assert_allclose(found[:2], [0.25335, 0.0], atol=1e-5)
+    assert np.isfinite(found).all()
 
 
 # What is known, and looking through the server.
@@ -304,8 +305,9 @@ def test_own_knowledge_is_the_attackers_clean_training():
 
 def test_without_poisoning_the_attackers_rows_are_clean_as_they_are():
     case = CASES[12]
-    ctx = context(case.upload(), jnp.asarray(case.bad), benign=None, trained_clean=True)
-    known = what_is_known(ctx, case.upload(), "own")
+    upload = case.upload()
+    ctx = context(upload, jnp.asarray(case.bad), benign=None, trained_clean=True)
+    known = jax.jit(lambda: what_is_known(ctx, upload, "own"))()
     rows = case.bad & case.present
     np.testing.assert_array_equal(known.mask, rows)
     np.testing.assert_allclose(np.asarray(known.updates)[rows], case.models[rows] - case.start, atol=1e-6)
@@ -375,3 +377,67 @@ def test_at_corners_uploads_are_finite(label):
             assert np.isfinite(np.asarray(leaf[i])[rows]).all(), (corner, label)
             if corner in ("nobody is benign", "no other is finite"):
                 np.testing.assert_array_equal(np.asarray(leaf[i])[rows], np.asarray(old)[rows])
+
+
+# Golden files.
+
+
+def walked(folder: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
+    np.savez(folder / name, **arrays)
+    return {one.check: (one.verdict, one.reason) for one in walk(folder)}
+
+
+def test_other_cases_of_the_recorded_kind_are_compared_and_tampering_is_noticed(tmp_path):
+    """Names, sizes, numbers of attackers, starts and draws are the file's."""
+    rng = np.random.default_rng(5)
+    g, f = (rng.normal(size=(9, 14)) + 0.3).astype(np.float32), 2
+    wide = g.astype(np.float64)
+    std = wide.std(axis=0, ddof=1)
+    gamma = halving(lambda x: ((-x * std + wide.mean(axis=0) - wide) ** 2).sum() <= pairs(wide).sum(axis=1).min(), 7.0)
+    arrays = {
+        "other/benign": g,
+        "other/f": np.array(f),
+        "other/lie": wide.mean(axis=0) + 0.4 * std,
+        "other/lie_z": np.array(0.4),
+        "other/minsum/std_7": wide.mean(axis=0) - gamma * std,
+        "other/minsum/std_7_lam": np.array(gamma),
+        "alie/z_30_7": np.array(norm.ppf((30 - 7 - (16 - 7)) / (30 - 7))),
+    }
+    passed = walked(tmp_path, "attacks_untargeted_other.npz", arrays)
+    assert passed == dict.fromkeys(("untargeted lie", "untargeted alie z", "untargeted minsum"), ("passed", ""))
+    changed = arrays | {"other/lie": arrays["other/lie"] + 1e-3, "other/nothing": np.zeros(1)}
+    failed = walked(tmp_path, "attacks_untargeted_other.npz", changed)
+    assert failed["untargeted lie"][0] == "failed"
+    assert failed["untargeted"] == ("skipped", "nothing here is called other/nothing")
+
+
+def test_other_cases_of_byzfl_are_compared_in_float64(tmp_path):
+    honest = np.random.default_rng(6).normal(size=(11, 8))
+    expected = honest.mean(axis=0) + 1.5 * honest.std(axis=0, ddof=1)
+    arrays = {"c/honest": honest, "c/f": np.array(4), "c/alie": expected, "c/mimic3": honest[3]}
+    passed = walked(tmp_path, "attacks_byzfl_other.npz", arrays)
+    assert passed["byzfl alie"] == passed["byzfl mimic3"] == ("passed", "")
+    assert (
+        walked(tmp_path, "attacks_byzfl_other.npz", arrays | {"c/alie": expected + 1e-11})["byzfl alie"][0] == "failed"
+    )
+
+
+def test_other_cases_of_mixing_are_compared(tmp_path):
+    updates = np.random.default_rng(7).normal(size=(6, 5)).astype(np.float32)
+    order, lengths = np.array([5, 2, 0, 1, 4, 3]), np.linalg.norm(updates, axis=1, keepdims=True)
+    near = np.argsort(pairs(updates), axis=1)[:, :4]
+    arrays = {
+        "case_names": np.array(["q"]),
+        "q__updates": updates,
+        "q__f": np.array(2),
+        "q__bucket": np.array(4),
+        "q__bucket_permutation": order,
+        "q__clip_bound": np.array(1.5),
+        "q__nnm": updates[near].mean(axis=1),
+        "q__bucketing": np.stack([updates[order[:4]].mean(axis=0), updates[order[4:]].mean(axis=0)]),
+        "q__clipping": updates * np.minimum(1, 1.5 / lengths),
+    }
+    passed = walked(tmp_path, "defences_mixing_other.npz", arrays)
+    assert all(passed[f"mixing {field}"] == ("passed", "") for field in ("nnm", "bucketing", "clipping"))
+    changed = walked(tmp_path, "defences_mixing_other.npz", arrays | {"q__nnm": arrays["q__nnm"] * 1.001})
+    assert [changed[f"mixing {field}"][0] for field in ("nnm", "bucketing")] == ["failed", "passed"]

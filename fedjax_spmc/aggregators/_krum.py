@@ -4,30 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.aggregators import _order
+from fedjax_spmc.aggregators import _distances, _order
 from fedjax_spmc.types import Array, Params, PRNGKey, Upload
 
 
 def squared_distances(upload: Upload) -> Array:
-    """[K, K] squared distances of the uploads, from one Gram matrix; rows and columns of absent ones mean nothing.
-
-    The Gram matrix is taken around a mean of clipped updates: around a plain mean, or none, a single far upload, or
-    a model that is large against the differences, would cost the digits in which the others differ.
-    """
-    present = upload.participating
-    updates = trees.ravel_clients(trees.subtract(upload.client_params, upload.global_params)).astype(jnp.float32)
-    updates = jnp.where(present[:, None], updates, 0.0)
-    norms = trees.client_norm(updates)
-    bound = _order.median(norms[:, None], present)[0]
-    clip = jnp.where(norms > bound, bound / jnp.where(norms > 0, norms, 1.0), 1.0)
-    share = clip * present / jnp.maximum(present.sum(), 1)
-    center = jnp.matmul(share, updates, precision=jax.lax.Precision.HIGHEST)
-    centered = jnp.where(present[:, None], updates - center[None], 0.0)
-    gram = jnp.matmul(centered, centered.T, precision=jax.lax.Precision.HIGHEST)
-    gram = (gram + gram.T) / 2  # so that two rows are exactly as far from each other either way
-    squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
-    return jnp.where(jnp.eye(len(present), dtype=bool), 0.0, distances)
+    """[K, K] squared distances of the uploads; rows and columns of absent ones mean nothing."""
+    return _distances.squared_distances(upload.client_params, upload.global_params, upload.participating)
 
 
 def krum_scores(distances: Array, present: Array, attackers: Array) -> Array:
@@ -49,10 +32,30 @@ def num_neighbours(num_present: Array, attackers: Array) -> Array:
     return jnp.clip(num_present - attackers - 2, jnp.minimum(num_present - 1, 1), num_present - 1)
 
 
-def medoid_scores(distances: Array, present: Array) -> Array:
-    """[K]: sum of the unsquared distances to all others present; infinite for the absent."""
-    sums = jnp.matmul(jnp.sqrt(distances), present.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(present, sums, jnp.inf)
+def medoid_gaps(upload: Upload) -> tuple[Array, Array]:
+    """How much farther each upload lies from each other one than a row in the middle does.
+
+    A sum of distances to all others is mostly that to the farthest, in whose last digit those in which near uploads
+    differ are lost. The middle row r has the least distance from a mean of clipped updates; |a - j| - |r - j| of a row
+    a near it is (|a - r|^2 - 2 <a - r, j - r>) / (|a - j| + |r - j|), which loses none.
+
+    Returns:
+        [K, K] the gaps, and [K] the distances of all rows from r: rows and columns of absent ones mean nothing.
+    """
+    present = upload.participating
+    lengths = trees.client_norm(_distances.centred_rows(upload.client_params, upload.global_params, present))
+    middle = jnp.argmin(jnp.where(present, lengths, jnp.inf))
+    gram, distances = _distances.around_row(upload.client_params, middle, present)
+    squares = jnp.diagonal(gram)
+    distances = _distances.measured_again(distances, squares, upload.client_params, present)
+    from_middle, distances = trees.root(squares), trees.root(distances)
+    total = distances + from_middle[None, :]
+    return (squares[:, None] - 2 * gram) / jnp.where(total > 0, total, 1.0), from_middle
+
+
+def summed(gaps: Array, counted: Array) -> Array:
+    """[K]: the sums of each row of [K, K] over the columns that count [K] bool."""
+    return jnp.matmul(gaps, counted.astype(jnp.float32), precision=_distances.HIGHEST)
 
 
 def lowest(scores: Array, present: Array, count: Array | int) -> Array:

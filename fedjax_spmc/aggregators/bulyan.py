@@ -3,7 +3,8 @@
 Source: El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium", ICML 2018,
     section 4, with Krum as the rule that selects.
 Assumes: at most f of the n uploads are malicious, n >= 4 f + 3.
-Cost: O(K^2 D) for one Gram matrix and O(K^3) for the selection; memory O(K^2 + K D).
+Cost: O(K^2 D) for one Gram matrix, and one more for every group of uploads that lie much closer to each other than to
+    the rest, and O(K^3) for the selection; memory O(K^2 + K D).
 Deviations: in the last selections n - f - 2 of the remaining uploads is less than one; there the nearest one counts.
     Two uploads that are nearest to each other then tie: ties of scores go to the lowest client id (in the reference to
     the lowest row). Of values equally near to the median those of clients selected earlier count.
@@ -137,9 +138,9 @@ def _reference() -> Aggregator:
         present = upload.participating
         usable = present.sum()
         assumed = 1 - usable % 2
-        distances = _krum.squared_distances(upload)
+        gaps, _ = _krum.medoid_gaps(upload)
         theta = jnp.maximum(usable - 2 * assumed, 1)
-        places = _select_repeatedly(lambda left: _krum.medoid_scores(distances, left), present, theta)
+        places = _select_repeatedly(lambda left: _krum.summed(gaps, left), present, theta)
         updates = trees.subtract(upload.client_params, upload.global_params)
         kept = jnp.maximum(usable - 4 * assumed - 1, 1)
         update, weights = mean_of_selected(upload, updates, places, theta, kept)

@@ -62,7 +62,8 @@ def deepsight(
         seeds: number of sets of random inputs.
         samples: random inputs in each set.
         min_cluster_size: fewest uploads of a cluster in HDBSCAN.
-        min_samples: how many uploads, itself included, must lie near one for it to join others, in HDBSCAN.
+        min_samples: how many uploads, itself included, must lie near one for it to join others, in HDBSCAN. From 3 on
+            distances tie, which scikit-learn breaks in an arbitrary order; here they merge all at once.
         network: the clients' network, which the simulator fills in; needed for `ddifs`.
 
     Raises:

@@ -5,9 +5,9 @@ Source: Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Po
 Assumes: at most f of the n uploads are malicious, n >= 2 f + 1.
 Cost: O(K D + I (K^2 b + K^3)) for I iterations on b coordinates; memory O(K D + K b).
 Deviations: where no upload survives all the iterations, those that survive most of them are averaged (the paper's
-    intersection is empty then). The projections on the top right singular vector come from the Gram matrix of the
-    centred uploads: C v = sqrt(l) u for its largest eigenvalue l and eigenvector u. A model of at most b
-    coordinates is taken whole, so that one iteration says all.
+    intersection is empty then). The top right singular vector comes from the Gram matrix of the centred uploads: it is
+    C^T u scaled to length 1, for the eigenvector u of the largest eigenvalue. A model of at most b coordinates is taken
+    whole, so that one iteration says all.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from fedjax_spmc.options import POSITIVE, TRACED, Range
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
+HIGHEST = jax.lax.Precision.HIGHEST
 Draw = Callable[[PRNGKey, int, int, int], Array]
 """(key, iterations, coordinates of the model D, coordinates of a subset b) -> [iterations, b] int32, distinct."""
 
@@ -107,11 +108,11 @@ def with_draw(
         keep = jnp.clip(usable - dropped, 1, len(present))
         size = points.shape[1]
         if size <= subset_size:
-            all_scores = outlier_scores(points, present)[None]
+            all_scores, ranking = jax.tree.map(lambda x: x[None], outlier_scores(points, present))
         else:
             subsets = draw(key, rounds_of_filtering, size, subset_size)
-            all_scores = jax.lax.map(lambda subset: outlier_scores(points[:, subset], present), subsets)
-        kept = survivors(all_scores, present, keep)
+            all_scores, ranking = jax.lax.map(lambda subset: outlier_scores(points[:, subset], present), subsets)
+        kept = survivors(ranking, present, keep)
         used = kept if paper else positions_as_ids(kept, present, upload.client_ids)
         weights = used / jnp.maximum(used.sum(), 1)
         verdict = Verdict(weights, all_scores.mean(axis=0), flagged=present & ~used)
@@ -146,27 +147,43 @@ def check_attackers(attackers: int | None, num_clients: int, paper: bool) -> Non
         )
 
 
-def outlier_scores(points: Array, present: Array) -> Array:
-    """[K] squared projections of the centred rows on their top right singular vector; 0 where a row is absent."""
+def outlier_scores(points: Array, present: Array) -> tuple[Array, Array]:
+    """Squared projections of the centred rows on their top right singular vector.
+
+    Returns:
+        [K] the squares, 0 where a row is absent; and [K] the same less a common number, to rank them by. Where one
+        upload is far from all others these differ from each other by little more than the last digit of their squares.
+    """
     share = present / jnp.maximum(present.sum(), 1)
-    mean = jnp.matmul(share, points, precision=jax.lax.Precision.HIGHEST)
+    mean = jnp.matmul(share, points, precision=HIGHEST)
     centred = jnp.where(present[:, None], points - mean[None], 0.0)
     # Entries above 1 are scaled down: the Gram matrix of one far upload would overflow, and rank nobody.
     scale = jnp.maximum(jnp.max(jnp.abs(centred)), 1.0)
     scaled = centred / scale
-    gram = jnp.matmul(scaled, scaled.T, precision=jax.lax.Precision.HIGHEST)
-    values, vectors = jnp.linalg.eigh(gram)
-    scores = jnp.maximum(values[-1], 0.0) * vectors[:, -1] ** 2
-    # What rounding leaves of equal uploads must not rank them: a projection below a millionth of a length is none.
-    lengths = jnp.max(jnp.sum(jnp.square(jnp.where(present[:, None], points, 0.0) / scale), axis=1))
-    scores = jnp.where(scores > 1e-12 * lengths, scores, 0.0)
-    # The guard keeps squared norms below 1e36, so that the product stays finite.
-    return jnp.where(present, scores * scale * scale, 0.0)
+    gram = jnp.matmul(scaled, scaled.T, precision=HIGHEST)
+    vector = jnp.linalg.eigh(gram)[1][:, -1]
+    direction = jnp.matmul(vector, scaled, precision=HIGHEST)
+    length = trees.root(jnp.sum(jnp.square(direction)))
+    direction = direction / jnp.where(length > 0, length, 1.0)
+    # Differences to one of the rows are exact where rows are alike; equal ones are all 0 then, and tie.
+    middle = _middle_row(vector, present)
+    near = jnp.where(present[:, None], points - points[middle][None], 0.0) / scale
+    places = jnp.matmul(near, direction, precision=HIGHEST)
+    center = jnp.matmul(share, places, precision=HIGHEST)
+    # The guard keeps squared norms below 1e36, so that the products stay finite. (p - m)^2 less m^2 is p (p - 2 m).
+    squares = jnp.where(present, jnp.square((places - center) * scale), 0.0)
+    return squares, places * (places - 2 * center)
 
 
-def survivors(all_scores: Array, present: Array, keep: Array) -> Array:
-    """[K] bool: rows that are among the `keep` lowest of [I, K] scores in every iteration, else in most of them."""
-    order = jnp.argsort(jnp.where(present[None, :], all_scores, jnp.inf), axis=1, stable=True)
+def _middle_row(values: Array, present: Array) -> Array:
+    """The present row that holds the lower median of [K] values."""
+    order = jnp.argsort(jnp.where(present, values, jnp.inf))
+    return order[jnp.maximum(present.sum() - 1, 0) // 2]
+
+
+def survivors(ranking: Array, present: Array, keep: Array) -> Array:
+    """[K] bool: rows that are among the `keep` lowest of [I, K] numbers in every iteration, else in most of them."""
+    order = jnp.argsort(jnp.where(present[None, :], ranking, jnp.inf), axis=1, stable=True)
     ranks = jnp.argsort(order, axis=1, stable=True)
     times = ((ranks < keep) & present[None, :]).sum(axis=0)
     return present & (times == times.max())

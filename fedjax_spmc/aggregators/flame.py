@@ -3,7 +3,8 @@
 Source: Nguyen, Rieger, Chen, Yalame, Moellering, Fereidooni, Marchal, Miettinen, Mirhoseini, Zeitouni, Koushanfar,
     Sadeghi, Schneider, "FLAME: Taming Backdoors in Federated Learning", USENIX Security 2022, Algorithm 1.
 Assumes: fewer than half of the uploads are malicious.
-Cost: O(K^2 D): one Gram matrix of centred unit rows; O(K^2 + K D) memory.
+Cost: O(K^2 D): one Gram matrix of centred unit rows, and one more for every group of uploads that lie much closer to
+    each other than to the rest; O(K^2 + K D) memory.
 Deviations:
     * Algorithm 1 takes cosine distances between the local models W_i, its text speaks of their updates:
       `space="weights"` (default) or "updates".
@@ -20,13 +21,11 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators._clipping import is_noisy, median_clipped_mean, standard_noise
+from fedjax_spmc.aggregators._distances import cosine_distances
 from fedjax_spmc.clustering.hdbscan import hdbscan
 from fedjax_spmc.options import NON_NEGATIVE, TRACED
 from fedjax_spmc.registry import aggregators
-from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
-
-UNRESOLVED = 1e-13
-"""Cosine distances below this are rounding of float32 rows: they count as 0."""
+from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Traits, Upload, Verdict
 
 
 @aggregators.register("flame")
@@ -52,8 +51,9 @@ def flame(
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating
         updates = trees.subtract(upload.client_params, upload.global_params)
-        points = updates if space == "updates" else upload.client_params
-        distances = cosine_distances(trees.ravel_clients(points), present)
+        points = trees.ravel_clients(updates if space == "updates" else upload.client_params)
+        start = trees.ravel_clients(trees.broadcast(upload.global_params, 1))[0]
+        distances = cosine_distances(points, jnp.zeros_like(start) if space == "updates" else start, present)
         labels = hdbscan(distances, present, present.sum() // 2 + 1, allow_single_cluster=True)
         admitted = present & (labels >= 0)
         model, weights, bound = median_clipped_mean(upload, updates, admitted)
@@ -68,24 +68,3 @@ def flame(
         traits=Traits(linear=False, consensus=not noisy, permutation=True, robust=True, stateless=True),
         min_clients=2,
     )
-
-
-def cosine_distances(points: Array, present: Array) -> Array:
-    """[K, K] cosine distances of the rows of [K, D]; 0 for absent rows.
-
-    1 - cos = |a - b|^2 / 2 for unit rows keeps the digits that 1 - <a, b> loses where models are nearly parallel. A row
-    of zeros is at distance 1 from all others and at 0 from other zeros.
-    """
-    norms = jnp.linalg.norm(points, axis=1)
-    zero = norms == 0
-    scale = 1 / jnp.where(zero, 1.0, norms)
-    # Zeros and absent rows stay out of the centre, which they would draw away from the others.
-    counted = present & ~zero
-    center = jnp.matmul(counted * scale / jnp.maximum(counted.sum(), 1), points, precision=jax.lax.Precision.HIGHEST)
-    centred = jnp.where(counted[:, None], points * scale[:, None] - center[None], 0.0)
-    gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.diagonal(gram)[:, None] + jnp.diagonal(gram)[None, :] - 2 * gram
-    squares = jnp.where(jnp.eye(len(points), dtype=bool), 0.0, squares)
-    distances = jnp.where(zero[:, None] ^ zero[None, :], 1.0, squares / 2)
-    known = present[:, None] & present[None, :] & (distances > UNRESOLVED)
-    return jnp.where(known, distances, 0.0)

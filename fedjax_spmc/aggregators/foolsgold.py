@@ -8,7 +8,7 @@ Deviations:
       steps, of which a plain sum of K would overshoot.
     * All coordinates are indicative features of equal importance.
     * Cosines below 0 count as 0 in a client's largest similarity, as they do where the diagonal is set to 0.
-    * 1 - (largest similarity) below 1e-5 counts as 0: what is left there is rounding.
+    * 1 - cosine below 1e-13 counts as 0: what is left there is rounding.
     * Where every client loses its weight, the global model and the histories are kept.
 """
 
@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.aggregators._distances import cosine_distances
 from fedjax_spmc.options import POSITIVE, TRACED
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
-
-ROUNDING = 1e-5
 
 
 @aggregators.register("foolsgold")
@@ -69,10 +68,10 @@ def foolsgold(
         if not paper:
             first = jnp.arange(min(history.shape[1], len(present))) < present.sum()
             history = jnp.where(first[None, :], history[:, : len(present)], 0.0)
-        similarity = cosines(history, present)
-        rates, largest = (paper_rates if paper else reference_rates)(similarity, present, confidence)
+        apart = dissimilarity(history, present)
+        rates, least = (paper_rates if paper else reference_rates)(apart, present, confidence)
         weights = rates / jnp.where(rates.sum() > 0, rates.sum(), 1.0)
-        verdict = Verdict(weights, jnp.where(present, largest, 0.0), flagged=present & (weights == 0))
+        verdict = Verdict(weights, jnp.where(present, 1.0 - least, 0.0), flagged=present & (weights == 0))
         return trees.weighted_mean(upload.client_params, weights), verdict, state
 
     return Aggregator(
@@ -84,38 +83,48 @@ def foolsgold(
     )
 
 
-def cosines(rows: Array, present: Array) -> Array:
-    """[K, K] cosines of the present rows, 0 on the diagonal, with absent rows and with rows of length 0."""
-    length = jnp.sqrt(jnp.sum(rows * rows, axis=1, keepdims=True))
-    unit = jnp.where(length > 0, rows / jnp.where(length > 0, length, 1.0), 0.0)
-    pairs = present[:, None] & present[None, :] & ~jnp.eye(len(rows), dtype=bool)
-    return jnp.where(pairs, jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST), 0.0)
+def dissimilarity(rows: Array, present: Array) -> Array:
+    """[K, K] 1 - cosine of the present rows; 1 on the diagonal, with absent rows and with rows of length 0.
+
+    Of sybils this is little more than nothing: taken from the cosine it would be its rounding.
+    """
+    distances = cosine_distances(rows, jnp.zeros_like(rows[0]), present)
+    there = present & (rows != 0).any(axis=1)
+    pairs = there[:, None] & there[None, :] & ~jnp.eye(len(rows), dtype=bool)
+    return jnp.where(pairs, distances, 1.0)
 
 
-def pardoned(similarity: Array, largest: Array) -> Array:
-    """Similarities of i with j scaled by m_i / m_j where m_i < m_j: the less suspicious of a pair is believed."""
-    ours, theirs = largest[:, None], largest[None, :]
-    less = ours < theirs
-    return similarity * jnp.where(less, ours / jnp.where(less, theirs, 1.0), 1.0)
+def pardoned(apart: Array, least: Array, margin: float = 0.0) -> Array:
+    """1 - s of similarities s of i with j scaled by m_i / m_j where m_i < m_j: the less suspicious is believed.
+
+    Args:
+        apart: [K, K], 1 - s before.
+        least: [K], 1 - m without the margin.
+        margin: added to every m.
+    """
+    ours, theirs = least[:, None], least[None, :]
+    less = ours > theirs
+    # 1 - (1 - a) m_i / m_j = (m_j - m_i + a m_i) / m_j, in which no two numbers close to 1 are subtracted.
+    scaled = (ours - theirs + apart * (1.0 - ours + margin)) / jnp.where(less, 1.0 - theirs + margin, 1.0)
+    return jnp.where(less, scaled, apart)
 
 
-def paper_rates(similarity: Array, present: Array, confidence: float | Array) -> tuple[Array, Array]:
-    """[K] learning rates in [0, 1] (Algorithm 1) and the largest similarities after pardoning."""
-    largest = pardoned(similarity, similarity.max(axis=1)).max(axis=1)
-    rates = jnp.where(present, 1.0 - largest, 0.0)
-    rates = jnp.where(rates < ROUNDING, 0.0, rates)
+def paper_rates(apart: Array, present: Array, confidence: float | Array) -> tuple[Array, Array]:
+    """[K] learning rates in [0, 1] (Algorithm 1), and 1 - the largest similarities after pardoning."""
+    apart = jnp.minimum(apart, 1.0)
+    least = pardoned(apart, apart.min(axis=1)).min(axis=1)
+    rates = jnp.where(present, least, 0.0)
     rates = rates / jnp.where(rates.max() > 0, rates.max(), 1.0)
     inner = (rates > 0) & (rates < 1)
     logit = confidence * (jnp.log(jnp.where(inner, rates / jnp.where(inner, 1.0 - rates, 1.0), 1.0)) + 0.5)
-    return jnp.where(inner, jnp.clip(logit, 0.0, 1.0), rates), largest
+    return jnp.where(inner, jnp.clip(logit, 0.0, 1.0), rates), least
 
 
-def reference_rates(similarity: Array, present: Array, confidence: float | Array) -> tuple[Array, Array]:
+def reference_rates(apart: Array, present: Array, confidence: float | Array) -> tuple[Array, Array]:
     """The same with the constants of the SPMC code."""
-    similarity = pardoned(similarity, similarity.max(axis=1) + 1e-5)
-    largest = similarity.max(axis=1)
-    rates = jnp.where(present, jnp.clip(1.0 - largest, 0.0, 1.0), 0.0)
+    least = pardoned(apart, apart.min(axis=1), margin=1e-5).min(axis=1)
+    rates = jnp.where(present, jnp.clip(least, 0.0, 1.0), 0.0)
     rates = rates / jnp.where(rates.max() > 0, rates.max(), 1.0)
     rates = jnp.where(rates == 1.0, 0.99, rates)
     logit = confidence * (jnp.log(rates / (1.0 - rates) + 1e-5) + 0.5)
-    return jnp.where(present, jnp.clip(logit, 0.0, 1.0), 0.0), largest
+    return jnp.where(present, jnp.clip(logit, 0.0, 1.0), 0.0), least

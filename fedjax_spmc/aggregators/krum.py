@@ -3,7 +3,8 @@
 Source: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent", NeurIPS 2017, section 4.
 Assumes: at most f of the n uploads are malicious, n >= 2 f + 3.
-Cost: O(K^2 D): one Gram matrix; memory O(K^2 + K D).
+Cost: O(K^2 D): one Gram matrix, and one more for every group of uploads that lie much closer to each other than to the
+    rest; memory O(K^2 + K D).
 Deviations: ties go to the lowest row (the paper: the smallest identifier). The rule is applied to uploaded models in
     place of gradients; distances are the same.
 """
@@ -92,7 +93,7 @@ def momentum_on_private_model(selection: Callable[[Array, Array], Array], permut
     """The reference's Krum and Multi-Krum: v <- 0.9 v + mean of the selected updates, W <- W + v; W is the new model.
 
     Args:
-        selection: (medoid scores [K], present [K]) -> selected [K] bool.
+        selection: (sums of distances [K] less a common number, present [K]) -> selected [K] bool.
         permutation: whether the selection does not depend on the places of the rows.
     """
 
@@ -103,8 +104,10 @@ def momentum_on_private_model(selection: Callable[[Array, Array], Array], permut
 
     def aggregate(upload: Upload, state: PrivateModel, key: PRNGKey) -> tuple[Params, Verdict, State]:
         present = upload.participating
-        scores = _krum.medoid_scores(_krum.squared_distances(upload), present)
-        verdict = verdict_of(selection(scores, present), scores, present)
+        gaps, from_middle = _krum.medoid_gaps(upload)
+        scores = _krum.summed(gaps, present)
+        common = jnp.where(present, from_middle, 0.0).sum()
+        verdict = verdict_of(selection(scores, present), scores + common, present)
         updates = trees.subtract(upload.client_params, upload.global_params)
         velocity = add(state.velocity, trees.weighted_mean(updates, verdict.weights), MOMENTUM)
         private = trees.where(state.drawn, state.model, _krum.fresh_network(upload.global_params, key))

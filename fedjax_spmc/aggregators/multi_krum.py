@@ -3,7 +3,8 @@
 Source: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent", NeurIPS 2017, section 4 (the score) and the Multi-Krum variant of their experiments.
 Assumes: at most f of the n uploads are malicious, n >= 2 f + 3.
-Cost: O(K^2 D): one Gram matrix; memory O(K^2 + K D).
+Cost: O(K^2 D): one Gram matrix, and one more for every group of uploads that lie much closer to each other than to the
+    rest; memory O(K^2 + K D).
 Deviations: ties go to the lowest row. The paper leaves m, the number of uploads to average, open.
 """
 

@@ -8,8 +8,10 @@ Source: Huang, Li, Chen, Shi, Gao, "Multi-metrics adaptively identifies backdoor
     The `fraction` of the clients with the smallest d are averaged by number of examples.
 Assumes: at least `fraction` of the clients are benign.
 Cost: O(K D + K^2).
-Deviations: S^-1 is the pseudo-inverse, taken of the correlation matrix after scaling each metric to unit variance (the
-    same d where S is regular); so few or equal uploads have a score too. Ties go to the lowest row. The authors' code
+Deviations: S^-1 is the pseudo-inverse, from a singular value decomposition after scaling each metric to unit variance
+    (the same d where S is regular); so few or equal uploads have a score too. Axes along which the clients spread less
+    than a millionth of the longest count for nothing, as float32 cannot tell them from rounding: with one upload some
+    10^4 times as long as the others that can be all in which these differ. Ties go to the lowest row. The authors' code
     measures cosine and Manhattan distance between pairs of clients instead; this is what the paper states.
 """
 
@@ -23,6 +25,9 @@ from fedjax_spmc.aggregators.spmc import spmc
 from fedjax_spmc.options import TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
+
+RANK = 1e-6
+"""Singular values below this share of the largest are rounding of float32."""
 
 
 @aggregators.register("multi_metrics")
@@ -78,15 +83,13 @@ def metrics(upload: Upload) -> Array:
     updates = trees.subtract(upload.client_params, upload.global_params)
     sums = [jnp.abs(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(updates)]
     manhattan = jnp.sum(jnp.stack(sums), axis=0)
-    start = trees.broadcast(upload.global_params, 1)
-    apart = jax.tree.map(jnp.subtract, _directions(upload.client_params), _directions(start))
+    models, start = upload.client_params, trees.broadcast(upload.global_params, 1)
+    apart = jax.tree.map(
+        jnp.subtract,
+        trees.unit_rows(models, trees.client_norm(models)),
+        trees.unit_rows(start, trees.client_norm(start)),
+    )
     return jnp.stack([manhattan, trees.client_norm(updates), 0.5 * trees.client_dot(apart, apart)], axis=1)
-
-
-def _directions(stacked: Params) -> Params:
-    lengths = trees.client_norm(stacked)
-    inverse = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    return jax.tree.map(lambda leaf: leaf * trees.column(inverse, leaf), stacked)
 
 
 def whitened_scores(features: Array, present: Array) -> Array:
@@ -106,10 +109,11 @@ def whitened_scores(features: Array, present: Array) -> Array:
     largest = jnp.where(rows, jnp.abs(features), 0.0).max(axis=0)
     varies = deviation > 1e-6 * count * largest
     scale = jnp.where(varies, 1 / jnp.where(varies, deviation, 1.0), 0.0)
-    scaled = centred * scale[None]
     precision = jax.lax.Precision.HIGHEST
-    correlation = jnp.matmul(scaled.T, scaled, precision=precision) / jnp.maximum(count - 1, 1)
-    inverse = jnp.linalg.pinv(correlation, rtol=1e-6, hermitian=True)
-    standard = sums * scale[None]
-    squares = jnp.sum(jnp.matmul(standard, inverse, precision=precision) * standard, axis=1)
-    return jnp.where(present, jnp.sqrt(jnp.maximum(squares, 0.0)), 0.0)
+    # The singular values of the scaled differences, not the eigenvalues of their products, which are the squares: where
+    # one upload is long, all that tells the others apart is in a small one.
+    _, singular, axes = jnp.linalg.svd(centred * scale[None], full_matrices=False)
+    large = singular > RANK * singular[0]
+    inverse = jnp.where(large, jnp.sqrt(jnp.maximum(count - 1, 1)) / jnp.where(large, singular, 1.0), 0.0)
+    along = jnp.matmul(sums * scale[None], axes.T, precision=precision) * inverse[None]
+    return jnp.where(present, jnp.sqrt(jnp.sum(jnp.square(along), axis=1)), 0.0)

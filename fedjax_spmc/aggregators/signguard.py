@@ -9,6 +9,8 @@ Deviations:
       here the coordinates are drawn one by one and the statistics are plain fractions, as the paper states them.
     * The paper leaves mean shift's bandwidth open: it is the mean distance to the `quantile` n-th nearest point, the
       point itself included, as in the authors' code (quantile 0.5), but never to the point itself alone.
+    * The paper does not say where k-means begins: here at sixteen starts that the statistics themselves give, of which
+      the best end counts (see `clustering.two_means`).
     * Where no upload passes both filters the global model is kept; the paper is silent.
 """
 

@@ -28,6 +28,8 @@ from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits,
 
 Score = Literal["cosine", "euclidean", "wasserstein", "chebyshev"]
 Mapping = Literal["softmax", "sigmoid", "minmax"]
+LOW_TEMPERATURE = 0.01
+"""Below it a cosine's rounding, 1e-7, is more than a hundred-thousandth of a weight."""
 
 
 @aggregators.register("spmc")
@@ -92,7 +94,14 @@ def spmc(
         else:
             partners = trees.broadcast(upload.global_params, len(present))
         similarities = similarity(score, points, partners, eps)
-        weights = map_to_weights(mapping, similarities / temperature, present)
+        compared = similarities
+        # At ordinary temperatures the rounding of a cosine does not show in the weights.
+        plain = score == "cosine" and isinstance(temperature, (int, float)) and temperature >= LOW_TEMPERATURE
+        if mapping == "minmax" or (mapping == "softmax" and not plain):
+            compared = differences(score, similarities, points, partners, eps, present)
+            if mapping == "softmax" and score == "cosine":
+                compared = jnp.where(temperature < LOW_TEMPERATURE, compared, similarities)
+        weights = map_to_weights(mapping, compared / temperature, present)
         verdict = Verdict(weights, -similarities, flagged=jnp.zeros_like(present))
         if coalition_weights == "previous":
             state = state.at[upload.client_ids].set(jnp.where(present, weights, state[upload.client_ids]))
@@ -123,6 +132,34 @@ def similarity(score: str, points: Params, partners: Params, eps: float | Array)
     if score == "euclidean":
         return -trees.client_norm(gaps)
     return -jnp.stack([jnp.abs(x).max(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(gaps)]).max(axis=0)
+
+
+def differences(
+    score: str, similarities: Array, points: Params, partners: Params, eps: float | Array, present: Array
+) -> Array:
+    """[K]: the similarities less a common number, without the rounding that hides what parts them.
+
+    Cosines of models trained from one start differ in their last digits, and so do distances where one upload is far
+    from all others and has drawn their partners along: a mapping that magnifies differences would weigh rounding.
+    """
+    if score == "cosine":
+        lengths, others = trees.client_norm(points), trees.client_norm(partners)
+        apart = jax.tree.map(jnp.subtract, trees.unit_rows(points, lengths), trees.unit_rows(partners, others))
+        product = lengths * others
+        # 1 - <a, b> / (p + eps), with p = |a| |b|, as 1 - <a, b> / p is half the square of a / |a| - b / |b|.
+        total = 0.5 * product * trees.client_dot(apart, apart) + eps
+        return -jnp.where(product > 0, total / jnp.where(product > 0, product + eps, 1.0), 1.0)
+    if score == "euclidean":
+        nearest = jnp.argmax(jnp.where(present, similarities, -jnp.inf))
+        gaps = jax.tree.map(jnp.subtract, points, partners)
+        shortest = trees.take_rows(gaps, nearest)
+        # |a| - |b| = <a - b, a + b> / (|a| + |b|)
+        product = trees.client_dot(
+            trees.subtract(gaps, shortest), jax.tree.map(lambda x, y: x + y[None], gaps, shortest)
+        )
+        total = similarities + similarities[nearest]
+        return product / jnp.where(total < 0, total, 1.0)
+    return similarities
 
 
 def map_to_weights(mapping: str, similarities: Array, present: Array) -> Array:

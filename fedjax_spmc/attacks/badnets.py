@@ -40,6 +40,7 @@ def badnets(
         value: what is written in place of the preset's value.
         space: "raw" (0..1) or "normalized", in place of the preset's.
     """
+    triggers.check_positions(positions)
 
     def init(ctx: AttackContext, key: PRNGKey) -> Stamp:
         pattern = triggers.chosen(trigger, positions, value, space, ctx.task.input.shape)

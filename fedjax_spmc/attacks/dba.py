@@ -49,6 +49,7 @@ def dba(
         value: what is written in place of the preset's value.
         space: "raw" (0..1) or "normalized", in place of the preset's.
     """
+    triggers.check_positions(positions)
 
     def init(ctx: AttackContext, key: PRNGKey) -> DbaState:
         shape = ctx.task.input.shape

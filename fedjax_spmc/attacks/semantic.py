@@ -13,7 +13,8 @@ Controls: its own training data.
 Cost: none to speak of.
 Deviations: the code tests on the pictures that it trains on (`disjoint=False`); here the pictures of the class are
     parted in two halves, drawn by the seed, one to train on and one to test. The code draws its pictures among those of
-    the whole test set; `data.limit_test` limits them here. It uses class 5, on EMNIST 7, and the target 9.
+    the whole test set; `data.limit_test` limits them here. It uses class 5, on EMNIST 7, and the target 9. It goes
+    through all draws once in an internal epoch; here every batch takes some anew, each at most once.
 """
 
 from typing import Annotated, Any

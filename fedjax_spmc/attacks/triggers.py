@@ -59,15 +59,14 @@ def from_positions(
         image_shape: (H, W, C).
 
     Raises:
-        ConfigError: a position lies outside the image or is not three whole numbers.
+        ConfigError: there is no position, or one lies outside the image or is not three whole numbers.
     """
+    check_positions(positions)
     height, width, channels = image_shape
     mask = np.zeros(image_shape, np.float32)
     values = np.zeros(image_shape, np.float32)
     for position, written in zip(positions, np.broadcast_to(value, (len(positions),)), strict=True):
-        triple = isinstance(position, Sequence) and len(position) == 3
-        whole = triple and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in position)
-        if not whole or not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
+        if not all(0 <= i < n for i, n in zip(position, (channels, height, width), strict=True)):
             raise ConfigError(
                 f"attack.options.positions: {position!r} is not allowed: it must be (channel, row, column) "
                 f"inside an image of {channels} x {height} x {width}."
@@ -76,6 +75,28 @@ def from_positions(
         mask[row, column, channel] = 1.0
         values[row, column, channel] = written
     return Trigger(jnp.asarray(mask), jnp.asarray(values), space)
+
+
+def check_positions(positions: Positions | None) -> None:
+    """Refuses positions that can be none in any image; None stands for a preset's.
+
+    Raises:
+        ConfigError: there is none, or one is not three whole numbers.
+    """
+    if positions is None:
+        return
+    if not len(positions):
+        raise ConfigError(
+            f"attack.options.positions = {positions!r} is not allowed: a trigger must have at least one pixel "
+            "(channel, row, column); None stands for those of attack.trigger."
+        )
+    for position in positions:
+        triple = isinstance(position, Sequence) and len(position) == 3
+        if not triple or not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in position):
+            raise ConfigError(
+                f"attack.options.positions: {position!r} is not allowed: it must be (channel, row, column), three "
+                "whole numbers."
+            )
 
 
 def listed(preset: str, positions: Positions | None, image_shape: tuple[int, ...]) -> Positions:

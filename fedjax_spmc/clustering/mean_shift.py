@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from fedjax_spmc.types import Array
 
 MAX_STEPS = 300
+STARTS = 16
+"""Of 2-means."""
 ROUNDING_MARGIN = 1 + 1e-6
 """A distance within rounding of the bandwidth counts as within it; see `_radius`."""
 
@@ -93,29 +95,70 @@ def _shift_to_modes(points: Array, present: Array, bandwidth: Array) -> tuple[Ar
 
 
 def two_means(points: Array, present: Array) -> Array:
-    """Labels 0 and 1 of Lloyd's k-means with k = 2, begun at the two points farthest apart; -1 for absent rows.
+    """Labels 0 and 1 of k-means with k = 2; -1 for absent rows.
+
+    Lloyd's steps end in the nearest optimum, which may be a poor one. They begin here at the best cut across each of
+    `STARTS` directions in the plane of the two principal axes, and the end with the least sum of squared distances to
+    the centres counts. No start is drawn: the labels are a function of the points, whatever the order of the rows.
 
     Args:
         points: [K, d] float32.
         present: [K] bool; the result for these rows is that without the others.
     """
-    apart = jnp.where(present[:, None] & present[None, :], _distances(points, points), -1.0)
-    ends = points[jnp.stack(jnp.unravel_index(jnp.argmax(apart), apart.shape))]
-    # The first cluster wins a tie of sizes: which one is first must not depend on the order of the rows.
-    ends = ends[jnp.lexsort(tuple(ends.T[::-1]))[::-1]]
+    centred = _around_mean(points, present)
+    axes = jnp.linalg.svd(centred, full_matrices=False)[2]
+    axes = axes * jnp.where(axes.sum(axis=1) < 0, -1.0, 1.0)[:, None]  # whose signs depend on the order of the rows
+    angles = jnp.pi * jnp.arange(STARTS) / STARTS
+    directions = jnp.cos(angles)[:, None] * axes[0][None] + jnp.sin(angles)[:, None] * axes[min(1, len(axes) - 1)][None]
+    starts = jax.vmap(lambda direction: _best_cut(centred, present, direction))(directions)
 
-    def assign(centers: Array) -> Array:
-        return jnp.where(present, jnp.argmin(_distances(points, centers), axis=1), -1)
+    def assign(centers: Array) -> tuple[Array, Array]:
+        gaps = _distances(centred, centers)
+        return jnp.where(present, jnp.argmin(gaps, axis=1), -1), gaps.min(axis=1)
 
-    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        labels, _, steps = carry
+    def centers_of(labels: Array) -> tuple[Array, Array]:
         member = (labels[None, :] == jnp.arange(2)[:, None]).astype(points.dtype)
-        share = member / jnp.maximum(member.sum(axis=1, keepdims=True), 1.0)
-        new = assign(jnp.matmul(share, points, precision=jax.lax.Precision.HIGHEST))
-        return new, (new != labels).any(), steps + 1
+        number = member.sum(axis=1, keepdims=True)
+        return jnp.matmul(member / jnp.maximum(number, 1.0), centred, precision=jax.lax.Precision.HIGHEST), number
 
-    start = (assign(ends), jnp.ones((), bool), jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < MAX_STEPS), step, start)[0]
+    def climb(labels: Array) -> tuple[Array, Array]:
+        def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            labels, _, steps = carry
+            new = assign(centers_of(labels)[0])[0]
+            return new, (new != labels).any(), steps + 1
+
+        start = (labels, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+        labels = jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < MAX_STEPS), step, start)[0]
+        gaps = assign(centers_of(labels)[0])[1]
+        return labels, jnp.where(present, jnp.square(gaps), 0.0).sum()
+
+    ends, inertia = jax.vmap(climb)(starts)
+    labels = ends[jnp.argmax(inertia <= inertia.min() * ROUNDING_MARGIN)]
+    # The first cluster wins a tie of sizes: which one is first must not depend on the order of the rows.
+    centers, number = centers_of(labels)
+    turned = (jnp.lexsort(tuple(centers.T[::-1]))[1] == 1) & (number > 0).all()
+    return jnp.where(present & turned, 1 - labels, labels)
+
+
+def _around_mean(points: Array, present: Array) -> Array:
+    share = present / jnp.maximum(present.sum(), 1)
+    center = jnp.matmul(share, points, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(present[:, None], points - center[None], 0.0)
+
+
+def _best_cut(centred: Array, present: Array, direction: Array) -> Array:
+    """[K]: 0 on one side of a cut across a direction, 1 on the other: the one that parts the centred points best."""
+    places = jnp.where(present, jnp.matmul(centred, direction, precision=jax.lax.Precision.HIGHEST), jnp.inf)
+    order = jnp.argsort(places, stable=True)
+    sizes = jnp.arange(1, len(places) + 1)
+    left = jnp.square(jnp.cumsum(centred[order], axis=0)).sum(axis=1)
+    # The sums on both sides are the same but for the sign; the last row has nobody on the other side.
+    between = left / sizes + left / jnp.maximum(present.sum() - sizes, 1)
+    ranked = jnp.append(places[order], jnp.inf)
+    allowed = (sizes < present.sum()) & (ranked[1:] > ranked[:-1])
+    cut = jnp.argmax(jnp.where(allowed, between, -jnp.inf)) + 1
+    side = jnp.zeros(len(places), jnp.int32).at[order].set((sizes > cut).astype(jnp.int32))
+    return jnp.where(present, side, -1)
 
 
 def largest_cluster(labels: Array) -> Array:

@@ -6,7 +6,7 @@ A config is a plain `ml_collections.ConfigDict`; `resolve` checks every field be
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc import registry, schedules, server, training
+from fedjax_spmc import options, registry, schedules, server, training
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
@@ -258,7 +258,7 @@ def _flat(config: Config, prefix: str, of_one_attack: set[str]) -> dict[str, Any
         if hasattr(value, "items") and not is_field:
             flat.update(_flat(value, f"{path}.", of_one_attack))
         else:
-            flat[path] = to_plain(value) if hasattr(value, "items") else value
+            flat[path] = to_plain(value) if hasattr(value, "items") else options.plain(value, path)
     return flat
 
 
@@ -266,7 +266,7 @@ def _attack_names(config: Config) -> list[str]:
     """The attacks that a config names, whatever else is wrong with it."""
     section: Any = dict(config.items()).get("attack")
     fields = dict(section.items()) if hasattr(section, "items") else {}
-    names = fields.get("name", FIELDS["attack.name"].default)
+    names = options.plain(fields.get("name", FIELDS["attack.name"].default), "attack.name")
     return [name for name in (names if isinstance(names, (tuple, list)) else [names]) if isinstance(name, str)]
 
 
@@ -293,6 +293,7 @@ def to_plain(config: Config) -> dict[str, Any]:
     return {name: to_plain(v) if hasattr(v, "items") else plain(v) for name, v in config.items()}
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: tuples become lists."""
+def plain(value: Any, label: str = "a value") -> Any:
+    """A value as JSON has it: Python's own (`options.plain`, which raises), and tuples become lists."""
+    value = options.plain(value, label)
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value

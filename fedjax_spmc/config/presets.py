@@ -1,10 +1,14 @@
 """Named presets: which fields a word behind `--config=FILE:` changes. Presets never change `model.name`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedjax_spmc.config.fields import Config, default_config, set_field
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.registry import aggregators
+
+Words = Mapping[str, Mapping[str, Any]]
+"""Preset -> the fields that it sets."""
 
 PAIRED_METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"local.rule": "sgd", "aggregator.name": "mean"},
@@ -66,47 +70,64 @@ def descriptions() -> dict[str, str]:
     return listed
 
 
-def preset_fields(arg: str = "") -> dict[str, Any]:
+def preset_fields(arg: str = "", method: str = "spmc", words: Words | None = None) -> dict[str, Any]:
     """The fields that presets set.
 
     Args:
-        arg: preset names joined by commas: at most one method (default "spmc"), and "reference".
+        arg: preset names joined by commas: at most one method, "reference", and any of `words`.
+        method: the one that is taken where `arg` names none.
+        words: presets of a config file's own: word -> the fields that it sets, behind those of the others.
 
     Raises:
-        ConfigError: an unknown preset (the known ones are listed), or two methods.
+        ConfigError: an unknown preset (the known ones are listed), two methods, or two words that set a field to
+            different values.
     """
-    words = [word.strip() for word in arg.split(",") if word.strip()]
-    for word in words:
-        if word not in descriptions():
+    own = {} if words is None else words
+    given = [word.strip() for word in arg.split(",") if word.strip()]
+    for word in given:
+        if word not in descriptions() and word not in own:
             raise ConfigError(
-                f"preset {word!r} is unknown: it must be one of {', '.join(descriptions())}, joined by commas."
+                f"preset {word!r} is unknown: it must be one of {', '.join([*own, *descriptions()])}, joined by commas."
             )
     known = methods()
-    chosen = [word for word in words if word in known]
+    chosen = [word for word in given if word in known]
     if len(chosen) > 1:
         raise ConfigError(f"presets {', '.join(chosen)} exclude each other: give one of {', '.join(known)}.")
-    changes = dict(known[chosen[0] if chosen else "spmc"])
-    if "reference" in words:
+    changes = dict(known[chosen[0] if chosen else method])
+    if "reference" in given:
         changes |= REFERENCE_FIELDS | REFERENCE_FIELDS_OF_RULE.get(changes["local.rule"], {})
         changes |= reference_aggregator_options(changes["aggregator.name"])
+    said: dict[str, str] = {}
+    for word in (word for word in given if word in own):
+        for path, value in own[word].items():
+            if path in said and changes[path] != value:
+                raise ConfigError(f"presets {said[path]}, {word} exclude each other: both set {path}.")
+            changes[path] = value
+            said[path] = word
     return changes
 
 
-def make_config(arg: str = "", **fields: Any) -> Config:
-    """The default config with `fields` and then the presets in `arg` applied.
+def make_config(
+    arg: str = "",
+    *,
+    method: str = "spmc",
+    words: Words | None = None,
+    fields: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Config:
+    """The default config with the fields of a config file and then the presets in `arg` applied.
 
     Args:
-        arg: see `preset_fields`.
-        **fields: fields of this config file by dotted path with `__` for the dot, such as data__name="digits"; they are
-            set before the presets.
+        arg, method, words: see `preset_fields`.
+        fields: by dotted path; they are set before the presets.
+        **more: the same with `__` for the dot, such as data__name="digits".
 
     Raises:
-        ConfigError: an unknown preset (the known ones are listed), or two methods.
+        ConfigError: see `preset_fields`.
     """
-    changes = preset_fields(arg)
+    changes = preset_fields(arg, method, words)
+    given = {name.replace("__", "."): value for name, value in more.items()}
     config = default_config()
-    for name, value in fields.items():
-        set_field(config, name.replace("__", "."), value)
-    for path, value in changes.items():
+    for path, value in {**({} if fields is None else fields), **given, **changes}.items():
         set_field(config, path, value)
     return config

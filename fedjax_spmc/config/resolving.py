@@ -1,11 +1,11 @@
 """From a config to a checked one: every field in its own type, the options of the chosen parts written out in full."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from fedjax_spmc import attacks, preaggregators, registry, schedules, server, training
@@ -29,6 +29,7 @@ from fedjax_spmc.config.fields import (
 )
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, check_options, quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.types import Aggregator, PreAggregator, ServerData
 
 
@@ -51,12 +52,7 @@ def resolve(config: Config) -> Config:
             raise ConfigError(unknown_field(path))
         set_field(resolved, path, check_field(path, value))
     for section, place in OPTION_PATHS.items():
-        given = {
-            name: value.tolist() if isinstance(value, jax.Array) else value
-            for path, value in flat.items()
-            for at, name in [option_at(path)]
-            if at == section
-        }
+        given = {name: value for path, value in flat.items() for at, name in [option_at(path)] if at == section}
         names, alike = resolved_name(resolved, section), part_options(resolved, section)
         known = alike | options_of_one(resolved, section)
         owner = f"{SECTIONS[section][1]} = {names_text(names)}"
@@ -363,7 +359,8 @@ def with_chosen_options(config: Config) -> Config:
     """A copy of a resolved config with the values that the aggregator chooses for K uploads in place of None.
 
     For `config.json` alone: a run keeps such options open, as a round with fewer usable uploads may take less. Fields
-    that are None for a number stand there as that number.
+    that are None for a number stand there as that number, and folders of data in full, as whoever reads the run may
+    stand elsewhere.
     """
     copy = default_config()
     for path, value in flatten(config).items():
@@ -377,6 +374,9 @@ def with_chosen_options(config: Config) -> Config:
         for name, value in filled.items():
             if given.get(name) is None:
                 set_field(copy, f"{OPTION_PATHS[section]}.{name}", value)
+    for name in ("data_dir", "cache_dir"):
+        if copy.data[name]:
+            copy.data[name] = os.path.abspath(expanded(copy.data[name], f"data.{name}"))
     if copy.server.optimizer != "none" and copy.server.learning_rate is None:
         copy.server.learning_rate = server.default_rate(copy.server.optimizer)
     if "schedule_rounds" in schedules.TAKES[copy.local.schedule] and copy.local.schedule_rounds is None:

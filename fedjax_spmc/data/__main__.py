@@ -15,6 +15,7 @@ from fedjax_spmc.data.prepare import DownloadError
 from fedjax_spmc.errors import DataError
 from fedjax_spmc.options import Option
 from fedjax_spmc.registry import datasets
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +36,13 @@ def _data(parser: Parser, flags: Flags) -> int:
         case ["list"]:
             width = max(map(len, datasets.names())) + 2
             for name in datasets.names():
-                print(f"{name:{width}}{_where(datasets.make(name, data_dir=data_dir))}")
+                show(f"{name:{width}}{_where(datasets.make(name, data_dir=data_dir))}")
         case ["prepare", name]:
             datasets.factory(name, "NAME")
             try:
-                print(datasets.make(name, data_dir=data_dir).prepare())
+                show(datasets.make(name, data_dir=data_dir).prepare())
             except DownloadError as error:
-                print(error, file=sys.stderr)
+                note(str(error))
                 return 1
         case ["prepare"]:
             raise parser.refusal("prepare needs the NAME of a data set")

@@ -7,26 +7,31 @@ then renamed, so a reader sees all of it or nothing; a damaged one is never used
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fedjax_spmc.paths import NoHomeError, expanded
+from fedjax_spmc.reading import UnreadableError, json_of, reason_of
+from fedjax_spmc.terminal import note
+
+DEFAULT_ROOT = "~/.cache/fedjax_spmc"
 MANIFEST = "manifest.json"
 
 Arrays = Mapping[str, np.ndarray]
 
 
-class _DamagedError(Exception):
-    """An entry is there but not as it was written."""
-
-
 def root(cache_dir: str | Path | None = None) -> Path:
-    """The cache folder: the argument, else $FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc."""
-    chosen = cache_dir or os.environ.get("FEDJAX_SPMC_CACHE") or "~/.cache/fedjax_spmc"
-    return Path(os.path.expanduser(chosen))
+    """The cache folder: the argument, else $FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc.
+
+    Raises:
+        NoHomeError: it begins with `~`, and nothing says where that is.
+    """
+    given = {"data.cache_dir": cache_dir, "FEDJAX_SPMC_CACHE": os.environ.get("FEDJAX_SPMC_CACHE")}
+    label, chosen = next(((name, value) for name, value in given.items() if value), ("FEDJAX_SPMC_CACHE", DEFAULT_ROOT))
+    return expanded(chosen, label)
 
 
 def entry(name: str, key: str, cache_dir: str | Path | None = None) -> Path:
@@ -45,34 +50,40 @@ def fetch(name: str, key: str, cache_dir: str | Path | None, build: Callable[[],
         cache_dir: see `root`.
         build: makes the arrays.
     """
-    folder = entry(name, key, cache_dir)
+    try:
+        folder = entry(name, key, cache_dir)
+    except NoHomeError as error:
+        _warn(f"no cached copy is kept ({str(error).rstrip('.')}); every run decodes anew.")
+        return build()
     try:
         if os.path.lexists(folder):
             return _read(folder, key)
-    except _DamagedError as error:
-        _warn(f"the cached copy {folder} is damaged ({error}) and is made anew.")
+    except UnreadableError as error:
+        _warn(f"the cached copy {folder} {error} and is made anew.")
     arrays = build()
     try:
         _write(folder, key, arrays)
     except OSError as error:
-        _warn(f"no cached copy could be written to {folder} ({error.strerror or error}); every run decodes anew.")
+        _warn(f"no cached copy could be written to {folder} ({reason_of(error)}); every run decodes anew.")
     return arrays
 
 
 def _read(folder: Path, key: str) -> Arrays:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = json_of((folder / MANIFEST).read_text("utf-8"))
         if manifest["key"] != key:
-            raise _DamagedError("it is of another source")
+            raise UnreadableError("it is of another source")
         return {name: _read_array(folder / f"{name}.npy", digest) for name, digest in manifest["sha256"].items()}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableError(f"{Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamagedError(f"{type(error).__name__}: {error}") from None
+        raise UnreadableError(error) from None
 
 
 def _read_array(path: Path, expected: str) -> np.ndarray:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise _DamagedError(f"{path.name} has another sha256")
+            raise UnreadableError(f"{path.name} has another sha256")
         file.seek(0)
         return np.load(file, mmap_mode=None, allow_pickle=False)
 
@@ -101,4 +112,4 @@ def _write(folder: Path, key: str, arrays: Arrays) -> None:
 
 
 def _warn(sentence: str) -> None:
-    print(f"fedjax_spmc: {sentence}", file=sys.stderr)
+    note(f"fedjax_spmc: {sentence}")

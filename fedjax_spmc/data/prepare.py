@@ -6,6 +6,7 @@ from typing import Any
 
 from fedjax_spmc.data import tfds_layout
 from fedjax_spmc.errors import DataError
+from fedjax_spmc.reading import reason_of
 
 
 class DownloadError(RuntimeError):
@@ -58,8 +59,6 @@ def prepare(name: str, data_dir: str | Path | None = None, has_builder: bool = T
     try:
         make_builder(f"{name}/{config}" if config else name, folder).download_and_prepare()
     except Exception as error:  # requests, the file system, TFDS and TensorFlow each raise their own
-        reason = (str(error).strip().split("\n", 1)[0] or "no reason given")[:300].rstrip(".")
-        raise DownloadError(
-            f"data set {name} could not be downloaded and prepared in {folder}: {type(error).__name__}: {reason}."
-        ) from error
+        reason = reason_of(error, named=True)
+        raise DownloadError(f"data set {name} could not be downloaded and prepared in {folder}: {reason}.") from error
     return f"Data set {name} is prepared in {tfds_layout.require(name, folder, config=config).folder}."

@@ -5,16 +5,18 @@ The layout is <data_dir>/<name>/<version>/ with dataset_info.json, features.json
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_spmc import reading
 from fedjax_spmc.errors import DataError
+from fedjax_spmc.paths import NoHomeError, expanded
 
 SPLITS = ("train", "test")
+DEFAULT_ROOT = "~/tensorflow_datasets"
 FILE_FORMAT = "array_record"
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _POINTER_FILES = {b"version https://git-lfs": "git-lfs", b"/annex/objects/": "git-annex"}
@@ -42,9 +44,17 @@ class Prepared(NamedTuple):
 
 
 def root(data_dir: str | Path | None = None) -> Path:
-    """The folder of data sets: the argument, else $TFDS_DATA_DIR, else ~/tensorflow_datasets as in TFDS itself."""
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(os.path.abspath(os.path.expanduser(chosen)))
+    """The folder of data sets: the argument, else $TFDS_DATA_DIR, else ~/tensorflow_datasets as in TFDS itself.
+
+    Raises:
+        DataError: it begins with `~`, and nothing says where that is.
+    """
+    given = {"data.data_dir": data_dir, "TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR")}
+    label, chosen = next(((name, value) for name, value in given.items() if value), ("TFDS_DATA_DIR", DEFAULT_ROOT))
+    try:
+        return Path(os.path.abspath(expanded(chosen, label)))
+    except NoHomeError as error:
+        raise DataError(str(error)) from None
 
 
 def remedies(name: str, has_builder: bool, occupied: bool = False) -> str:
@@ -144,14 +154,11 @@ def _check(name: str, folder: Path) -> Prepared:
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return reading.json_object(path)
     except FileNotFoundError:
         raise DataError(f"data set {name} is incomplete: {path} is missing") from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"data set {name} is damaged: {path} is not valid JSON")
-    return content
+    except reading.UnreadableError as error:
+        raise DataError(f"data set {name} cannot be used: {path} {error}") from None
 
 
 def _shards(name: str, folder: Path, split: str, template: str, lengths: list[int]) -> tuple[Shard, ...]:

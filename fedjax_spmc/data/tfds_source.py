@@ -16,10 +16,12 @@ from fedjax_spmc.data.dataset import DatasetInfo, Source, Splits
 from fedjax_spmc.data.preprocess import resize_grey
 from fedjax_spmc.data.tfds_layout import Prepared, Shard
 from fedjax_spmc.errors import DataError
+from fedjax_spmc.reading import blames_content, reason_of
 
 _CHUNK = 1000
 T = TypeVar("T")
 _FORMAT = 1  # of the arrays that `decode` returns; raised when they change, so that older cached copies are not read
+_OF_A_LIBRARY = (AttributeError, TypeError)  # of versions that do not fit each other; no record has such
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -110,13 +112,48 @@ def decoded(spec: Spec, prepared: Prepared, decode_split: Callable[[str], T]) ->
     Raises:
         DataError: it raised one, or anything that damaged data make it raise.
     """
+    name = spec.info.name
+    try:
+        _import_readers()
+    except Exception as error:  # protobuf, for one, raises a TypeError where its version does not fit
+        reason = reason_of(error, named=True)
+        raise DataError(
+            f"data set {name} cannot be read: a library that reads it cannot be imported ({reason}): it must be "
+            "installed, in the version that the others need."
+        ) from None
     try:
         return {split: decode_split(split) for split in tfds_layout.SPLITS}
     except (DataError, MemoryError):
         raise
     except Exception as error:  # array_record, protobuf, Pillow and TFDS each raise their own for damaged data
-        reason = str(error).split("\n", 1)[0].split(";", 1)[0][:200]
-        raise _damaged(spec, prepared, f"{type(error).__name__}: {reason}") from None
+        refused = _first_refusal(prepared)
+        if refused is None and blames_content(error) and not isinstance(error, _OF_A_LIBRARY):
+            raise _damaged(spec, prepared, reason_of(error, named=True).split(";", 1)[0]) from None
+        reason = reason_of(error, named=True) if refused is None else f"{refused.filename}: {reason_of(refused)}"
+        raise DataError(f"data set {name} in {prepared.folder} cannot be read ({reason}).") from None
+
+
+def _import_readers() -> None:
+    """Imports what reads records: a third of a second that a cached start need not pay."""
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module  # noqa: F401  # pyright: ignore[reportAttributeAccessIssue]
+    from PIL import Image  # noqa: F401
+    from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
+
+    _ = tfds.builder_from_directory  # imported at its first use
+
+
+def _first_refusal(prepared: Prepared) -> OSError | None:
+    """The error with which the system refuses to read a shard to its end; None where all can be read."""
+    for shards in prepared.shards.values():
+        for shard in shards:
+            try:
+                with shard.path.open("rb") as file:
+                    while file.read(2**20):
+                        pass
+            except OSError as error:
+                return OSError(error.errno, reason_of(error), str(shard.path))
+    return None
 
 
 def _damaged(spec: Spec, prepared: Prepared, what: str) -> DataError:
@@ -133,7 +170,7 @@ def records(spec: Spec, prepared: Prepared, split: str) -> Iterator[Any]:
     Raises:
         DataError: the files hold another number of records than they should.
     """
-    import tensorflow_datasets as tfds  # a third of a second that a cached start need not pay
+    import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2
 
     for shard in prepared.shards[split]:

@@ -8,13 +8,14 @@
 --reference=DIR  your own clone of the authors' repository (WenddHe0119/SPMC): its server rules and aligned training,
                  imported at run time.
 
+What is being compared is said on standard error.
+
 Exit codes: 0 all that ran passed, 1 a check failed or none ran, 2 bad input.
 """
 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_spmc import numerics
 from fedjax_spmc.command import Flags, Parser, run_command
@@ -22,6 +23,8 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
 from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
 from fedjax_spmc.parity.walker import walk
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,25 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @numerics.pinned()
 def _parity(flags: Flags) -> int:
-    golden, clone = (None if flags[name] is None else Path(flags[name]) for name in ("golden", "reference"))
+    golden, clone = (
+        None if flags[name] is None else expanded(flags[name], f"--{name}") for name in ("golden", "reference")
+    )
     if golden is None and not flags["torch"] and clone is None:
-        golden = Path(os.environ.get("FEDJAX_SPMC_SHARED", "../shared")) / "golden"
+        golden = expanded(os.environ.get("FEDJAX_SPMC_SHARED", "../shared"), "FEDJAX_SPMC_SHARED") / "golden"
     outcomes: list[Outcome] = []
     if golden is not None:
         if not golden.is_dir():
             raise ConfigError(
                 f"--golden = {str(golden)!r} is not allowed: it must be a folder of golden vectors (*.npz)."
             )
-        outcomes += walk(golden)
+        outcomes += walk(golden, note)
     if flags["torch"]:
         from fedjax_spmc.parity.torch_rounds import against_torch
 
-        outcomes += against_torch()
+        outcomes += against_torch(note)
     if clone is not None:
         from fedjax_spmc.parity.clone import against_clone
 
-        outcomes += against_clone(clone)
-    print(to_json(outcomes) if flags["json"] else table(outcomes))
+        outcomes += against_clone(clone, note)
+    show(to_json(outcomes) if flags["json"] else table(outcomes))
     return exit_code(outcomes)
 
 

@@ -24,7 +24,7 @@ from fedjax_spmc import aggregators, data, local_rules, models, training
 from fedjax_spmc.data import augment
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.keys import root_key
-from fedjax_spmc.parity.comparison import Comparison, Outcome
+from fedjax_spmc.parity.comparison import Comparison, Outcome, Say, silent
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import require
 from fedjax_spmc.types import Context, Model, Upload, Variables
@@ -174,8 +174,12 @@ def train_ours(model: Model, start: Any, teachers: list[np.ndarray], images: Any
     ]
 
 
-def against_clone(folder: Path) -> list[Outcome]:
+def against_clone(folder: Path, say: Say = silent) -> list[Outcome]:
     """All rows of `--reference`: aligned training, then every server rule on the models that it left.
+
+    Args:
+        folder: the clone.
+        say: takes a line for each row, before it is compared.
 
     Raises:
         ConfigError: see `Clone`.
@@ -195,6 +199,7 @@ def against_clone(folder: Path) -> list[Outcome]:
         [(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y.astype(np.int64))) for x, y in pairs]
         for pairs in (zip(images[k], labels[k], strict=True) for k in range(CLIENTS))
     ]
+    say("beside the clone: aligned training")
     clone.train(nets, teachers, batches)
     trained = [flat(one) for one in nets]
     local = Comparison(f"aligned training, {STEPS} steps")
@@ -214,6 +219,7 @@ def against_clone(folder: Path) -> list[Outcome]:
     )
     kept = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in nets]
     for name, (ours, options) in RULES.items():
+        say(f"beside the clone: server {name}")
         for one, state in zip(nets, kept, strict=True):
             one.load_state_dict(state)
         weights = clone.aggregate(name, net, nets, order, sizes)

@@ -101,6 +101,14 @@ def failed(check: str, source: str, reason: str) -> Outcome:
     return Outcome(check, source, 0, None, None, "failed", reason)
 
 
+Say = Callable[[str], None]
+"""Takes a line about the work in progress."""
+
+
+def silent(text: str) -> None:
+    """A `Say` for nobody."""
+
+
 Check = Callable[[Arrays, str], Iterator[Outcome]]
 KINDS: list[tuple[re.Pattern[str], Check]] = []
 

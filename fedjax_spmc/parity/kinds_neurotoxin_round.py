@@ -14,6 +14,7 @@ from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks._pool import clean_gradient
 from fedjax_spmc.attacks.mixed_batches import side_by_side, train_once
 from fedjax_spmc.federation import Attacker, Federation, aggregate, initial_state, train
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.parity.kinds_neurotoxin import SCOPES
 from fedjax_spmc.parity.recorded_nets import below, linear_layers, named, task_of, variables_of
@@ -156,7 +157,7 @@ def attack_round(found: Mapping[str, np.ndarray], run: Run, title: str) -> Compa
     sizes = jnp.ones(len(drawn.inputs), jnp.int32)
     start = variables_of(federation_of(found, run, drawn, jnp.int32(0)).model, below(found, "global0"))
     malicious = jnp.arange(len(drawn.inputs)) == 0
-    key = jax.random.key(0)
+    key = root_key(0)
 
     @jax.jit
     def play(steps: Array) -> Any:

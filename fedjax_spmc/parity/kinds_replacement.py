@@ -15,6 +15,7 @@ import numpy as np
 from fedjax_spmc import aggregators, attacks, local_rules, server, trees
 from fedjax_spmc.data.pipeline import in_order
 from fedjax_spmc.federation import Attacker, Federation, initial_state, play_round
+from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.recorded_nets import below, named, small_net, task_of, variables_of
@@ -105,7 +106,7 @@ def play(
         upload = seen["upload"]
         return (upload.client_params, upload.client_stats), after.variables
 
-    return *round_of(jax.random.key(0)), start
+    return *round_of(root_key(0)), start
 
 
 def compare(

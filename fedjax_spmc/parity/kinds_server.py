@@ -14,6 +14,7 @@ from fedjax_spmc.parity import tags
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, failed, kind, skipped
 from fedjax_spmc.parity.layout import join, layout_of, split, unequal_counters, upload_of
 from fedjax_spmc.parity.tags import Tag
+from fedjax_spmc.reading import reason_of
 from fedjax_spmc.types import Aggregator, Upload, Verdict
 
 
@@ -84,9 +85,7 @@ def server_rules(arrays: Arrays, source: str) -> Iterator[Outcome]:
             try:
                 yield check(Case(name, known[name], arrays), source)
             except Exception as error:  # one row must not cost the others of the file
-                words = error.args[0] if isinstance(error, KeyError) and error.args else error
-                reason = f"{type(error).__name__}: {words}".splitlines()[0][:200]
-                yield failed(f"server {name}", source, reason)
+                yield failed(f"server {name}", source, reason_of(error, named=True))
     unknown = [name for name in found if name not in known]
     if unknown:
         yield skipped("server rules", source, f"no rule of ours yet for {', '.join(unknown)}")

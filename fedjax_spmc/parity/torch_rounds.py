@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_spmc import models, setup
 from fedjax_spmc.federation import FederationState, play_round
 from fedjax_spmc.metrics import percentages
-from fedjax_spmc.parity.comparison import TOLERANCE, Comparison, Outcome
+from fedjax_spmc.parity.comparison import TOLERANCE, Comparison, Outcome, Say, silent
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import (
     CLIENTS,
@@ -134,8 +134,14 @@ class Float64Round:
         return self._program((jnp.asarray(images, jnp.float64), jnp.asarray(labels, jnp.int32)), wide, self._key)
 
 
-def compare_method(method: str) -> Iterator[Outcome]:
-    """Five rounds in float32, each from the simulator's own state; then one round in float64 on both sides."""
+def compare_method(method: str, say: Say = silent) -> Iterator[Outcome]:
+    """Five rounds in float32, each from the simulator's own state; then one round in float64 on both sides.
+
+    Args:
+        method: a preset.
+        say: takes a line for each round, before it is compared.
+    """
+    say(f"beside torch: {method}, a round in float64")
     sides = BothSides(method)
     experiment, theirs = sides.experiment, sides.theirs
     comparison, success = Comparison(f"{method}, {ROUNDS} rounds"), Comparison(f"{method}, A and ASR", 1e-9)
@@ -146,6 +152,7 @@ def compare_method(method: str) -> Iterator[Outcome]:
     sides.add_in_float64(exact, "round 0", state)
     while judged < ROUNDS:
         index, before = judged + len(replaced), state
+        say(f"beside torch: {method}, round {judged + 1} of {ROUNDS}")
         taken = sides.batches.of_round(state)
         played = theirs.play(*sides.start_of(state, theirs), taken)
         free = theirs.play(free.state, free.teachers, taken) if free else played
@@ -174,11 +181,11 @@ def compare_method(method: str) -> Iterator[Outcome]:
     yield exact.outcome("torch")
 
 
-def against_torch() -> list[Outcome]:
-    """All rows of `--torch`.
+def against_torch(say: Say = silent) -> list[Outcome]:
+    """All rows of `--torch`; `say` takes a line for each round.
 
     Raises:
         ConfigError: torch or the repository's torch loops are not there.
     """
     torch_reference()
-    return [outcome for method in METHODS for outcome in compare_method(method)]
+    return [outcome for method in METHODS for outcome in compare_method(method, say)]

@@ -4,13 +4,12 @@ Every module `kinds_*.py` beside this one is imported, and registers what it can
 """
 
 import importlib
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from fedjax_spmc.parity.comparison import KINDS, Outcome, failed, skipped
+from fedjax_spmc import reading
+from fedjax_spmc.parity.comparison import KINDS, Outcome, Say, failed, silent, skipped
 
 
 class _Required(dict):  # type: ignore[type-arg]
@@ -20,29 +19,34 @@ class _Required(dict):  # type: ignore[type-arg]
         raise KeyError(f"array {name!r} is missing")
 
 
-def walk(folder: Path) -> list[Outcome]:
-    """Compares every `*.npz` in a folder; each file gives at least one row."""
+def walk(folder: Path, say: Say = silent) -> list[Outcome]:
+    """Compares every `*.npz` in a folder; each file gives at least one row.
+
+    Args:
+        folder: of golden files.
+        say: takes a line for each file, before it is compared.
+    """
     for module in sorted(Path(__file__).parent.glob("kinds_*.py")):  # they register their kinds
         importlib.import_module(f"{__package__}.{module.stem}")
 
     outcomes: list[Outcome] = []
-    for path in sorted(folder.glob("*.npz")):
+    paths = sorted(folder.glob("*.npz"))
+    for number, path in enumerate(paths, 1):
+        say(f"file {number} of {len(paths)}: {path.name}")
         checks = [check for pattern, check in KINDS if pattern.fullmatch(path.stem)]
         if not checks:
             outcomes.append(skipped(path.stem, path.name, "no check of this kind yet"))
             continue
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = _Required(file)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            outcomes.append(failed(path.stem, path.name, f"the file cannot be read: {error}"))
+            arrays = _Required(reading.arrays(path))
+        except (FileNotFoundError, reading.UnreadableError) as error:
+            words = error if isinstance(error, reading.UnreadableError) else "is missing"
+            outcomes.append(failed(path.stem, path.name, f"the file {words}"))
             continue
         for check in checks:
             try:
                 outcomes += list(check(arrays, path.name))
             except Exception as error:
-                reason = (
-                    error.args[0] if isinstance(error, KeyError) and error.args else f"{type(error).__name__}: {error}"
-                )
-                outcomes.append(failed(path.stem, path.name, str(reason).splitlines()[0][:200]))
+                named = not isinstance(error, KeyError)  # a missing array names itself
+                outcomes.append(failed(path.stem, path.name, reading.reason_of(error, named=named)))
     return outcomes

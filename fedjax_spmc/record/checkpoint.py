@@ -1,9 +1,13 @@
 """The whole state on disk (Orbax), with a sum of every file: resuming gives the same bits, damage is noticed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc import keys
-from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc import keys, reading
+from fedjax_spmc.errors import DamagedError, WorkdirError
 from fedjax_spmc.record import files
 
 MANIFEST = "manifest.json"
 """Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
+
+LEAST_ROOM = 2**16
+"""Bytes without which no checkpoint is begun: on a full disk Orbax leaves writes behind that complain later."""
 
 
 class Checkpoints:
@@ -35,25 +42,34 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise self._unwritable(error) from None
         except Exception as error:
-            raise self.damaged(error) from None
+            raise self._unreadable(error) from None
 
     def latest(self) -> int | None:
         """Rounds played when the newest checkpoint was saved; None without one."""
         return self._manager.latest_step()
 
     def save(self, rounds: int, state: Any) -> None:
-        """Writes `state`, to be found under `rounds`."""
+        """Writes `state`, to be found under `rounds`.
+
+        Raises:
+            WorkdirError: it cannot be written; the checkpoint before it is still there.
+        """
         args = self._ocp.args
         try:
+            room = shutil.disk_usage(self._folder)
+            if room.total and room.free < LEAST_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with _quiet_absl():
                 self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        except Exception as error:  # a full disk comes as an exception of Orbax's storage, not as an OSError
-            raise WorkdirError(
-                f"checkpoint {self._folder} cannot be written ({_first_line(error)}): the one before is kept."
-            ) from None
+        except Exception as error:
+            for half in self._folder.glob(f"{rounds}.*"):  # its temporary folder, which would be in the way
+                shutil.rmtree(half, ignore_errors=True)
+            raise self._unwritable(error) from None
 
     def restore(self, rounds: int, like: Any) -> Any:
         """Reads the checkpoint of `rounds`.
@@ -63,20 +79,29 @@ class Checkpoints:
             like: a state of the same structure, shapes and dtypes.
 
         Raises:
-            WorkdirError: it is missing, truncated, corrupt, or of another structure.
+            DamagedError: it is missing, truncated, corrupt, or of another structure.
+            WorkdirError: it may be whole, and cannot be read.
         """
         # The files are checked first: on a damaged one Orbax leaves reads behind that complain on standard error.
-        self._check(rounds, _structure(like))
+        try:
+            whole = self._check(rounds, _structure(like))
+        except OSError as error:
+            raise self._unreadable(error) from None
         try:
             with _quiet_absl():  # an error is raised and reported in one sentence
                 restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
             return jax.tree.map(_restored, like, restored)
         except Exception as error:
-            raise self.damaged(error) from None
+            raise self._unreadable(error, damaged=False if whole else None) from None
 
     def close(self) -> None:
         """Ends the manager's background work."""
         self._manager.close()
+
+    def _unwritable(self, error: Exception) -> WorkdirError:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # of the storage below Orbax, which raises no OSError
+        words = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+        return files.unwritable(f"checkpoint {self._folder}", self._folder, words)
 
     def _sums(self, rounds: int) -> dict[str, str]:
         """sha256 of every file of a checkpoint."""
@@ -87,14 +112,17 @@ class Checkpoints:
                 sums[str(path.relative_to(step))] = hashlib.file_digest(file, "sha256").hexdigest()
         return sums
 
-    def _check(self, rounds: int, structure: dict[str, str]) -> None:
+    def _check(self, rounds: int, structure: dict[str, str]) -> bool:
+        """Checks the files of a checkpoint; whether the manifest knows them."""
         try:
-            manifest = json.loads((self._folder / MANIFEST).read_text())
+            manifest = reading.json_object(self._folder / MANIFEST)
             noted, sums = int(manifest["rounds"]), dict(manifest["sha256"])
             saved = dict(manifest.get("structure", structure))
         except FileNotFoundError:
-            return  # killed between the first checkpoint and its manifest
-        except (OSError, ValueError, KeyError, TypeError):
+            return False  # killed between the first checkpoint and its manifest
+        except (reading.UnreadableError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, reading.UnreadableError) and not error.damaged:
+                raise WorkdirError(f"{self._folder / MANIFEST} {error}.") from None
             raise self.damaged(f"{MANIFEST} cannot be read") from None
         if noted > rounds:
             raise self.damaged(f"that of round {noted} is missing")
@@ -105,17 +133,23 @@ class Checkpoints:
                     raise self.damaged(f"{rounds}/{name} {'has changed' if name in found else 'is missing'}")
         for name in sorted(saved.keys() | structure.keys()):
             if saved.get(name) != structure.get(name):
-                raise WorkdirError(
+                raise DamagedError(
                     f"checkpoint {self._folder} holds a state of another structure ({name} is {saved.get(name)} there "
                     f"and {structure.get(name)} here): it was made by another version of the program or of a plug-in; "
                     "give another --workdir."
                 )
+        return noted == rounds
 
-    def damaged(self, reason: Any) -> WorkdirError:
-        """The error that says that no checkpoint can be read, and why."""
-        return WorkdirError(
-            f"checkpoint {self._folder} is damaged ({_first_line(reason)}): remove the run folder or give another "
-            "--workdir to start anew."
+    def damaged(self, reason: str) -> WorkdirError:
+        """The error that says that no checkpoint can be used, and why."""
+        return self._unreadable(reason, damaged=True)
+
+    def _unreadable(self, cause: object, damaged: bool | None = None) -> WorkdirError:
+        error = reading.UnreadableError(cause, damaged)
+        if not error.damaged:
+            return WorkdirError(f"checkpoint {self._folder} {error}.")
+        return DamagedError(
+            f"checkpoint {self._folder} {error}: remove the run folder or give another --workdir to start anew."
         )
 
 
@@ -153,8 +187,3 @@ def _restored(leaf: Any, data: Any) -> Any:
     """An array that Orbax read, as a leaf of the type that the state has there."""
     # By way of the host: what Orbax reads is committed to its device, and a round of it would be compiled anew.
     return keys.leaf_of(jnp.asarray(np.asarray(data)), leaf)
-
-
-def _first_line(reason: Any) -> str:
-    lines = str(reason).strip().splitlines()
-    return lines[0][:200].rstrip(".: ") if lines else type(reason).__name__

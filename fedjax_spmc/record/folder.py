@@ -3,28 +3,31 @@
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import metrics, models, numerics
+from fedjax_spmc import metrics, models, numerics, reading
 from fedjax_spmc.data.tokens import Tokenizer
-from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.errors import ConfigError, DamagedError, PluginError, WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files, truth
 from fedjax_spmc.record.environment import changes, check_data, continued, digest_of
 from fedjax_spmc.types import Model, Roster, State, Variables
+
+T = TypeVar("T")
 
 OWN_FILES = (
     "metrics.jsonl", "summary.json", "model.npz", "checkpoint", "environment.json", "roster.json", "attack.npz",
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz", "partition.npz", "vocabulary.json",
+    "attack.npz", "partition.npz", "vocabulary.json", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -59,7 +62,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: configs.Config, read_only: bool = False):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._read_only = read_only
         self._config = configs.with_chosen_options(config)
         self._lock: FileLock | None = None
@@ -131,15 +134,15 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        damaged = WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
-        try:
-            history = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        except (ValueError, OSError):
-            raise damaged from None
-        complete = all(isinstance(line, dict) and line.keys() >= LINE_KEYS for line in history)
-        if not complete or any(type(line["round"]) is not int for line in history):
-            raise damaged
-        return history
+
+        def parse(content: bytes) -> list[dict[str, Any]]:
+            history = [reading.json_of(line) for line in content.decode().split("\n")[:-1]]
+            for number, line in enumerate(history, 1):
+                if not isinstance(line, dict) or not line.keys() >= LINE_KEYS or type(line["round"]) is not int:
+                    raise ValueError(f"line {number} is no evaluated round")
+            return history
+
+        return self._read(path, lambda: reading.parsed(path, parse))
 
     def rewrite_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `metrics.jsonl`, atomically."""
@@ -241,15 +244,7 @@ class RunFolder:
         Raises:
             WorkdirError: it is missing, damaged or of another attack.
         """
-        path = self.path / "attack.npz"
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return truth.attack_of(dict(arrays), like)
-        except FileNotFoundError:
-            raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
-        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise WorkdirError(f"{path} is damaged ({reason}).") from None
+        return self._read_arrays("attack.npz", lambda arrays: truth.attack_of(arrays, like))
 
     def details(self) -> dict[str, np.ndarray]:
         """The arrays of `details.npz`; none where the file is not there or cannot be read: pictures alone need them."""
@@ -261,15 +256,20 @@ class RunFolder:
         Raises:
             WorkdirError: it is missing, damaged or of another model.
         """
-        path = self.path / "model.npz"
+        return self._read_arrays("model.npz", lambda arrays: models.from_torch_dict(model, arrays))
+
+    def _read_arrays(self, name: str, make: Callable[[dict[str, np.ndarray]], T]) -> T:
+        path = self.path / name
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return models.from_torch_dict(model, dict(arrays))
+            arrays = reading.arrays(path)
         except FileNotFoundError:
             raise WorkdirError(f"{path} is missing: the run has not finished a round yet.") from None
-        except Exception as error:  # what numpy and zipfile raise on damaged bytes is not documented
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise WorkdirError(f"{path} is damaged ({reason}).") from None
+        except reading.UnreadableError as error:
+            raise WorkdirError(f"{path} {error}.") from None
+        try:
+            return make(arrays)
+        except (ValueError, TypeError) as error:
+            raise WorkdirError(f"{path} {reading.UnreadableError(error)}.") from None
 
     def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
@@ -284,15 +284,14 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        if not os.path.exists(path):
-            return None
+        return self._read(path, lambda: reading.json_object(path)) if os.path.exists(path) else None
+
+    def _read(self, path: Path, read: Callable[[], T]) -> T:
         try:
-            content = json.loads(path.read_text())
-        except (ValueError, OSError):
-            content = None
-        if not isinstance(content, dict):
-            raise WorkdirError(f"{path} is damaged: remove the run folder or give another --workdir.")
-        return content
+            return read()
+        except reading.UnreadableError as error:
+            remedy = ": remove the run folder or give another --workdir" if error.damaged else ""
+            raise WorkdirError(f"{path} {error}{remedy}.") from None
 
     def _check(self) -> None:
         parent = self.path
@@ -310,13 +309,7 @@ class RunFolder:
                     f"workdir = {str(self.path)!r} holds {found[0]} but no config.json: give another --workdir."
                 )
             return
-        try:
-            old = configs.resolve(old)
-        except ConfigError as error:
-            raise WorkdirError(
-                f"{self.path / 'config.json'} is damaged or of another version ({str(error).rstrip('.')}): remove the "
-                "run folder or give another --workdir."
-            ) from None
+        old = resolved_config(self.path / "config.json", old)
         for path in configs.differing_fields(old, self._config):
             before, now = (configs.flatten(c).get(path) for c in (old, self._config))
             raise ConfigError(
@@ -325,6 +318,21 @@ class RunFolder:
             )
 
     def _unwritable(self, reason: Any) -> WorkdirError:
-        words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        path = quoted(str(self.path))
-        return WorkdirError(f"workdir = {path} cannot be written ({words}): it must be a folder that you may write.")
+        return files.unwritable(f"workdir = {quoted(str(self.path))}", self.path, reason)
+
+
+def resolved_config(path: Path, content: Mapping[str, Any]) -> configs.Config:
+    """The config of a `config.json`, resolved.
+
+    Raises:
+        WorkdirError: it cannot be used here; names `path`.
+    """
+    try:
+        return configs.resolve(content)
+    except PluginError as error:
+        raise WorkdirError(f"{path} cannot be used here: {error}") from None
+    except ConfigError as error:
+        raise DamagedError(
+            f"{path} is damaged or of another version ({str(error).rstrip('.')}): remove the run folder or give "
+            "another --workdir."
+        ) from None

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import durability, metrics
 from fedjax_spmc.evaluation import Counts
 from fedjax_spmc.federation import RoundReport
+from fedjax_spmc.options import plain
 from fedjax_spmc.record.remarks import Facts, remarks_of
 from fedjax_spmc.setup import is_oracle
 from fedjax_spmc.types import Verdict
@@ -173,12 +173,9 @@ def verdict_of(line: Mapping[str, Any]) -> Verdict:
 
 def json_value(value: Any) -> Any:
     """A value for JSON: arrays become lists, floats that are not finite None."""
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return json_value(np.asarray(value).tolist())
     if isinstance(value, Mapping):
         return {name: json_value(item) for name, item in value.items()}
+    value = plain(value)
     if isinstance(value, (list, tuple)):
         return [json_value(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """The pictures of a run folder. Figures are built without pyplot, so that nothing global is touched."""
 
+import io
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_spmc.record import files
 from fedjax_spmc.types import Picture
 
 if typing.TYPE_CHECKING:
@@ -17,6 +19,8 @@ COLOURS = {"A": "#0072B2", "ASR": "#D55E00", "R": "#009E73", "V": "#CC79A7"}
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
 CELL_TEXT_COLOUR = "#111111"
 """Of text on light cells. A report turns plain black into the page's own ink, which is light on a dark page."""
+MAX_PANELS, MAX_COLUMNS = 24, 6
+"""Panels of a picture of several runs, and how many of them stand side by side."""
 MAX_NAMED_CLIENTS = 40
 """Up to so many clients, each gets a line or a name of its own."""
 
@@ -27,16 +31,32 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG, atomically.
+
+    Raises:
+        OSError: it cannot be written; the file is named.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    files.replace(path, buffer.getvalue())
+
+
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """A, ASR, R and V over the rounds, one panel per run.
+    """A, ASR, R and V over the rounds, one panel per run, of the first `MAX_PANELS` runs.
 
     Args:
         runs: title -> history (lines of `metrics.jsonl`).
         path: the PNG to write.
     """
-    figure = _figure(4.8 * len(runs), 3.6)
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axis, (title, history) in zip(axes, runs.items(), strict=True):
+    shown = list(runs.items())[:MAX_PANELS]
+    columns = min(len(shown), MAX_COLUMNS)
+    rows = -(-len(shown) // columns)
+    figure = _figure(4.8 * columns, 3.6 * rows)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    for axis, (title, history) in zip(axes, shown, strict=False):
         rounds = [line["round"] + 1 for line in history]
         for name, colour in COLOURS.items():
             values = [np.nan if line[name] is None else line[name] for line in history]
@@ -44,9 +64,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                 axis.plot(rounds, values, color=colour, label=name, marker="." if len(rounds) < 30 else None)
         axis.set(title=title, xlabel="round", ylim=(-2, 102))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("percent")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
+    for axis in axes[::columns]:
+        axis.set_ylabel("percent")
+    axes[columns - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _save(figure, path)
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:
@@ -60,7 +81,7 @@ def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:
     num_clients, num_classes = counts.shape
     figure = _figure(min(3 + 0.5 * num_classes, 14), min(1.6 + 0.32 * num_clients, 12))
     draw_partition(figure.subplots(), counts, malicious)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_partition(axis: Any, counts: np.ndarray, malicious: np.ndarray) -> None:
@@ -113,7 +134,7 @@ def verdicts(history: Sequence[Mapping[str, Any]], malicious: np.ndarray, path: 
     draw_clients(axes[1], rounds, tables["weights"], malicious)
     for axis, name in zip(axes, ("score", "weight"), strict=True):
         axis.set_title(f"{name} of each client")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_clients(
@@ -165,7 +186,7 @@ def details(pictures: Sequence[Picture], arrays: Mapping[str, np.ndarray], malic
     figure = _figure(4.4 * len(pictures) + 0.8, 3.9)
     for axis, picture in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
         draw_details(axis, picture, arrays, malicious)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_details(axis: Any, picture: Picture, arrays: Mapping[str, np.ndarray], malicious: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from fedjax_spmc.record.remarks import Remark, in_progress
+from fedjax_spmc.terminal import Lines
 
 
 class Progress:
@@ -12,12 +13,12 @@ class Progress:
 
     Args:
         rounds: rounds of the whole run.
-        stream: where to print; None prints nothing.
+        stream: where to print; None prints nothing. One that is closed on the way ends nothing.
     """
 
     def __init__(self, rounds: int, stream: TextIO | None):
         self._rounds = rounds
-        self._stream = stream
+        self._lines = Lines(stream)
         self._live = stream is not None and stream.isatty()
         self._fastest = float("inf")
         self._failed = self._rejected = 0
@@ -36,12 +37,11 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line of its own."""
-        if self._stream is not None:
-            print(("\r\033[K" if self._live else "") + text, file=self._stream, flush=True)
+        self._lines.add(("\r\033[K" if self._live else "") + text)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Prints the evaluated round `line` (see `metrics.jsonl`), and what went wrong until then."""
-        if self._stream is None:
+        if self._lines.stream is None:
             return
         self._count(line)
         self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
@@ -55,9 +55,8 @@ class Progress:
             + f"{shown}  {line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
         )
         if self._live:  # a line that wraps could not be overwritten
-            text = text[: (_columns(self._stream) or len(text) + 1) - 1]
-        end = "" if self._live else "\n"
-        print(("\r\033[K" if self._live else "") + text, end=end, file=self._stream, flush=True)
+            text = text[: (_columns(self._lines.stream) or len(text) + 1) - 1]
+        self._lines.add(("\r\033[K" if self._live else "") + text, end="" if self._live else "\n")
 
     def _count(self, line: Mapping[str, Any]) -> None:
         self._failed += line.get("aggregation_failed", 0)
@@ -65,8 +64,8 @@ class Progress:
 
     def close(self) -> None:
         """Ends the live line."""
-        if self._stream is not None and self._live:
-            print(file=self._stream, flush=True)
+        if self._live:
+            self._lines.add("")
 
 
 def _columns(stream: TextIO) -> int:

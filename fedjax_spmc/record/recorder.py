@@ -10,7 +10,8 @@ import numpy as np
 from fedjax_spmc import config as configs
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import RoundReport, evaluated_model
-from fedjax_spmc.record import plots
+from fedjax_spmc.options import quoted
+from fedjax_spmc.record import files, plots
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.folder import RunFolder
@@ -76,8 +77,6 @@ class Recorder(NoRecorder):
                 yield self._start()
             finally:
                 self._checkpoints.close()
-                if self._board is not None:
-                    self._board.close()
         finally:
             folder.close()
 
@@ -103,7 +102,7 @@ class Recorder(NoRecorder):
             words = f" (since then: {', '.join(changed)})" if changed else ""
             self._progress.note(f"goes on after round {done} of {rounds} in {folder.path}{words}")
         if not ended:
-            self._board = TensorBoard(folder.path)
+            self._board = TensorBoard(folder.path, self._progress.note)
         return start
 
     def _judged(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,9 +138,19 @@ class Recorder(NoRecorder):
         facts = facts_of(configs.flatten(config), history, malicious, experiment.idle)
         summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
-        plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
-        plots.verdicts(history, malicious, folder.path / "verdicts.png")
-        self._draw_details(history)
+        with self._drawing():
+            plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+            plots.verdicts(history, malicious, folder.path / "verdicts.png")
+            self._draw_details(history)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """A picture that cannot be written is told like any other file of the folder."""
+        try:
+            yield
+        except OSError as error:
+            path = self._folder.path
+            raise files.unwritable(f"workdir = {quoted(str(path))}", path, error) from None
 
     def _draw_details(self, history: list[dict[str, Any]]) -> None:
         arrays, federation = self._folder.details(), self._experiment.federation
@@ -158,7 +167,8 @@ class Recorder(NoRecorder):
         arrays = partition_arrays(dataset, self._experiment.parts)
         self._folder.write_partition(arrays)
         if "counts" in arrays:
-            plots.partition(arrays["counts"], self._experiment.malicious, self._folder.path / "partition.png")
+            with self._drawing():
+                plots.partition(arrays["counts"], self._experiment.malicious, self._folder.path / "partition.png")
 
 
 def make_recorder(

@@ -5,15 +5,14 @@ The letters and the sentences are made here alone; progress, summary, sweep, `co
 them a run that kept its first model looks like a defence.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import reading
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.types import Roster
 
@@ -131,13 +130,11 @@ def of_folder(
     Raises:
         WorkdirError: nothing says who was malicious.
     """
-    fields, malicious = (
-        configs.flatten(config),
-        np.asarray(RunFolder(folder, config, read_only=True).roster().malicious),
-    )
+    kept, fields = RunFolder(folder, config, read_only=True), configs.flatten(config)
+    malicious = np.asarray(kept.roster().malicious)
     try:
-        summary = json.loads((Path(folder) / "summary.json").read_text())
-    except (OSError, ValueError):  # the run goes on, or was killed
+        summary = reading.json_object(kept.path / "summary.json")
+    except (FileNotFoundError, reading.UnreadableError):  # the run goes on, or was killed
         summary = {}
     return remarks_of(fields, with_idle(facts_of(fields, lines, malicious), summary))
 

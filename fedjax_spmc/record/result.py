@@ -1,15 +1,14 @@
 """The result of an experiment, and how it is read back from a run folder."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_spmc import config as configs
-from fedjax_spmc import numerics, parts
+from fedjax_spmc import numerics, parts, reading
 from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record.environment import info_of
-from fedjax_spmc.record.folder import RunFolder
+from fedjax_spmc.record.folder import RunFolder, resolved_config
 from fedjax_spmc.record.lines import verdict_of
 from fedjax_spmc.types import Variables, Verdict
 
@@ -30,6 +29,21 @@ class Result(NamedTuple):
     config: Any
 
 
+def read_config(workdir: Path) -> Any:
+    """The resolved config of a run folder.
+
+    Raises:
+        WorkdirError: there is no run, or its `config.json` cannot be used here.
+    """
+    path = workdir / "config.json"
+    try:
+        return resolved_config(path, reading.json_object(path))
+    except FileNotFoundError:
+        raise WorkdirError(f"workdir = {str(workdir)!r} holds no run: {path} is missing.") from None
+    except reading.UnreadableError as error:
+        raise WorkdirError(f"workdir = {str(workdir)!r} cannot be used: {path} {error}.") from None
+
+
 @numerics.pinned()
 def load(workdir: str | os.PathLike[str]) -> Result:
     """Reads a run folder back: the newest saved model, the history, the verdicts and the config.
@@ -37,14 +51,8 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     Raises:
         WorkdirError: there is no run, or a file of it is missing or damaged.
     """
-    path = Path(workdir)
-    config_path = path / "config.json"
-    try:
-        config = configs.resolve(json.loads(config_path.read_text()))
-    except OSError:
-        raise WorkdirError(f"workdir = {str(path)!r} holds no run: {config_path} is missing.") from None
-    except ValueError as error:
-        raise WorkdirError(f"{config_path} is damaged ({str(error).rstrip('.')}).") from None
+    path = expanded(workdir, "workdir")
+    config = read_config(path)
     folder = RunFolder(path, config, read_only=True)
     environment = folder.environment()
     if environment is None:

@@ -1,32 +1,67 @@
-"""TensorBoard events beside the other files of a run."""
+"""TensorBoard events beside the other files of a run: the numbers of `metrics.jsonl` once more."""
 
-from collections.abc import Mapping
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_spmc import metrics
+from fedjax_spmc.reading import reason_of
 
 
 class TensorBoard:
-    """TensorBoard events beside the other files.
+    """Adds events to a file of its own; where it cannot be written it says so once, and the run goes on without.
+
+    The events are tensorboardX's; its writer is not used, whose thread dies on a full disk and leaves the run waiting.
 
     Args:
         folder: the run folder.
+        note: takes a line for the user.
     """
 
-    def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter  # imported here: it takes over a second
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, note: Callable[[str], None]):
+        self._path: Path | None = folder / "tensorboard"
+        self._note = note
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._write(lambda path: path.mkdir(exist_ok=True))
+        self._path = self._path and self._path / name
+        self._append([{"file_version": "brain.Event:2"}])
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
-        rejecting = metrics.REJECTION if line["confidence"] > 0 else ()
-        for name in (*metrics.SCALARS, *rejecting, *metrics.NEXT_TOKEN):
-            if line.get(name) is not None:
-                self._writer.add_scalar(name, line[name], line["round"])
-        self._writer.flush()
+        from tensorboardX.summary import scalar  # imported here: it takes over a second
 
-    def close(self) -> None:
-        """Ends the writer's thread."""
-        self._writer.close()
+        names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()), *metrics.NEXT_TOKEN)
+        shown = {name: line[name] for name in names if line.get(name) is not None}
+        self._append([{"summary": scalar(name, value), "step": line["round"]} for name, value in shown.items()])
+
+    def _append(self, events: list[dict[str, Any]]) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        content = b"".join(_framed(Event(wall_time=time.time(), **one).SerializeToString()) for one in events)
+
+        def append(path: Path) -> None:
+            with path.open("ab") as file:
+                file.write(content)
+
+        self._write(append)
+
+    def _write(self, write: Callable[[Path], None]) -> None:
+        if self._path is None:
+            return
+        try:
+            write(self._path)
+        except OSError as error:
+            self._note(f"no TensorBoard events from here on: {self._path} cannot be written ({reason_of(error)})")
+            self._path = None
+
+
+def _framed(data: bytes) -> bytes:
+    """An event as TensorBoard's files hold it: its length and itself, each with a checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.startup import Imports
+from fedjax_spmc.terminal import show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,8 @@ def _report(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
         raise parser.refusal("no folder is given")
 
-    from fedjax_spmc.report import page, published
+    with Imports():
+        from fedjax_spmc.report import page, published
 
     for name in flags["tables"]:
         if name not in published.LAYOUTS:
@@ -41,7 +44,7 @@ def _report(parser: Parser, flags: Flags) -> int:
     made = page.build(
         flags.positional, flags["out"], flags["tables"], flags["details"], flags["data_dir"], flags["title"] or ""
     )
-    print(f"report: {made}   tables: {made.parent / 'tables'}")
+    show(f"report: {made}   tables: {made.parent / 'tables'}")
     return 0
 
 

@@ -1,6 +1,5 @@
 """The fields of a config that was found in a folder, whatever version wrote it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import reading
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.record import truth
 
@@ -63,8 +63,10 @@ def malicious_clients(config: Mapping[str, Any], folder: Path | None) -> np.ndar
         return np.zeros(config["federation.num_clients"], bool)
     path = folder / "roster.json"
     try:
-        return truth.malicious_of(json.loads(path.read_text()))
-    except OSError:
+        return truth.malicious_of(reading.json_object(path))
+    except FileNotFoundError:
         raise WorkdirError(f"{path} is missing, nothing says who was malicious: the run is left out.") from None
+    except reading.UnreadableError as error:
+        raise WorkdirError(f"{path} {error}: the run is left out.") from None
     except ValueError:
         raise WorkdirError(f"{path} is damaged: the run is left out.") from None

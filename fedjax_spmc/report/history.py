@@ -1,6 +1,5 @@
 """The lines of a run's `metrics.jsonl`, whatever version wrote them, and the numbers of the run made from them."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_spmc import durability, metrics
+from fedjax_spmc import durability, metrics, reading
 from fedjax_spmc.evaluation import BINS
 
 THIRDS = ("first", "middle", "last")
@@ -33,7 +32,7 @@ def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
     by_round: dict[int, dict[str, Any]] = {}
     for raw in text.split("\n"):
         try:
-            line = json.loads(raw)
+            line = reading.json_of(raw)
         except ValueError:
             continue
         if not isinstance(line, dict) or type(line.get("round")) is not int:

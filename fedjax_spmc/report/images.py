@@ -1,7 +1,6 @@
 """The pictures of a run that need its model or its data: test images with predictions, Grad-CAM, the partition."""
 
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,10 @@ class RunImages:
         Raises:
             UserError: it cannot be resolved any more.
         """
-        from fedjax_spmc import config as configs
+        from fedjax_spmc.record.result import read_config
 
         assert run.folder is not None
-        resolved = configs.resolve(json.loads((run.folder / "config.json").read_text()))
+        resolved = read_config(run.folder)
         if self._data_dir is not None:
             resolved.data.data_dir = self._data_dir
         return resolved

@@ -8,8 +8,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_spmc import numerics
 from fedjax_spmc.errors import WorkdirError
-from fedjax_spmc.record.files import replace
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.reading import UnreadableError, json_object, reason_of
+from fedjax_spmc.record.files import replace, unwritable
 from fedjax_spmc.report import figures, overview, published, read, tables
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
@@ -43,6 +46,7 @@ class RunDetail(NamedTuple):
     test_images: TestImages | None
 
 
+@numerics.pinned()
 def build(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -67,7 +71,7 @@ def build(
     Raises:
         WorkdirError: nothing was found, or `out` cannot be used.
     """
-    path = Path(out)
+    path = expanded(out, "--out")
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)
@@ -98,10 +102,12 @@ def check_out(path: Path) -> list[str]:
         if not any(path.iterdir()):
             return []
     except OSError as error:
-        raise WorkdirError(f"{name} cannot be used ({error.strerror or error}): give another one.") from None
+        raise WorkdirError(f"{name} cannot be used ({reason_of(error)}): give another one.") from None
     try:
-        files = json.loads((path / MARKER).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = json_object(path / MARKER).get("files")
+    except (FileNotFoundError, UnreadableError) as error:
+        if isinstance(error, UnreadableError) and not error.damaged:
+            raise WorkdirError(f"{name} cannot be used: {MARKER} in it {error}.") from None
         files = None
     if not isinstance(files, list) or "index.html" not in files:
         raise WorkdirError(f"{name} holds something that is no report: give a new or an empty folder.")
@@ -118,7 +124,7 @@ def _write(path: Path, files: dict[str, str], old: Sequence[str]) -> None:
             if name.startswith("tables/") and ".." not in name:
                 (path / name).unlink(missing_ok=True)
     except OSError as error:
-        raise WorkdirError(f"--out = {str(path)!r} cannot be written ({error.strerror or error}).") from None
+        raise unwritable(f"--out = {str(path)!r}", path, error) from None
 
 
 def _page(

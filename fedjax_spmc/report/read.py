@@ -4,7 +4,6 @@ Nothing is written and nothing is refused that can be shown: half a line is left
 not write is undefined, a folder that cannot be read becomes a sentence of `FoundRuns.problems`.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import durability, metrics
+from fedjax_spmc import durability, metrics, reading
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import (
@@ -116,7 +116,7 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> FoundRuns:
     runs: dict[str, Run] = {}
     problems: list[str] = []
     has_sweep = False
-    for source in map(Path, sources):
+    for source in (expanded(one, "RUN_OR_SWEEP") for one in sources):
         if not os.path.isdir(source):
             raise WorkdirError(f"{str(source)!r} is no folder: give run folders, sweep folders or folders of these.")
         before = len(runs)
@@ -166,10 +166,11 @@ def _run_of_folder(folder: Path) -> Run:
         WorkdirError: its config cannot be read.
     """
     path = folder / "config.json"
-    content = _json(path)
-    if content is None:
-        raise WorkdirError(f"{path} is damaged: the run is left out.")
-    config = fields.checked_fields(content, path)
+    try:
+        config = fields.checked_fields(reading.json_object(path), path)
+    except (FileNotFoundError, reading.UnreadableError) as error:
+        words = error if isinstance(error, reading.UnreadableError) else "is missing"
+        raise WorkdirError(f"{path} {words}: the run is left out.") from None
     environment = _json(folder / "environment.json") or {}
     summary = _json(folder / "summary.json")
     lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"])
@@ -213,10 +214,9 @@ def _make_run(
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reading.json_object(path)
+    except (FileNotFoundError, reading.UnreadableError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _rows_without_folder(
@@ -224,15 +224,16 @@ def _rows_without_folder(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Rows of a sweep's table whose cells have no folder, each with the fields of a cell beside it or None."""
     try:
-        text = (folder / "results.jsonl").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        problems.append(f"{folder / 'results.jsonl'} cannot be read.")
+        text = reading.text(folder / "results.jsonl")
+    except (FileNotFoundError, reading.UnreadableError) as error:
+        words = error if isinstance(error, reading.UnreadableError) else "is missing"
+        problems.append(f"{folder / 'results.jsonl'} {words}.")
         return
     inside = os.path.realpath(folder) + os.sep
     base = next((run.config for key, run in runs.items() if key.startswith(inside)), None)
     for raw in text.split("\n"):
         try:
-            row = json.loads(raw)
+            row = reading.json_of(raw)
         except ValueError:
             continue
         if not isinstance(row, dict) or not {"config_hash", "status", "seed", "data"} <= row.keys():

@@ -13,6 +13,7 @@ plan.py makes cells and groups, program.py the one program of a group, player.py
 import os
 from typing import Any, TextIO
 
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.sweep.plan import Cell, Group, Sweep, as_sweep, expand, groups_of
 
 
@@ -33,8 +34,9 @@ def run(
     Raises:
         UserError: (a ValueError) a cell, the data or the workdir cannot be used; one sentence says why.
     """
-    from fedjax_spmc.sweep import engine as local
-    from fedjax_spmc.sweep.table import Table
+    with Imports():
+        from fedjax_spmc.sweep import engine as local
+        from fedjax_spmc.sweep.table import Table
 
     checked = as_sweep(sweep)
     cells = expand(checked)

@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices
+from fedjax_spmc import devices, numerics
 from fedjax_spmc import sweep as sweeps
 from fedjax_spmc.command import Flags, Parser, call_config, run_command, use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.sweep.plan import METHOD, Sweep, as_sweep, expand
+from fedjax_spmc.terminal import note, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("sweep", __doc__, overrides=True)
+    parser = Parser("sweep", __doc__, overrides=True, resumes=True)
     parser.flag(Option("--config", str, None, optional=True), "FILE[:ARG]", "a sweep's config file, and its argument")
     parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the sweep's folder (default: named by the file)")
     parser.flag(Option("--engine", str, "local", choices=("local", "ray")), "NAME", "local or ray")
@@ -38,13 +40,15 @@ def _sweep(parser: Parser, flags: Flags) -> int:
     sweep = override(as_sweep(content), flags.overrides)
     cells = expand(sweep)
     if flags["dry_run"]:
-        from fedjax_spmc.sweep import describe
+        with Imports():
+            from fedjax_spmc.sweep import describe
 
         if flags["estimate"]:
             use_compilation_cache(cells[0].config)
             devices.use_cores()
-        for line in describe.plan_lines(sweep, cells, flags["estimate"]):
-            print(line, flush=True)
+        with numerics.pinned():
+            for line in describe.plan_lines(sweep, cells, flags["estimate"]):
+                show(line)
         return 0
     use_compilation_cache(cells[0].config)
     devices.use_cores()
@@ -52,7 +56,7 @@ def _sweep(parser: Parser, flags: Flags) -> int:
     rows = sweeps.run(sweep, workdir, stream=sys.stderr, engine=flags["engine"])
     ended = [row["status"] for row in rows]
     counts = ", ".join(f"{ended.count(status)} {status}" for status in dict.fromkeys(ended))
-    print(f"{len(rows)} cells: {counts}. table: {workdir}/results.jsonl")
+    show(f"{len(rows)} cells: {counts}. table: {workdir}/results.jsonl")
     return 0 if set(ended) == {"finished"} else 1
 
 
@@ -71,7 +75,7 @@ def override(sweep: Sweep, overrides: Sequence[tuple[str, str]]) -> Sweep:
                 f"--config.{path} is not allowed here: {swept} is swept, change it in the sweep's config."
             )
     for notice in configs.override(base, overrides):
-        print(notice, file=sys.stderr)
+        note(notice)
     return sweep._replace(base=base)
 
 

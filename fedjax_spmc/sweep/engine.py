@@ -11,6 +11,7 @@ import jax
 from fedjax_spmc import data, numerics, parts, setup
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.metrics import PRINTED
+from fedjax_spmc.reading import reason_of
 from fedjax_spmc.record.environment import environment
 from fedjax_spmc.record.progress import clock
 from fedjax_spmc.starting import start_model
@@ -20,6 +21,7 @@ from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.sweep.program import Layout
 from fedjax_spmc.sweep.scratch import ProgramCells, Scratch, unfinished_programs
 from fedjax_spmc.sweep.table import FAILED, FINISHED, Outcome, Table, failed_outcome
+from fedjax_spmc.terminal import Lines
 
 OnOutcome = Callable[[Outcome], None]
 """Is called with the outcome of each cell, as soon as it has ended."""
@@ -61,6 +63,7 @@ PlayGroups = Callable[[Sequence[Group], Collection[str], DatasetCache, OnOutcome
 """(groups, ids of their pending cells, cache, on_outcome, log) -> None: plays the pending cells of groups."""
 
 
+@numerics.pinned()
 def play(
     sweep: Sweep,
     cells: Sequence[Cell],
@@ -90,9 +93,7 @@ def play(
             if cell.id in table.rows:
                 table.measure_again(cell)
 
-        def log(text: str) -> None:
-            if stream is not None:
-                print(text, file=stream, flush=True)
+        log = Lines(stream).add
 
         def on_outcome(outcome: Outcome) -> None:
             row = table.record(outcome, sweep.keep_models)
@@ -186,9 +187,8 @@ def play_group(
     """
 
     def fail(cells: Sequence[Cell], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         for cell in cells:
-            on_outcome(failed_outcome(cell, environment, reason))
+            on_outcome(failed_outcome(cell, environment, reason_of(error, named=True, longest=500)))
 
     remaining = [cell for cell in group.cells if cell.id in pending]
     try:
@@ -233,7 +233,7 @@ def play_group(
         except WorkdirError:
             raise
         except Exception as error:  # a rule of the user's may raise anything; the other cells have their turn
-            if programs.is_out_of_memory(error) and layout.batch > 1:
+            if numerics.is_out_of_memory(error) and layout.batch > 1:
                 layout = layout._replace(batch=layout.batch // 2)
                 first, fitted = [], False
                 log(f"out of memory: goes on with {layout.lanes} experiments per program")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import numerics
 from fedjax_spmc.command import use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.sweep import engine
@@ -43,6 +44,7 @@ class Piece(NamedTuple):
     work: str
 
 
+@numerics.pinned()
 def play_piece(piece: Piece) -> list[tuple[str, Outcome]]:
     """The task: plays the pending cells on the devices that Ray gave to this process.
 

@@ -10,7 +10,8 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import setup
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import quoted
+from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.reading import reason_of
 
 METHOD = "method"
 """A field of the grid that is no field of the config: presets, as behind `--config=FILE:`."""
@@ -51,7 +52,7 @@ class Cell(NamedTuple):
     Attributes:
         fields: the swept fields and their values.
         config: resolved; the seed is in it.
-        id: sixteen hex digits over all fields that touch the numbers.
+        id: sixteen hex digits over all fields that touch the numbers; never to be mistaken for a number.
     """
 
     fields: dict[str, Any]
@@ -90,22 +91,33 @@ def as_sweep(content: Any) -> Sweep:
         content = Sweep(**fields)
     if not isinstance(content, Sweep):
         raise ConfigError(f"a sweep's get_config returns {quoted(content)} and must return a Sweep.")
-    grid = content.grid
-    if not hasattr(grid, "items"):
-        raise ConfigError(f"grid = {quoted(grid)} is not allowed: it must map fields to lists of values.")
+    if not hasattr(content.grid, "items"):
+        raise ConfigError(f"grid = {quoted(content.grid)} is not allowed: it must map fields to lists of values.")
+    grid = {name: _listed(values, f"grid.{name}") for name, values in content.grid.items()}
     for name, values in grid.items():
         if name == "seed":
             raise ConfigError("grid.seed is not allowed: the seeds of a sweep are its field seeds.")
-        if not isinstance(values, (list, tuple)) or not values:
+        if not isinstance(values, list) or not values:
             raise ConfigError(f"grid.{name} = {quoted(values)} is not allowed: it must be a list of one value or more.")
-    if not isinstance(content.seeds, (list, tuple, range)) or not len(content.seeds):
-        raise ConfigError(f"seeds = {quoted(content.seeds)} is not allowed: it must be a list of whole numbers.")
+    seeds = _listed(content.seeds, "seeds")
+    if not isinstance(seeds, list) or not seeds:
+        raise ConfigError(f"seeds = {quoted(seeds)} is not allowed: it must be a list of whole numbers.")
+    leave_out: list[Rule] = []
+    if not isinstance(content.leave_out, (list, tuple)):
+        raise ConfigError(f"leave_out = {quoted(content.leave_out)} is not allowed: it must be a list of rules.")
     for rule in content.leave_out:
         if not callable(rule) and not (hasattr(rule, "keys") and set(rule) <= set(grid)):
             raise ConfigError(
                 f"leave_out = {quoted(rule)} is not allowed: it must map swept fields ({', '.join(grid)})."
             )
-    return content
+        leave_out.append(rule if callable(rule) else {name: configs.plain(value) for name, value in rule.items()})
+    keep_models = Option("keep_models", bool, True).check(content.keep_models)
+    return content._replace(grid=grid, seeds=seeds, leave_out=leave_out, keep_models=keep_models)
+
+
+def _listed(values: Any, label: str) -> Any:
+    """Values as a list of Python's own, whatever kind of list they are; anything else as it is."""
+    return configs.plain(list(values) if isinstance(values, range) else values, label)
 
 
 def expand(sweep: Sweep) -> list[Cell]:
@@ -146,7 +158,10 @@ def expand(sweep: Sweep) -> list[Cell]:
 
 def _matches(rule: Rule, fields: Mapping[str, Any]) -> bool:
     if callable(rule):
-        return bool(rule(fields))
+        try:
+            return bool(rule(fields))
+        except Exception as error:  # it is the user's code: it may raise anything
+            raise ConfigError(f"leave_out fails with {reason_of(error, named=True)}.") from None
     wanted = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in rule.items()}
     return all(fields[name] in values or fields[name] == values for name, values in wanted.items())
 
@@ -172,7 +187,13 @@ def _assign(config: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _hash(flat: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    try:
+        float(name)
+    except ValueError:
+        return name
+    # Digits alone, or with one e among them: pandas would read it as a number, and as another one.
+    return "abcdefabcd"[int(name[0])] + name[1:]
 
 
 def cell_id(config: Any) -> str:

@@ -188,11 +188,3 @@ def largest_batch(needed: int, batch: int, shared: int, usable: int) -> int:
     """
     each = max(1, -(-(needed - shared) // batch))
     return max(1, min(batch, (usable - shared) // each))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of JAX says that a device has no memory left."""
-    text = str(error)
-    return isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)) and (
-        isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
-    )

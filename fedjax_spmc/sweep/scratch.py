@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_spmc.errors import WorkdirError
-from fedjax_spmc.numerics import OtherNumerics, check_same
+from fedjax_spmc import reading
+from fedjax_spmc.errors import DamagedError, WorkdirError
+from fedjax_spmc.numerics import check_same
 from fedjax_spmc.record import files
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.environment import continued
@@ -76,7 +77,8 @@ class Scratch:
             like: the snapshot before round 0; it is returned, with 0 and no rounds, where nothing usable is there.
 
         Raises:
-            WorkdirError: numbers would come out otherwise than before, or nothing can be written.
+            WorkdirError: numbers would come out otherwise than before, what is there may be whole and cannot be read,
+                or nothing can be written.
         """
         if self._path is None:
             return 0, like, []
@@ -90,19 +92,19 @@ class Scratch:
                     self._go_on(done)
                     self._rewrite(entries)
                     return done, snapshot, entries
-        except OtherNumerics:
-            self.close()
-            raise
-        except WorkdirError as error:  # damaged: it costs no more than the rounds that it stood for
+        except DamagedError as error:  # it costs no more than the rounds that it stood for
             self.close()
             self._log(f"these rounds are played again: {error}")
+        except WorkdirError:
+            self.close()
+            raise
         shutil.rmtree(self._path, ignore_errors=True)
         try:
             self._path.mkdir(parents=True)
             files.replace(self._path / "environment.json", json.dumps(self.environment).encode())
             files.replace(self._path / "cells.json", json.dumps(self._cells._asdict()).encode())
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise files.unwritable(str(self._path), self._path, error) from None
         self._checkpoints = Checkpoints(self._path / "checkpoint")
         return 0, like, []
 
@@ -113,7 +115,7 @@ class Scratch:
         try:
             files.append_line(self._path / "lines.jsonl", entry)
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise files.unwritable(str(self._path), self._path, error) from None
 
     def save(self, rounds: int, snapshot: Snapshot) -> None:
         """Writes the snapshot of all lanes after so many rounds."""
@@ -136,28 +138,32 @@ class Scratch:
         """Compares the environment with that in which the program was begun, and notes that it goes on.
 
         Raises:
+            DamagedError: what was noted is not there or no longer whole.
             WorkdirError: it cannot be read, or differs in what touches numbers.
         """
         assert self._path is not None
         path = self._path / "environment.json"
         try:
-            before = json.loads(path.read_text())
-            recorded = before["numerics"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise WorkdirError(f"{path} is damaged.") from None
-        check_same(recorded, self.environment["numerics"], str(self._path))
+            before = reading.json_object(path)
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing.") from None
+        except reading.UnreadableError as error:
+            raise (DamagedError if error.damaged else WorkdirError)(f"{path} {error}.") from None
+        if not isinstance(before.get("numerics"), dict):
+            raise DamagedError(f"{path} is damaged (it says nothing of the flags that touch numbers).")
+        check_same(before["numerics"], self.environment["numerics"], str(self._path))
         self.environment = continued(before, self.environment, done)
         files.replace(path, json.dumps(self.environment).encode())
 
     def _entries(self) -> list[Entry]:
         assert self._path is not None
         path = self._path / "lines.jsonl"
-        if not path.exists():
-            return []
         try:
-            return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        except (OSError, ValueError):
-            raise WorkdirError(f"{path} is damaged.") from None
+            return reading.parsed(path, lambda text: [reading.json_of(x) for x in text.decode().split("\n")[:-1]])
+        except FileNotFoundError:
+            return []
+        except reading.UnreadableError as error:
+            raise (DamagedError if error.damaged else WorkdirError)(f"{path} {error}.") from None
 
     def _rewrite(self, entries: Sequence[Entry]) -> None:
         assert self._path is not None
@@ -165,7 +171,11 @@ class Scratch:
 
 
 def unfinished_programs(folder: Path) -> Iterator[ProgramCells]:
-    """The cells of each program in progress that a folder holds; what cannot be read is passed over."""
+    """The cells of each program in progress that a folder holds; what is damaged is passed over.
+
+    Raises:
+        WorkdirError: what is there may be whole, and cannot be read.
+    """
     for path in sorted(folder.glob("*/cells.json")):
         cells = _read(path.parent)
         if cells is not None:
@@ -174,13 +184,11 @@ def unfinished_programs(folder: Path) -> Iterator[ProgramCells]:
 
 def _read(path: Path) -> ProgramCells | None:
     try:
-        content = json.loads((path / "cells.json").read_text())
+        content: Any = reading.json_object(path / "cells.json")
         return ProgramCells(**content | {name: tuple(content[name]) for name in ("ids", "starts")})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, KeyError, TypeError):
         return None
-
-
-def _unwritable(path: Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
-        f"{path} cannot be written ({error.strerror or error}): it must be a folder that you may write."
-    )
+    except reading.UnreadableError as error:
+        if error.damaged:
+            return None
+        raise WorkdirError(f"{path / 'cells.json'} {error}.") from None

@@ -4,21 +4,20 @@ A cell's folder has the files of a run folder, so that `experiment.load`, `evalu
 written before its row: a row stands only for what is there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import durability
+from fedjax_spmc import durability, reading
 from fedjax_spmc.data.tokens import Tokenizer
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
+from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import files
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.lines import at_confidence, measured, summary_of
@@ -76,7 +75,7 @@ class Table:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = expanded(path, "workdir")
         self._lock: FileLock | None = None
         if os.path.exists(self.path / "config.json") and not os.path.exists(self.path / TABLE_FILE):
             raise WorkdirError(f"workdir = {str(self.path)!r} holds a single run: give another --workdir.")
@@ -181,8 +180,8 @@ class Table:
     def recorded_numerics(self, cell: Cell) -> dict[str, Any] | None:
         """What the folder of a finished cell says of the flags that its numbers depend on; None where it does not."""
         try:
-            found = json.loads((self.path / folder_of(cell) / "environment.json").read_text()).get("numerics")
-        except (OSError, ValueError, AttributeError):
+            found = reading.json_object(self.path / folder_of(cell) / "environment.json").get("numerics")
+        except (FileNotFoundError, reading.UnreadableError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -197,15 +196,15 @@ class Table:
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.path / TABLE_FILE
         try:
-            text = path.read_text()
+            text = reading.text(path)
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise WorkdirError(f"{path} cannot be read ({error}): give another --workdir.") from None
+        except reading.UnreadableError as error:
+            raise WorkdirError(f"{path} {error}: give another --workdir.") from None
         rows: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(text.split("\n")[:-1], 1):  # behind the last line end: half a row
             try:
-                row = json.loads(line)
+                row = reading.json_of(line)
                 rows[row["config_hash"]] = row
                 known = isinstance(row["config_hash"], str) and isinstance(row["status"], str)
             except (ValueError, KeyError, TypeError):
@@ -224,10 +223,7 @@ class Table:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> WorkdirError:
-        return WorkdirError(
-            f"workdir = {quoted(str(self.path))} cannot be written ({error.strerror or error}): it must be a folder "
-            "that you may write."
-        )
+        return files.unwritable(f"workdir = {quoted(str(self.path))}", self.path, error)
 
 
 def folder_of(cell: Cell) -> str:

@@ -1,0 +1,70 @@
+"""The words of the durability configs: clean rounds, attack and what follows in one run, or from a kept model."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from fedjax_spmc import config as configs
+from fedjax_spmc.config.phases import Phases
+from fedjax_spmc.errors import ConfigError
+
+FOLDER = Path(__file__).parent.parent / "configs"
+FILES = ("neurotoxin_cifar10", "neurotoxin_cifar10_edge", "neurotoxin_emnist", "neurotoxin_small")
+
+
+def config_of(name, arg=""):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return configs.resolve(module.get_config(arg))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("more", ["", "digits"])
+def test_every_word_makes_a_config(name, more):
+    if more and name != "neurotoxin_emnist":
+        pytest.skip("knows no such word")
+
+    def made(*words):
+        return config_of(name, ",".join(word for word in (more, *words) if word))
+
+    whole, start, kept = made("neurotoxin"), made("start"), made("neurotoxin", "kept")
+    assert configs.flatten(made()) == configs.flatten(whole)
+    schedule = whole.attack.schedule
+    attacked = schedule.last - schedule.first + 1
+    assert start.federation.rounds == schedule.first
+    assert start.attack.name == "none"
+    assert (kept.attack.schedule.first, kept.attack.schedule.last) == (1, attacked)
+    assert kept.federation.rounds - 1 == whole.federation.rounds - start.federation.rounds
+    assert kept.model.start.startswith("runs/")
+    # What the rate is in each round does not depend on how the clean rounds came about.
+    assert kept.local.schedule_offset == (0 if whole.local.schedule == "constant" else start.federation.rounds)
+    assert made("baseline").attack.name == whole.attack.name[:-1]
+    assert configs.num_malicious(whole) == 1
+    assert made("matched").attack.name == whole.attack.name
+    assert made("matched").attack.local.learning_rate == made("baseline").attack.local.learning_rate
+    options = made("neurotoxin", "code_mask", "code_data").attack.options
+    assert (options["neurotoxin"]["source"], options["neurotoxin"]["strict"]) == ("clean_grad", False)
+    assert made("krum").aggregator.name == "krum"
+
+
+def test_words_that_say_different_things_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"^presets baseline, neurotoxin exclude each other: both set attack\.name"):
+        config_of("neurotoxin_cifar10", "baseline,neurotoxin")
+    with pytest.raises(ConfigError, match=r"^preset 'nothing' is unknown: it must be one of neurotoxin, matched, "):
+        config_of("neurotoxin_cifar10", "nothing")
+    words = {"a": {"seed": 3}, "b": {"seed": 3, "local.epochs": 2}}
+    made = configs.make_config("a,b", words=words, fields={"seed": 1, "local.epochs": 1})
+    assert (made.seed, made.local.epochs, made.aggregator.name) == (3, 2, "spmc")
+
+
+def test_phases():
+    phases = Phases(clean=10, attack=3, after=5, start="runs/kept")
+    assert phases.fields() == {
+        "federation.rounds": 18,
+        "attack.schedule.first": 10,
+        "attack.schedule.last": 12,
+    }
+    assert "local.schedule_offset" not in phases.words()["kept"]
+    assert phases._replace(scheduled=True).words()["kept"]["local.schedule_offset"] == 10
