@@ -216,7 +216,7 @@ def test_fields_of_attack_are_the_chosen_attacks_own_unless_given(names, expecte
     ("names", "fields"),
     [
         ("semantic", {"attack__options__disjoint": False, "attack__options__draws": 20}),
-        (("edge_case", "badnets", "semantic"), {"attack__options__pictures": "digits", "attack__target_label": 1}),
+        (("edge_case", "badnets", "semantic"), {"attack__options__cases": "digits", "attack__target_label": 1}),
     ],
     ids=["semantic", "three"],
 )
