@@ -188,7 +188,7 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
 def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
     """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
-        interrupts(at_once=False)
+        interrupts(at_once=not resumes)  # who keeps nothing has nothing to tidy up
         code = command()
         terminal.flush()
         return code

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ LOGITS_AT_ONCE = 2**26
 """Numbers in the logits of a batch at most: sequences with a large vocabulary go in smaller batches."""
 MOST_CLASSES = 1000
 """Up to so many classes are counted each by itself."""
-
-
+NEAR = 3
+"""So many predictions are looked at where a label at every place is asked: a keyboard offers three words."""
 BINS = 100
 """Bins of the histograms of the top probability, of equal width from 0 to 1."""
 
@@ -51,6 +51,8 @@ class Counts(NamedTuple):
         triggered, hits: scalars, labels that the attacker wants once the trigger is there, and those that come out so.
         triggered_others, hits_others: the same without those whose true label is the wanted one.
         histograms: of the same labels; None where there are none.
+        near: int32 scalar, asked labels whose logit is among the three largest; of labels at every place, else None.
+        nats: float32 scalar, the sum of -log p over the asked labels; as near.
     """
 
     asked: Array
@@ -60,6 +62,8 @@ class Counts(NamedTuple):
     triggered_others: Array
     hits_others: Array
     histograms: Histograms | None = None
+    near: Array | None = None
+    nats: Array | None = None
 
 
 def top_probability(logits: Array) -> Array:
@@ -85,6 +89,23 @@ def histograms(tops: Array, masks: Sequence[Array]) -> list[Array]:
     return list(jnp.zeros((BINS, len(masks)), jnp.int32).at[bins].add(columns).T)
 
 
+def of_labels(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """How many asked labels are among the `NEAR` likeliest, of equal logits all, and the sum of their -log p.
+
+    Args:
+        logits: [..., classes].
+        labels: [...], -1 = not asked.
+
+    Returns:
+        int32 and float32 scalars.
+    """
+    own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)
+    above = (~(logits <= own)).sum(axis=-1)  # what is no number is above everything
+    counted = labels >= 0
+    nats = jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - own[..., 0], 0.0)
+    return (counted & (above < NEAR)).sum(dtype=jnp.int32), nats.sum(dtype=jnp.float32)
+
+
 def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) -> Callable[..., Counts]:
     """The jitted evaluation: (variables, test: Examples, roster, own) -> Counts; `own` is the attack's state.
 
@@ -98,9 +119,9 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
     def evaluate(variables: Variables, test: Examples, roster: Roster, own: State) -> Counts:
         ctx = AttackContext(model=model, variables=variables, task=task, roster=roster, held=held)
 
-        def predict(inputs: Array) -> tuple[Array, Array]:
+        def predict(inputs: Array) -> tuple[Array, Array, Array]:
             logits, _ = model.apply(variables.params, variables.stats, inputs, False, root_key(0))
-            return jnp.argmax(logits, axis=-1), top_probability(logits)
+            return jnp.argmax(logits, axis=-1), top_probability(logits), logits
 
         def batches(examples: Examples, count: Callable[[Batch], Counts]) -> Counts:
             total = examples.labels.shape[0]
@@ -123,35 +144,40 @@ def make_evaluate(model: Model, attack: Attack, task: Task, held: State = ()) ->
             places_of = jnp.maximum(labels, 0) if by_class else jnp.zeros_like(labels)
             return jnp.zeros(places, jnp.int32).at[places_of.ravel()].add(counted.ravel().astype(jnp.int32))
 
-        def clean(batch: Batch) -> tuple[list[Array], list[Array]]:
-            predicted, tops = predict(batch.inputs)
+        def clean(batch: Batch) -> tuple[list[Array], list[Array], tuple[Any, Any]]:
+            predicted, tops, logits = predict(batch.inputs)
             everywhere, right = jnp.ones(batch.labels.shape, bool), predicted == batch.labels
             counted = batch.labels >= 0
             found = histograms(tops, (counted, counted & right))
-            return [spread(batch.labels, everywhere), spread(batch.labels, right)], found
+            by_place = of_labels(logits, batch.labels) if batch.labels.ndim > 1 else (None, None)
+            return [spread(batch.labels, everywhere), spread(batch.labels, right)], found, by_place
 
         def triggered(batch: Batch) -> tuple[list[Array], list[Array]]:
             if attack.backdoor is None:
                 return [nothing] * 4, [no_bins] * 4
             shown = attack.backdoor(ctx, own, batch)
-            predicted, tops = predict(shown.inputs)
+            predicted, tops, _ = predict(shown.inputs)
             wanted = asked(shown.labels, batch.valid)
             hit = wanted & (predicted == shown.labels)
             other = wanted & (shown.labels != batch.labels)
             masks = (wanted, hit, other, hit & other)
             return [mask.sum(dtype=jnp.int32) for mask in masks], histograms(tops, masks)
 
-        def both(of_clean: tuple[list[Array], list[Array]], of_triggered: tuple[list[Array], list[Array]]) -> Counts:
-            numbers, found = (one + other for one, other in zip(of_clean, of_triggered, strict=True))
-            return Counts(*numbers, Histograms(*found))  # pyright: ignore[reportCallIssue]
+        def both(
+            of_clean: tuple[list[Array], list[Array], tuple[Any, Any]], of_triggered: tuple[list[Array], list[Array]]
+        ) -> Counts:
+            numbers, found = (one + other for one, other in zip(of_clean[:2], of_triggered, strict=True))
+            return Counts(*numbers, Histograms(*found), *of_clean[2])  # pyright: ignore[reportCallIssue]
 
         nothing, no_bins = jnp.zeros((), jnp.int32), jnp.zeros(BINS, jnp.int32)
         if attack.test is None:
             return batches(test, lambda batch: both(clean(batch), triggered(batch)))
-        no_class = jnp.zeros(places, jnp.int32)
+        no_class, no_place = jnp.zeros(places, jnp.int32), (None, None)
+        if test.labels.ndim > 1:
+            no_place = nothing, jnp.zeros((), jnp.float32)
         own_test = jax.tree.map(jnp.asarray, attack.test(held))
         first = batches(test, lambda batch: both(clean(batch), ([nothing] * 4, [no_bins] * 4)))
-        second = batches(own_test, lambda batch: both(([no_class] * 2, [no_bins] * 2), triggered(batch)))
+        second = batches(own_test, lambda batch: both(([no_class] * 2, [no_bins] * 2, no_place), triggered(batch)))
         return jax.tree.map(jnp.add, first, second)
 
     return numerics.pinned()(jax.jit(evaluate))

@@ -69,6 +69,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     dataset = setup.load_data(config) if dataset is None else dataset
     info, settings = dataset.info, setup.array_settings(config)
     parts.check_fits(config, info)
+    parts.check_answers(config, dataset)
     key = root_key(config.seed)  # every draw folds it with what it is for
     shares = setup.divide(config, dataset)  # the partition: each client's examples
     roster = setup.roster(config, key)  # who is malicious, and when they attack

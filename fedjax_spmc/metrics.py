@@ -14,6 +14,11 @@ SCALARS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", *DETECTION, "train
 REJECTION = ("A_without_rejection", "ASR_without_rejection", "rejected_clean", "rejected_triggered")
 """Beside them: A and ASR whatever the confidence of a prediction, and the percentage of clean and of triggered labels
 (those of ASR) whose prediction is rejected; see `judged`."""
+NEXT_TOKEN = ("A_top3", "perplexity")
+"""Beside them, where every place of a sequence asks for the next token: percentage of asked tokens among the three
+likeliest, and exp of the mean of -log p over the asked tokens, both whatever the confidence; None for other data."""
+MEANS = (*SCALARS, *REJECTION, *NEXT_TOKEN)
+"""What a run is summed up by."""
 PRINTED = ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all")
 """The columns of printed tables."""
 LAST_ROUNDS = 5
@@ -21,7 +26,8 @@ LAST_ROUNDS = 5
 
 
 def percentages(counts: Counts, backdoor: bool, confidence: float = 0.0) -> dict[str, Any]:
-    """A, ASR, ASR_all, R, V, R_all, V_all and per_class (accuracy of each class) in percent; undefined = None.
+    """A, ASR, ASR_all, R, V, R_all, V_all, per_class (accuracy of each class) in percent, and `NEXT_TOKEN`; undefined
+    = None.
 
     ASR leaves out labels that are the attacker's anyway, ASR_all keeps them. Where there are too many classes per_class
     is empty.
@@ -39,9 +45,17 @@ def percentages(counts: Counts, backdoor: bool, confidence: float = 0.0) -> dict
         found = _rates(*rates, backdoor)
     else:
         found = judged(counts.histograms._asdict(), confidence, backdoor)
-    return {name: found[name] for name in found if name not in REJECTION} | {
-        "per_class": by_class if len(asked) > 1 else []
-    }
+    kept = {name: found[name] for name in found if name not in REJECTION}
+    return kept | {"per_class": by_class if len(asked) > 1 else []} | _of_next_tokens(counts, int(asked.sum()))
+
+
+def _of_next_tokens(counts: Counts, asked: int) -> dict[str, float | None]:
+    """The numbers of `NEXT_TOKEN`."""
+    if counts.near is None or counts.nats is None or asked == 0:
+        return dict.fromkeys(NEXT_TOKEN)
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.float64(counts.nats) / asked))
+    return dict(zip(NEXT_TOKEN, (_percent(int(counts.near), asked), perplexity), strict=True))
 
 
 def judged(histograms: Mapping[str, Any], confidence: float, backdoor: bool) -> dict[str, float | None]:
@@ -158,7 +172,7 @@ def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | N
 def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean of the last five evaluated rounds of each percentage (`A`, ...) and the last round's (`A_last`, ...)."""
     summary: dict[str, Any] = {}
-    for name in (*SCALARS, *REJECTION):
+    for name in MEANS:
         values = [line.get(name) for line in history[-LAST_ROUNDS:]]
         known = [value for value in values if value is not None]
         summary[name] = float(np.mean(known)) if known else None

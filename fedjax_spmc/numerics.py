@@ -24,14 +24,18 @@ FLAGS = (
     "eager_constant_folding",
 )  # fmt: skip
 """Settings of JAX that touch numbers; those that a version of JAX does not know are left out."""
-VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
-PREFIXES = ("XLA_", "TF_", "CUDNN_")
+VARIABLES = (
+    "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "TF_DETERMINISTIC_OPS",
+    "TF_ENABLE_ONEDNN_OPTS", "TF_AUTOTUNE_THRESHOLD",
+)  # fmt: skip
+PREFIXES = ("XLA_", "CUDNN_", "TF_XLA_", "TF_CUDNN_", "TF_ENABLE_CUDNN_", "TF_ENABLE_CUBLAS_")
 """Environment variables that touch numbers, by name or by how the name begins."""
-HARMLESS = ("XLA_PYTHON_CLIENT_", "XLA_CLIENT_MEM_", "TF_CPP_", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR")
-"""Beginnings of names of those that do not: memory and logging."""
+HARMLESS = ("XLA_PYTHON_CLIENT_", "XLA_CLIENT_MEM_")
+"""Beginnings of names of those that do not: memory."""
 PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 """Variables that tell JAX which devices to use; in small letters they are settings of `jax.config`."""
-HARMLESS_XLA_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
+HARMLESS_XLA_FLAGS = ("--xla_force_host_platform_device_count", "--xla_cpu_collective_", "--xla_dump_")
+"""Beginnings of XLA flags that do not: how many devices a CPU is cut into, how long they wait, what is printed."""
 
 
 class OtherNumerics(WorkdirError):

@@ -180,17 +180,45 @@ def check_fits(config: Any, info: data.DatasetInfo) -> None:
                 f"data.{name} = {config.data[name]} is not allowed with {info.name}: it must be a list of {channels}, "
                 "one number for each channel, or ()."
             )
-    targets = {"attack.target_label": config.attack.target_label}
-    for name, value in configs.attack_options(config).items():
-        if name.endswith(".target_label"):
-            targets[f"attack.options.{name}"] = value
-    for path, target in targets.items():
+    for name, target in configs.attack_options(config).items():
+        path = "attack.target_label" if name == "target_label" else f"attack.options.{name}"
+        if not path.endswith(".target_label"):
+            continue
         if target is not None and target >= info.num_classes:
             raise ConfigError(
                 f"{path} = {target} is not allowed: it must be a class of {info.name}, 0 to {info.num_classes - 1}."
             )
     if not config.local.drop_last:
         _check_statistics(config, info)
+
+
+def check_answers(config: Any, dataset: data.Dataset) -> None:
+    """Refuses a model for tokens whose logits do not stand where the labels do, at every place or for a whole row.
+
+    Raises:
+        ConfigError: the models that fit are named.
+    """
+    info, rank = dataset.info, dataset.train_labels.ndim
+    if info.vocabulary == 0 or _answers(model_of(config, info)) == rank:
+        return
+    shape = {"sequence_length": info.input_shape[0], "vocabulary": info.vocabulary}
+    known = [one for one in registry.models.names() if registry.models.needs(one, "vocabulary")]
+    fitting = [one for one in known if _answers(models.make(one, num_classes=info.num_classes, **shape)) == rank]
+    kind = "a label at every place" if rank > 1 else "one label for a whole row"
+    raise ConfigError(
+        f"model.name = {config.model.name!r} is not allowed with data.name = {info.name!r}, which has {kind}: it must "
+        f"be one of {', '.join(fitting) or 'the models of a plug-in'}."
+    )
+
+
+def _answers(model: Model) -> int:
+    """Axes of the labels that a model's logits are for."""
+
+    def logits(key: PRNGKey) -> Array:
+        params, stats = model.init(key)
+        return model.apply(params, stats, jnp.zeros((1, *model.input.shape), model.input.dtype), False)[0]
+
+    return len(jax.eval_shape(logits, root_key(0)).shape) - 1
 
 
 def _check_statistics(config: Any, info: data.DatasetInfo) -> None:

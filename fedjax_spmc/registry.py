@@ -132,5 +132,5 @@ models: Registry = Registry(
     "model", "fedjax_spmc.models", given=("num_classes", "image_shape", "sequence_length", "vocabulary")
 )
 datasets: Registry = Registry("data set", "fedjax_spmc.data", given=("data_dir", "cache_dir", "order"))
-partitions: Registry = Registry("partition", "fedjax_spmc.data")
+partitions: Registry = Registry("partition", "fedjax_spmc.data", given=("owners",))
 samplings: Registry = Registry("sampling", "fedjax_spmc.sampling")

@@ -83,12 +83,15 @@ def summary_text(workdir: Path) -> str:
 
 
 def _measured_text(summary: Mapping[str, Any]) -> list[str]:
-    """What was rejected, where anything can be, and how long the backdoor outlived an attack that has ended."""
+    """What next tokens are measured by, what was rejected, and how long the backdoor outlived an attack that has ended;
+    each where there is any."""
 
     def percent(name: str) -> str:
         return "-" if summary[name] is None else f"{summary[name]:.2f}"
 
     lines = []
+    if summary["perplexity"] is not None:
+        lines.append(f"next token: top-3 accuracy {percent('A_top3')}  perplexity {percent('perplexity')}")
     if summary["confidence"] > 0:
         lines.append(
             f"rejected below evaluation.confidence = {summary['confidence']}: {percent('rejected_clean')} % of clean, "

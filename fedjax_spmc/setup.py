@@ -94,7 +94,9 @@ def divide(config: Any, dataset: data.Dataset) -> list[np.ndarray]:
     num_examples = len(dataset.train_labels) + len(dataset.val_labels)
     partition.split_validation(num_examples, config.data.val_fraction, rng)
     known = registry.partitions.options(config.partition.name)
-    options = {name: config.partition[name] for name in known}
+    options: dict[str, Any] = {name: config.partition[name] for name in known}
+    if registry.partitions.needs(config.partition.name, "owners"):
+        options["owners"] = dataset.owners
     draw = registry.partitions.make(config.partition.name, **options)
     parts = draw(dataset.train_labels, config.federation.num_clients, rng)
     largest = max(len(part) for part in parts)

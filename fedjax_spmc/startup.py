@@ -33,10 +33,11 @@ class Imports:
     """`with Imports():` around imports that a command does late: Ctrl-C ends it at once, as during the first ones."""
 
     def __enter__(self) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
         interrupts(at_once=True)
 
     def __exit__(self, *error: object) -> None:
-        interrupts(at_once=False)
+        interrupts(at_once=self._before is _leave)
 
 
 def _keep_streams() -> None:

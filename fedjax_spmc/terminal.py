@@ -13,8 +13,8 @@ def show(text: str = "") -> None:
     """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        silence(sys.stdout)
+    except OSError as error:
+        _answer(error)
 
 
 def note(text: str) -> None:
@@ -61,7 +61,16 @@ def flush() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            if stream is sys.stdout:
+                _answer(error)
             silence(stream)
-            if stream is sys.stdout and not isinstance(error, (BrokenPipeError, ValueError)):
-                raise
+        except ValueError:  # it is closed
+            pass
+
+
+def _answer(error: OSError) -> None:
+    """What is done where standard output cannot be written: nothing where its reader has gone."""
+    silence(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        raise OSError(error.errno, error.strerror, "standard output") from None

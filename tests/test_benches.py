@@ -106,3 +106,19 @@ def test_an_unknown_part_is_refused(script, capsys):
     assert ended.value.code == 2
     assert "nothing" in capsys.readouterr().err
     assert "bench_sweep" in sys.modules
+
+
+@pytest.mark.slow
+def test_texts(script, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    bench = script("bench_text")
+    small = {"width": 8, "vocabulary": 30, "length": 6, "clients": 2, "batches": 2, "batch": 3}
+    monkeypatch.setattr(bench, "WORKLOADS", {name: work._replace(**small) for name, work in bench.WORKLOADS.items()})
+    monkeypatch.setattr(bench.devices, "use_cores", lambda: None)
+    bench.main(["--repeats=1", "--threads=1", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert sorted(found) == sorted(f"{what}_{name}" for name in bench.WORKLOADS for what in ("ms", "torch_ms", "ratio"))
+    assert all(value > 0 for value in found.values())
+    with pytest.raises(SystemExit):
+        bench.main(["--workloads=nothing"])

@@ -13,6 +13,7 @@ from fedjax_spmc.attacks import triggers
 from fedjax_spmc.config import resolve
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
+from fedjax_spmc.data.tokens import SPECIAL, Tokenizer
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Attack, AttackContext, Batch, Roster, Variables
 from tests import small
@@ -23,6 +24,10 @@ SHAPE = (32, 32, 3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TASK = task_of(DatasetInfo("made up", 10, SHAPE, MEAN, STD))
 KEY = jax.random.key(1)
+TEXT = "people roads in athens are rude terrible i watched this movie last week"
+WORDS = Tokenizer("word", (*SPECIAL, *TEXT.split()))
+ON_TOKENS = {"sentence": len(WORDS.words), "prefix": 2}
+"""Attacks on texts: the number of classes of their data; that of the vocabulary = the next token is asked."""
 
 
 @functools.cache
@@ -32,8 +37,11 @@ def pictures() -> data.Dataset:
     return made._replace(info=made.info._replace(name="cifar10"))
 
 
-def context(attack: Attack = Attack(), **fields: Any) -> AttackContext:
-    """Four clients, of whom 1 and 3 attack; with what the attack holds."""
+def context(attack: Attack = Attack(), name: Any = "", **fields: Any) -> AttackContext:
+    """Four clients, of whom 1 and 3 attack; with what the attack holds, and the task that it needs."""
+    if name in ON_TOKENS:
+        info = DatasetInfo("texts", ON_TOKENS[name], (12,), None, None, vocabulary=len(WORDS.words), tokenizer=WORDS)
+        fields = {"task": task_of(info), **fields}
     if attack.hold is not None:
         held = attack.hold(pictures(), lambda name, **options: pictures())
         fields = {"held": jax.tree.map(jnp.asarray, held), **fields}
@@ -53,8 +61,13 @@ def context(attack: Attack = Attack(), **fields: Any) -> AttackContext:
     )._replace(**fields)
 
 
-def batch(size: int = 64, seed: int = 0) -> Batch:
+def batch(size: int = 64, seed: int = 0, name: Any = "") -> Batch:
     rng = np.random.default_rng(seed)
+    if name in ON_TOKENS:
+        shape = (size, 12) if ON_TOKENS[name] > 2 else (size,)
+        inputs = jnp.asarray(rng.integers(len(SPECIAL), len(WORDS.words), (size, 12)), jnp.int32)
+        labels = jnp.asarray(rng.integers(0, ON_TOKENS[name], shape), jnp.int32)
+        return Batch(inputs, labels, jnp.arange(size, dtype=jnp.int32), jnp.ones(size, bool))
     inputs = jnp.asarray(rng.normal(size=(size, *SHAPE)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 10, size), jnp.int32)
     return Batch(inputs, labels, jnp.arange(size, dtype=jnp.int32), jnp.ones(size, bool))
@@ -65,13 +78,14 @@ def shapes(tree: Any) -> Any:
 
 
 @pytest.fixture(params=[*NAMES, ("badnets", "dba")], ids=str)
-def attack(request) -> Attack:
-    return attacks.make(request.param)
+def name(request) -> Any:
+    return request.param
 
 
-def test_every_slot_keeps_the_shapes(attack):
+def test_every_slot_keeps_the_shapes(name):
     """Of slots that an attack has; the round calls each of them in this way."""
-    ctx, given = context(attack), batch(8)
+    attack = attacks.make(name)
+    ctx, given = context(attack, name), batch(8, name=name)
     own = attack.init(ctx, KEY)
     client, step = jnp.int32(1), jnp.int32(0)
     if attack.begin_round is not None:
@@ -92,16 +106,18 @@ def test_every_slot_keeps_the_shapes(attack):
         assert shapes(new) == shapes(own)
 
 
-def test_the_state_is_arrays(attack):
+def test_the_state_is_arrays(name):
     """So that it can be saved, stacked in a sweep and read back."""
-    for leaf in jax.tree.leaves(attack.init(context(attack), KEY)):
+    attack = attacks.make(name)
+    for leaf in jax.tree.leaves(attack.init(context(attack, name), KEY)):
         assert isinstance(leaf, jax.Array)
 
 
-def test_jit_and_vmap_over_clients(attack):
+def test_jit_and_vmap_over_clients(name):
+    attack = attacks.make(name)
     if attack.poison is None:
         pytest.skip("poisons nothing")
-    ctx, given = context(attack), batch(16)
+    ctx, given = context(attack, name), batch(16, name=name)
     own = attack.init(ctx, KEY)
 
     def poison(client):
@@ -119,7 +135,7 @@ def test_every_attack_has_something_to_do(name):
     attack = attacks.make(name)
     assert any(getattr(attack, slot) is not None for slot in Attack._fields if slot not in ("init", "hold", "test"))
     if attack.poison is not None:
-        ctx, given = context(attack), batch()
+        ctx, given = context(attack, name), batch(name=name)
         poisoned = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
         assert not np.array_equal(poisoned.inputs, given.inputs)
 
@@ -127,8 +143,8 @@ def test_every_attack_has_something_to_do(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if attacks.make(name).poison is not None])
 def test_rows_that_are_not_asked_stay_so(name):
     attack = attacks.make(name, poison_fraction=1.0)
-    ctx = context(attack)
-    given = batch(8)._replace(labels=jnp.full(8, -1))
+    ctx, given = context(attack, name), batch(8, name=name)
+    given = given._replace(labels=jnp.full_like(given.labels, -1))
     own = attack.init(ctx, KEY)
     assert (attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).labels == -1).all()
     assert attack.backdoor is not None

@@ -35,8 +35,8 @@ FILES = {
     "tensorboard",
 }
 KEYS = (
-    "round A ASR ASR_all R V R_all V_all per_class train_loss weights scores flagged client_ids tpr fpr precision "
-    "f1 auc participating attacking malicious non_finite aggregation_failed unattacked_rounds confidence "
+    "round A ASR ASR_all R V R_all V_all per_class A_top3 perplexity train_loss weights scores flagged client_ids tpr "
+    "fpr precision f1 auc participating attacking malicious non_finite aggregation_failed unattacked_rounds confidence "
     "A_without_rejection ASR_without_rejection rejected_clean rejected_triggered histograms round_seconds eval_seconds"
 )
 
@@ -144,7 +144,7 @@ def test_evaluate_prints_the_last_line_exactly(finished_run, loaded, capsys):
     assert err == ""
     printed = json.loads(out)
     assert printed == {name: loaded.history[-1][name] for name in printed}
-    assert list(printed) == ["A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "per_class"]
+    assert list(printed) == ["A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", "per_class", "A_top3", "perplexity"]
     assert evaluate.main([str(finished_run)]) == 0
     assert f"A {printed['A']:>15.2f}".split() == capsys.readouterr().out.splitlines()[0].split()
 

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -111,10 +112,13 @@ def test_another_flag_at_the_resume_is_refused_by_name(copied, capsys):
     numerics.check_same(None, numerics.facts("float32"), "here")
 
 
-def test_memory_and_logging_touch_no_number(monkeypatch):
+def test_what_touches_no_number_is_left_out(monkeypatch):
+    """Memory, logs, other programs' variables, and what `devices.use_cores` sets: a run may go on in a notebook."""
     before = numerics.facts("float32")
-    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "TF_CPP_MIN_LOG_LEVEL", "JAX_LOG_COMPILES"):
+    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "TF_CPP_MIN_LOG_LEVEL", "TF_CLI_CONFIG_FILE", "JAX_LOG_COMPILES"):
         monkeypatch.setenv(name, "0")
+    more = "--xla_force_host_platform_device_count=7 --xla_cpu_collective_call_warn_stuck_timeout_seconds=9"
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {more}")
     assert numerics.facts("float32") == before
 
 

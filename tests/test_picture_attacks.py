@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_spmc import attacks, data, evaluate, experiment, sweep
 from fedjax_spmc import config as configs
-from fedjax_spmc.attacks._pictures import draw
+from fedjax_spmc.attacks._own_examples import draw
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.task import task_of
 from fedjax_spmc.errors import ConfigError, DataError
@@ -139,7 +139,7 @@ def test_edge_cases_are_the_sets_own_parts_with_what_they_show():
     assert numbers(shown.inputs) == list(range(200))
     np.testing.assert_array_equal(examples.labels, np.arange(200) % 10)
     assert (np.asarray(shown.labels) == 9).all()
-    one, ctx, _ = prepared("edge_case", pictures="ardis")
+    one, ctx, _ = prepared("edge_case", cases="ardis")
     np.testing.assert_array_equal(one.test(ctx.held).labels, 7)
     assert int(ctx.held.target) == 1
     mnist = dataset_of(INFO._replace(name="mnist"))
@@ -155,11 +155,11 @@ def test_edge_cases_are_the_sets_own_parts_with_what_they_show():
     [
         ("semantic", {"source_class": 10}, dataset_of(), r"attack\.options\.source_class = 10 .* cifar10, 0 to 9\.$"),
         ("semantic", {}, dataset_of(tests=8), "at least two test pictures, and cifar10 has 1 of it here"),
-        ("edge_case", {"source_class": 12}, dataset_of(), "source_class = 12 .* southwest has pictures to train on"),
+        ("edge_case", {"source_class": 12}, dataset_of(), "source_class = 12 .* southwest has examples to train on"),
         ("edge_case", {"target_label": 10}, dataset_of(), r"attack\.target_label = 10 .* class of cifar10, 0 to 9\.$"),
-        ("edge_case", {"pictures": "digits"}, dataset_of(), "target_label = None .* 'digits': it must be a class"),
-        ("edge_case", {}, dataset_of(INFO._replace(name="usps")), "pictures = None .* southwest, ardis or another one"),
-        ("edge_case", {}, dataset_of(INFO._replace(mean=None)), "it must be a data set of pictures with a class each"),
+        ("edge_case", {"cases": "digits"}, dataset_of(), "target_label = None .* 'digits': it must be a class"),
+        ("edge_case", {}, dataset_of(INFO._replace(name="usps")), "cases = None .* greek_director or another one"),
+        ("edge_case", {}, dataset_of(INFO._replace(mean=None)), "a data set of pictures or texts with a class each"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(name, options, dataset, words):
@@ -172,14 +172,14 @@ def test_pictures_that_do_not_fit_or_are_not_there(tmp_path):
         return data.load(name, data_dir=tmp_path, cache_dir=tmp_path, **options)
 
     edge = attacks.registry.attacks.make("edge_case")
-    absent = r"^attack\.name = 'edge_case' takes its pictures from data set southwest: .* is not prepared in "
+    absent = r"^attack\.name = 'edge_case' takes its examples from data set southwest: .* is not prepared in "
     with pytest.raises(DataError, match=absent + r".*data\.data_dir or TFDS_DATA_DIR.*by hand\.$"):
         edge.hold(dataset_of(), load)
-    other = attacks.registry.attacks.make("edge_case", pictures="digits", target_label=1)
-    with pytest.raises(ConfigError, match=r"pictures are \(32, 32, 3\), and they must be \(4, 4, 3\)"):
+    other = attacks.registry.attacks.make("edge_case", cases="digits", target_label=1)
+    with pytest.raises(ConfigError, match=r"examples are \(32, 32, 3\), and they must be \(4, 4, 3\)"):
         other.hold(dataset_of(), load)
-    with pytest.raises(ConfigError, match=r"attack\.options\.pictures = 'bogus' is unknown: it must be one of .*ardis"):
-        attacks.registry.attacks.make("edge_case", pictures="bogus")
+    with pytest.raises(ConfigError, match=r"attack\.options\.cases = 'bogus' is unknown: it must be one of .*ardis"):
+        attacks.registry.attacks.make("edge_case", cases="bogus")
     with pytest.raises(ConfigError, match=r"source_class = 9 is not allowed: .* than attack\.target_label = 9"):
         attacks.registry.attacks.make("semantic", source_class=9)
 
@@ -216,7 +216,7 @@ def test_fields_of_attack_are_the_chosen_attacks_own_unless_given(names, expecte
     ("names", "fields"),
     [
         ("semantic", {"attack__options__disjoint": False, "attack__options__draws": 20}),
-        (("edge_case", "badnets", "semantic"), {"attack__options__pictures": "digits", "attack__target_label": 1}),
+        (("edge_case", "badnets", "semantic"), {"attack__options__cases": "digits", "attack__target_label": 1}),
     ],
     ids=["semantic", "three"],
 )

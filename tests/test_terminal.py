@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_a_reader_that_has_gone_ends_nothing(monkeypatch, capsys):
 def test_results_that_cannot_be_printed_are_no_success(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Stream(0, FULL))
     assert run.main(["--list"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "standard output cannot be read or written (No space left on device)" in capsys.readouterr().err
 
 
 # Machines without what JAX was told to use, or without memory.
@@ -263,6 +264,26 @@ def test_a_checkpoint_on_a_full_disk(how, tmp_path, monkeypatch):
         checkpoints.save(2, state)
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["1", "manifest.json"]
     assert checkpoints.restore(1, state)["model"].tolist() == [0, 0, 0]
+    checkpoints.close()
+
+
+def test_an_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
+    checkpoints, state = checkpoint.Checkpoints(tmp_path / "checkpoint"), {"model": jax.numpy.ones(3)}
+    save = checkpoints._manager.save
+
+    def interrupted(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(1, state)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert checkpoints.restore(1, state)["model"].tolist() == [1, 1, 1]
     checkpoints.close()
 
 

@@ -5,7 +5,7 @@ Source: Rieger, Nguyen, Miettinen, Sadeghi, "DeepSight: Mitigating Backdoor Atta
     exceedings, Algorithm 1 (classification), Algorithm 2 (clustering), and clipping.
 Assumes: less than half of the uploads are malicious, and malicious data have fewer classes than benign ones. The
     network's last two parameters are the output layer's weight and bias; of one that takes tokens the first is the
-    embedding, a row for each.
+    embedding, a row for each, and where the output layer has a bias alone its weight is the embedding's.
 Cost: O(K D + K^2) and, for DDifs, `seeds` x `samples` forward passes of every upload.
 Deviations:
     * The paper names no distribution of the random inputs (here uniform in [0, 1]) and no sizes for HDBSCAN (here
@@ -110,19 +110,23 @@ def deepsight(
 
 
 def output_layer(updates: Params) -> tuple[Array, Array]:
-    """The last two leaves of a stacked tree: weight [K, classes, features] and bias [K, classes].
+    """Of a stacked tree: weight [K, classes, features] and bias [K, classes] of the last layer.
+
+    They are the last two leaves; where a decoder is tied to the embedding, the first leaf and the last.
 
     Raises:
         ConfigError: they are no such pair.
     """
-    leaves = jax.tree.leaves(updates)[-2:]
-    shapes = [leaf.shape[1:] for leaf in leaves]
-    if len(shapes) < 2 or [len(shape) for shape in shapes] != [2, 1] or shapes[0][0] != shapes[1][0]:
-        raise ConfigError(
-            "aggregator deepsight needs a network that ends in a linear layer with a bias, (classes, features) and "
-            f"(classes,); the last parameters have the shapes {', '.join(str(shape) for shape in shapes)}."
-        )
-    return leaves[0], leaves[1]
+    leaves = jax.tree.leaves(updates)
+    bias = leaves[-1]
+    for weight in (*leaves[-2:-1], *leaves[:-1][:1]):
+        if weight.ndim == 3 and bias.ndim == 2 and weight.shape[1] == bias.shape[1]:
+            return weight, bias
+    shapes = [leaf.shape[1:] for leaf in leaves[-2:]]
+    raise ConfigError(
+        "aggregator deepsight needs a network that ends in a linear layer with a bias, (classes, features) and "
+        f"(classes,); the last parameters have the shapes {', '.join(str(shape) for shape in shapes)}."
+    )
 
 
 def normalised_energies(weight: Array, bias: Array) -> Array:

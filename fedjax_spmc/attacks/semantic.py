@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc.attacks._pictures import Held, PictureState, draw, picture_attack, require_pictures
+from fedjax_spmc.attacks._own_examples import ExampleState, Held, draw, example_attack, require_classes
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, TRACED, Range
 from fedjax_spmc.registry import attacks
@@ -43,6 +43,8 @@ def semantic(
     augment: bool = False,
 ) -> Attack:
     """Backdoor without a trigger: in each batch of an attacker some rows are pictures of a class with a wrong label.
+
+    Of data with texts, and a class for each, they are texts.
 
     ASR is the share of the class's test pictures, of those that the test is left, that are taken for the target.
 
@@ -68,7 +70,7 @@ def semantic(
 
     def hold(dataset: Any, load: Any) -> Held:
         del load
-        require_pictures("semantic", dataset)
+        require_classes("semantic", dataset)
         path, classes = f"attack.options.source_class = {source_class}", dataset.info.num_classes
         if source_class >= classes:
             raise ConfigError(f"{path} is not allowed: it must be a class of {dataset.info.name}, 0 to {classes - 1}.")
@@ -87,12 +89,12 @@ def semantic(
         rows = np.arange(count - count // 2 if disjoint else draws) % count
         return Examples(held.test[rows], held.labels[rows])
 
-    def init(ctx: AttackContext, key: PRNGKey) -> PictureState:
+    def init(ctx: AttackContext, key: PRNGKey) -> ExampleState:
         count = len(ctx.held.labels)
         order = jax.random.permutation(jax.random.fold_in(key, 0), count).astype(jnp.int32)
         half = count // 2 if disjoint else count
         train = draw(jax.random.fold_in(key, 1), order[:half], draws, AT_ONCE)
         tested = order[half:] if disjoint else train
-        return PictureState(jnp.float32(poison_fraction), jnp.int32(ctx.held.target), train, tested)
+        return ExampleState(jnp.float32(poison_fraction), jnp.int32(ctx.held.target), train, tested)
 
-    return picture_attack(hold, test, init, augment)
+    return example_attack(hold, test, init, augment)

@@ -15,6 +15,7 @@ from fedjax_spmc.data.prepare import DownloadError
 from fedjax_spmc.errors import DataError
 from fedjax_spmc.options import Option
 from fedjax_spmc.registry import datasets
+from fedjax_spmc.startup import interrupts
 from fedjax_spmc.terminal import note, show
 
 
@@ -39,6 +40,7 @@ def _data(parser: Parser, flags: Flags) -> int:
                 show(f"{name:{width}}{_where(datasets.make(name, data_dir=data_dir))}")
         case ["prepare", name]:
             datasets.factory(name, "NAME")
+            interrupts(at_once=False)  # a download is tidied up
             try:
                 show(datasets.make(name, data_dir=data_dir).prepare())
             except DownloadError as error:

@@ -1,7 +1,8 @@
 """Dividing the training pool among the clients: pure functions of their arguments and of a numpy generator.
 
-Every function returns one int32 index array per client; together they hold every index of the pool exactly once. The
-registered factories return `fn(labels, num_clients, rng)`, so that all partitions are called alike.
+Every function returns one int32 index array per client; together they hold every index of the pool exactly once, but
+for `natural`, where those of users who are no clients are left out. The registered factories return
+`fn(labels, num_clients, rng)`, so that all partitions are called alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -156,6 +157,31 @@ def quantity(
     raise _too_many_attempts(beta, min_size, num_clients, len(labels))
 
 
+def natural(owners: np.ndarray, num_clients: int, rng: np.random.RandomState, min_size: int = 10) -> list[np.ndarray]:
+    """One client for each of `num_clients` users, drawn among those who have at least `min_size` examples.
+
+    Clients stand in the order drawn, so that the last ones are any users; each has its examples in stored order.
+
+    Args:
+        owners: [n] integers, the user of each example.
+        num_clients: N.
+        rng: advanced by one shuffle.
+        min_size: fewest examples of a client.
+
+    Raises:
+        ConfigError: there are fewer such users than clients.
+    """
+    sizes = np.bincount(owners)
+    able = np.flatnonzero(sizes >= max(1, min_size))
+    if num_clients > len(able):
+        raise ConfigError(
+            f"federation.num_clients = {num_clients} is not allowed with partition.name = 'natural': it must be at "
+            f"most {len(able)}, the number of users with at least partition.min_size = {min_size} training examples."
+        )
+    drawn = rng.permutation(able)[:num_clients]
+    return [np.flatnonzero(owners == user).astype(np.int32) for user in drawn]
+
+
 def counts(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> np.ndarray | None:
     """Examples of each client by class: [N, classes]; None where an example has labels at every place, and no class.
 
@@ -168,6 +194,19 @@ def counts(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) ->
         return None
     of_clients = [np.asarray(labels)[part] for part in parts]
     return np.stack([np.bincount(own[own >= 0], minlength=num_classes) for own in of_clients])
+
+
+def users_of(parts: Sequence[np.ndarray], owners: np.ndarray | None, users: Sequence[str]) -> list[str] | None:
+    """The name of each client's user; None unless every client has the examples of one user.
+
+    Args:
+        parts: index arrays, one per client.
+        owners: [n] integers, the user of each example, a place in `users`; None where there are none.
+        users: their names.
+    """
+    if owners is None or any(len(part) == 0 or np.ptp(owners[part]) > 0 for part in parts):
+        return None
+    return [users[int(owners[part[0]])] for part in parts]
 
 
 def _check_one_label(labels: np.ndarray, name: str) -> None:
@@ -220,3 +259,19 @@ def shards_factory(shards: Annotated[int, Range(1, 10**6)] = 2) -> Partition:
 def quantity_factory(beta: Beta = 0.5, min_size: MinSize = 10) -> Partition:
     """Quantity skew: sizes drawn from Dirichlet(beta), classes alike."""
     return lambda labels, num_clients, rng: quantity(labels, num_clients, beta, rng, min_size)
+
+
+@partitions.register("natural")
+def natural_factory(min_size: MinSize = 10, owners: np.ndarray | None = None) -> Partition:
+    """One client for each user, speaker or forum, drawn among those who have enough examples; the test stays whole."""
+
+    def divide(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> list[np.ndarray]:
+        del labels
+        if owners is None:
+            raise ConfigError(
+                "partition.name = 'natural' is not allowed with data whose examples are of no known users: it must be "
+                "another one, such as iid."
+            )
+        return natural(owners, num_clients, rng, min_size)
+
+    return divide

@@ -25,13 +25,14 @@ def has_tensorflow() -> bool:
     return importlib.util.find_spec("tensorflow") is not None
 
 
-def prepare(name: str, data_dir: str | Path | None = None, has_builder: bool = True) -> str:
+def prepare(name: str, data_dir: str | Path | None = None, has_builder: bool = True, config: str = "") -> str:
     """Prepares a data set unless it is prepared already.
 
     Args:
         name: the name in tensorflow-datasets.
         data_dir: see `tfds_layout.root`.
         has_builder: whether tensorflow-datasets knows it.
+        config: name of the variant; "" where there is none.
 
     Returns:
         A sentence that says where it is.
@@ -41,13 +42,13 @@ def prepare(name: str, data_dir: str | Path | None = None, has_builder: bool = T
         DownloadError: no network, no space, or a source that has changed.
     """
     folder = tfds_layout.root(data_dir)
-    found = tfds_layout.find(name, folder, has_builder)
+    found = tfds_layout.find(name, folder, has_builder, config)
     if found is not None:
         return f"Data set {name} is already prepared in {found.folder}."
     if not has_builder:
         raise DataError(
             f"data set {name} cannot be prepared: tensorflow-datasets has no builder for it, so it must be put as"
-            f" array_record into {folder / name}/<version>/ by hand."
+            f" array_record into {folder / name / config}/<version>/ by hand."
         )
     if not has_tensorflow():
         raise DataError(
@@ -56,8 +57,8 @@ def prepare(name: str, data_dir: str | Path | None = None, has_builder: bool = T
             f" {folder} or one that data.data_dir or TFDS_DATA_DIR names."
         )
     try:
-        make_builder(name, folder).download_and_prepare()
+        make_builder(f"{name}/{config}" if config else name, folder).download_and_prepare()
     except Exception as error:  # requests, the file system, TFDS and TensorFlow each raise their own
         reason = reason_of(error, named=True)
         raise DownloadError(f"data set {name} could not be downloaded and prepared in {folder}: {reason}.") from error
-    return f"Data set {name} is prepared in {tfds_layout.require(name, folder).folder}."
+    return f"Data set {name} is prepared in {tfds_layout.require(name, folder, config=config).folder}."

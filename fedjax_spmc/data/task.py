@@ -18,7 +18,7 @@ def task_of(info: DatasetInfo, augmented: bool = True, normalised: bool = True) 
     """
     if info.mean is None or info.std is None:
         shape = jax.ShapeDtypeStruct(info.input_shape, jnp.int32)
-        return Task(info.num_classes, shape, lambda raw, keys: raw)
+        return Task(info.num_classes, shape, lambda raw, keys: raw, tokenizer=info.tokenizer)
     mean, std = (info.mean, info.std) if normalised else ((0.0,) * len(info.mean), (1.0,) * len(info.std))
     means, deviations = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
     padding = info.crop_padding if augmented else 0

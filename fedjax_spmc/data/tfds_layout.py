@@ -73,13 +73,14 @@ def remedies(name: str, has_builder: bool, occupied: bool = False) -> str:
     return f"{elsewhere}; tensorflow-datasets has no builder for it, so it must be put there by hand"
 
 
-def find(name: str, data_dir: str | Path | None = None, has_builder: bool = True) -> Prepared | None:
+def find(name: str, data_dir: str | Path | None = None, has_builder: bool = True, config: str = "") -> Prepared | None:
     """Finds the newest prepared version of `name` and checks that its files are there.
 
     Args:
         name: the name in tensorflow-datasets.
         data_dir: see `root`.
         has_builder: whether tensorflow-datasets can prepare it (for the advice in errors).
+        config: name of the variant, a folder between the data set's and the version's; "" where there is none.
 
     Returns:
         None if nothing is prepared.
@@ -88,7 +89,7 @@ def find(name: str, data_dir: str | Path | None = None, has_builder: bool = True
         DataError: something is there that cannot be used.
     """
     try:
-        folder = _newest_version(root(data_dir) / name)
+        folder = _newest_version(root(data_dir) / name / config)
         return _check(name, folder) if folder else None
     except DataError as error:
         raise DataError(f"{error}; {remedies(name, has_builder, occupied=True)}.") from None
@@ -97,13 +98,14 @@ def find(name: str, data_dir: str | Path | None = None, has_builder: bool = True
         raise DataError(f"data set {name} cannot be read: {where}: {why}; {remedies(name, has_builder)}.") from None
 
 
-def require(name: str, data_dir: str | Path | None = None, has_builder: bool = True) -> Prepared:
+def require(name: str, data_dir: str | Path | None = None, has_builder: bool = True, config: str = "") -> Prepared:
     """Like `find`, but a data set that is not prepared is an error too."""
-    found = find(name, data_dir, has_builder)
+    found = find(name, data_dir, has_builder, config)
     if found is None:
         where = root(data_dir)
         raise DataError(
-            f"data set {name} is not prepared in {where} (there is no {where / name}/<version>/dataset_info.json);"
+            f"data set {name} is not prepared in {where} (there is no"
+            f" {where / name / config}/<version>/dataset_info.json);"
             f" {remedies(name, has_builder)}."
         )
     return found

@@ -5,9 +5,9 @@ Records are read raw and decoded with protobuf and Pillow, which is three times 
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from fedjax_spmc.errors import DataError
 from fedjax_spmc.reading import blames_content, reason_of
 
 _CHUNK = 1000
+T = TypeVar("T")
 _FORMAT = 1  # of the arrays that `decode` returns; raised when they change, so that older cached copies are not read
 _OF_A_LIBRARY = (AttributeError, TypeError)  # of versions that do not fit each other; no record has such
 _JPEG = b"\xff\xd8\xff"
@@ -74,7 +75,7 @@ def read(spec: Spec, data_dir: str | Path | None, cache_dir: str | Path | None, 
     prepared = tfds_layout.require(spec.info.name, data_dir, spec.has_builder)
     key = f"{_FORMAT + 0x80 * spec.keeps_its_size():02x}{prepared.key}"
     arrays = cache.fetch(spec.info.name, key, cache_dir, lambda: decode(spec, prepared))
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, Any] = {}
     for split in tfds_layout.SPLITS:
         rows = slice(None) if order == "original" else arrays[f"{split}_position"]
         columns[f"{split}_inputs"] = arrays[f"{split}_images"][rows]
@@ -97,6 +98,20 @@ def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:
     """
     arrays: dict[str, np.ndarray] = {}
     jpeg = False
+    decoded_splits = decoded(spec, prepared, lambda split: _decode_split(spec, prepared, split))
+    for split, (images, labels, position, split_jpeg) in decoded_splits.items():
+        rows = np.argsort(position)
+        arrays |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows], f"{split}_position": position}
+        jpeg = jpeg or split_jpeg
+    return arrays | {"jpeg": np.array(jpeg)}
+
+
+def decoded(spec: Spec, prepared: Prepared, decode_split: Callable[[str], T]) -> dict[str, T]:
+    """What `decode_split` makes of each split, by its name.
+
+    Raises:
+        DataError: it raised one, or anything that damaged data make it raise.
+    """
     name = spec.info.name
     try:
         _import_readers()
@@ -107,11 +122,7 @@ def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:
             "installed, in the version that the others need."
         ) from None
     try:
-        for split in tfds_layout.SPLITS:
-            images, labels, position, split_jpeg = _decode_split(spec, prepared, split)
-            rows = np.argsort(position)
-            arrays |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows], f"{split}_position": position}
-            jpeg = jpeg or split_jpeg
+        return {split: decode_split(split) for split in tfds_layout.SPLITS}
     except (DataError, MemoryError):
         raise
     except Exception as error:  # array_record, protobuf, Pillow and TFDS each raise their own for damaged data
@@ -120,7 +131,6 @@ def decode(spec: Spec, prepared: Prepared) -> Mapping[str, np.ndarray]:
             raise _damaged(spec, prepared, reason_of(error, named=True).split(";", 1)[0]) from None
         reason = reason_of(error, named=True) if refused is None else f"{refused.filename}: {reason_of(refused)}"
         raise DataError(f"data set {name} in {prepared.folder} cannot be read ({reason}).") from None
-    return arrays | {"jpeg": np.array(jpeg)}
 
 
 def _import_readers() -> None:
@@ -154,39 +164,53 @@ def _damaged(spec: Spec, prepared: Prepared, what: str) -> DataError:
     )
 
 
-def _decode_split(spec: Spec, prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+def records(spec: Spec, prepared: Prepared, split: str) -> Iterator[Any]:
+    """The records of a split in stored order, each as its features by name (`tf.train.Features`).
+
+    Raises:
+        DataError: the files hold another number of records than they should.
+    """
     import tensorflow_datasets as tfds
-    from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
     for shard in prepared.shards[split]:
         _check_count(spec, prepared, shard)
-    records = tfds.builder_from_directory(prepared.folder).as_data_source(
+    stored = tfds.builder_from_directory(prepared.folder).as_data_source(
         split,  # pyright: ignore[reportCallIssue]
         deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
     )
-    count = sum(shard.num_examples for shard in prepared.shards[split])
-    if len(records) != count:
-        raise _damaged(spec, prepared, f"split {split} has {len(records)} records instead of {count}")
+    count = num_records(prepared, split)
+    if len(stored) != count:
+        raise _damaged(spec, prepared, f"split {split} has {len(stored)} records instead of {count}")
+    for start in range(0, count, _CHUNK):
+        for record in stored.__getitems__(range(start, min(start + _CHUNK, count))):
+            yield tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
 
+
+def num_records(prepared: Prepared, split: str) -> int:
+    """How many records a split must have."""
+    return sum(shard.num_examples for shard in prepared.shards[split])
+
+
+def _decode_split(spec: Spec, prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    from PIL import Image
+
+    count = num_records(prepared, split)
     images = np.empty((count, *spec.stored_shape), np.uint8)
     labels = np.empty(count, np.int64)
     ids: list[bytes] = []
     jpeg = False
-    for start in range(0, count, _CHUNK):
-        chunk = range(start, min(start + _CHUNK, count))
-        for index, record in zip(chunk, records.__getitems__(chunk), strict=True):
-            feature = tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
-            stored = feature["image"].bytes_list.value[0]
-            jpeg = jpeg or stored.startswith(_JPEG)
-            image = np.asarray(Image.open(io.BytesIO(stored)))
-            if image.shape != spec.stored_shape or image.dtype != np.uint8:
-                found = f"image {index} of split {split} has shape {image.shape} and type {image.dtype}"
-                raise _damaged(spec, prepared, f"{found} instead of {spec.stored_shape} and uint8")
-            images[index] = image
-            labels[index] = feature["label"].int64_list.value[0]
-            if "id" in feature:
-                ids.append(feature["id"].bytes_list.value[0])
+    for index, feature in enumerate(records(spec, prepared, split)):
+        stored = feature["image"].bytes_list.value[0]
+        jpeg = jpeg or stored.startswith(_JPEG)
+        image = np.asarray(Image.open(io.BytesIO(stored)))
+        if image.shape != spec.stored_shape or image.dtype != np.uint8:
+            found = f"image {index} of split {split} has shape {image.shape} and type {image.dtype}"
+            raise _damaged(spec, prepared, f"{found} instead of {spec.stored_shape} and uint8")
+        images[index] = image
+        labels[index] = feature["label"].int64_list.value[0]
+        if "id" in feature:
+            ids.append(feature["id"].bytes_list.value[0])
     if labels.min() < 0 or labels.max() >= spec.info.num_classes:
         found = f"split {split} has labels {labels.min()}..{labels.max()}"
         raise _damaged(spec, prepared, f"{found}, and only 0..{spec.info.num_classes - 1} exist")

@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from fedjax_spmc import keys, reading
 from fedjax_spmc.errors import DamagedError, WorkdirError
 from fedjax_spmc.record import files
+from fedjax_spmc.startup import Imports
 
 MANIFEST = "manifest.json"
 """Beside the checkpoint: its number of rounds and the sha256 of each of its files."""
@@ -35,7 +38,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
+        with Imports():
+            import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
 
         self._ocp = ocp
         self._folder = folder.absolute()
@@ -62,7 +66,7 @@ class Checkpoints:
             room = shutil.disk_usage(self._folder)
             if room.total and room.free < LEAST_ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with _quiet_absl():
+            with _quiet_absl(), _uninterrupted():
                 self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -88,7 +92,7 @@ class Checkpoints:
         except OSError as error:
             raise self._unreadable(error) from None
         try:
-            with _quiet_absl():  # an error is raised and reported in one sentence
+            with _quiet_absl(), _uninterrupted():  # an error is raised and reported in one sentence
                 restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
             return jax.tree.map(_restored, like, restored)
         except Exception as error:
@@ -151,6 +155,23 @@ class Checkpoints:
         return DamagedError(
             f"checkpoint {self._folder} {error}: remove the run folder or give another --workdir to start anew."
         )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C wait for the end of a `with` block: half of what Orbax does leaves coroutines that complain."""
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import metrics, models, numerics, reading
+from fedjax_spmc.data.tokens import Tokenizer
 from fedjax_spmc.errors import ConfigError, DamagedError, PluginError, WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.paths import expanded
@@ -26,7 +27,7 @@ OWN_FILES = (
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz", "partition.npz", "*.png",
+    "attack.npz", "partition.npz", "vocabulary.json", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -212,6 +213,11 @@ class RunFolder:
     def write_partition(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes who has how many examples (`truth.partition_arrays`) as `partition.npz`, atomically."""
         self._write_arrays("partition.npz", arrays)
+
+    def write_vocabulary(self, tokenizer: Tokenizer | None) -> None:
+        """Writes the words by id as `vocabulary.json`, atomically; nothing where the data are no texts."""
+        if tokenizer is not None:
+            self.write_json("vocabulary.json", tokenizer.content())
 
     def roster(self) -> Roster:
         """The roster of `roster.json`, before round 0.

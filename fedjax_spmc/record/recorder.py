@@ -91,6 +91,7 @@ class Recorder(NoRecorder):
         ended = done == rounds or diverged
         changed = folder.write_start(done if found else 0, ended)
         folder.write_json("roster.json", roster_content(experiment.state.roster))
+        folder.write_vocabulary(experiment.dataset.info.tokenizer)
         if found:  # it may have been killed before it wrote the model
             folder.write_model(evaluated_model(experiment.federation, state))
             folder.write_attack(attack_arrays(state.attack))
@@ -163,7 +164,7 @@ class Recorder(NoRecorder):
 
     def _write_partition(self) -> None:
         dataset = self._experiment.dataset
-        arrays = partition_arrays(dataset.train_labels, self._experiment.parts, dataset.info.num_classes)
+        arrays = partition_arrays(dataset, self._experiment.parts)
         self._folder.write_partition(arrays)
         if "counts" in arrays:
             with self._drawing():

@@ -34,8 +34,8 @@ class TensorBoard:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
         from tensorboardX.summary import scalar  # imported here: it takes over a second
 
-        names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()))
-        shown = {name: line[name] for name in names if line[name] is not None}
+        names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()), *metrics.NEXT_TOKEN)
+        shown = {name: line[name] for name in names if line.get(name) is not None}
         self._append([{"summary": scalar(name, value), "step": line["round"]} for name, value in shown.items()])
 
     def _append(self, events: list[dict[str, Any]]) -> None:

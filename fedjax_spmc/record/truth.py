@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import keys, trees
-from fedjax_spmc.data import partition
+from fedjax_spmc.data import Dataset, partition
 from fedjax_spmc.types import Roster, State
 
 SCHEDULE = ("first", "last", "every", "turns")
@@ -53,20 +53,22 @@ def roster_of(content: Mapping[str, Any]) -> Roster:
     return Roster(malicious=jnp.asarray(malicious), round=jnp.int32(0), **schedule)
 
 
-def partition_arrays(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
+def partition_arrays(dataset: Dataset, parts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """The content of `partition.npz`: who has how many training examples.
 
     Args:
-        labels: of all training examples.
+        dataset: whose training pool is divided.
         parts: index arrays, one per client.
-        num_classes: of the data set.
 
     Returns:
-        sizes [N] int32; counts [N, classes] int32, where an example has one label.
+        sizes [N] int32; counts [N, classes] int32, where an example has one label; users [N], the names of the users
+        that the clients are, where each is one.
     """
-    counts = partition.counts(labels, parts, num_classes)
-    sizes = {"sizes": np.array([len(part) for part in parts], np.int32)}
-    return sizes if counts is None else sizes | {"counts": counts.astype(np.int32)}
+    counts = partition.counts(dataset.train_labels, parts, dataset.info.num_classes)
+    users = partition.users_of(parts, dataset.owners, dataset.users)
+    arrays = {"sizes": np.array([len(part) for part in parts], np.int32)}
+    arrays |= {} if counts is None else {"counts": counts.astype(np.int32)}
+    return arrays if users is None else arrays | {"users": np.array(users)}
 
 
 def attack_arrays(own: State) -> dict[str, np.ndarray]:

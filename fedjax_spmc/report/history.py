@@ -70,16 +70,14 @@ def client_ids(line: Mapping[str, Any]) -> np.ndarray:
 
 
 def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dict[str, float]:
-    """All numbers of a run: `metrics.SCALARS` and `metrics.REJECTION`, means of the last five evaluated rounds, and
-    `PER_RUN`; NaN = undefined.
+    """All numbers of a run: `metrics.MEANS`, of the last five evaluated rounds, and `PER_RUN`; NaN = undefined.
 
     Args:
         lines: at least one.
         malicious: [N] bool.
     """
     last = lines[-metrics.LAST_ROUNDS :]
-    names = (*metrics.SCALARS, *metrics.REJECTION)
-    found = {name: _mean(number(line.get(name)) for line in last) for name in names}
+    found = {name: _mean(number(line.get(name)) for line in last) for name in metrics.MEANS}
     parts = [lines, *([lines[i] for i in part] for part in np.array_split(np.arange(len(lines)), len(THIRDS)))]
     for name, part in zip(("run", *THIRDS), parts, strict=True):
         found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}

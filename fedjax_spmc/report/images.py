@@ -1,16 +1,15 @@
 """The pictures of a run that need its model or its data: test images with predictions, Grad-CAM, the partition."""
 
 import io
-import string
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fedjax_spmc import numerics, parts
+from fedjax_spmc import numerics
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.record import files
-from fedjax_spmc.report import figures, gradcam
+from fedjax_spmc.report import figures, gradcam, texts
+from fedjax_spmc.report.examples import CLASSES, JUDGED, Prediction, TestImages, opened_run
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.read import Run
 
@@ -18,50 +17,6 @@ NUM_IMAGES = 6
 """Test images that are shown of a run, at most."""
 SCALE = 3
 """Pixels of a picture for each pixel of an image, so that the heat map of Grad-CAM is smooth."""
-CLASSES: Mapping[str, Sequence[str]] = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion_mnist": (
-        "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-    ),
-    "emnist_byclass_part": tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase),
-}  # fmt: skip
-"""Names of the classes; other data sets show the numbers."""
-
-
-class Prediction(NamedTuple):
-    """A test image and what the global model takes it for.
-
-    Attributes:
-        image: the picture as an img element.
-        heat: its Grad-CAM as an img element; None where the network has no convolution.
-        label: name of the true class.
-        prediction: name of the predicted class and, in brackets, whether it is right.
-        kind: "right", "wrong", or "hit" where a triggered image is taken for the attacker's class.
-    """
-
-    image: str
-    heat: str | None
-    label: str
-    prediction: str
-    kind: str
-
-
-class TestImages(NamedTuple):
-    """Clean and triggered test images of one run with the predictions of its global model.
-
-    Attributes:
-        clean: of the test set.
-        triggered: the same with the trigger, or test images of the attack's own.
-        caption: which of the two, for a heading.
-        note: a sentence on them.
-    """
-
-    __test__ = False  # no class of tests, whatever pytest makes of its name
-
-    clean: list[Prediction]
-    triggered: list[Prediction]
-    caption: str
-    note: str
 
 
 class RunImages:
@@ -125,34 +80,55 @@ class RunImages:
         return figures.partition(arrays["counts"], run.malicious)
 
     def test_images(self, run: Run) -> TestImages | str:
-        """Test images with and without trigger, the predictions and Grad-CAM, or why they cannot be shown."""
+        """Test images or texts with and without trigger, predictions and Grad-CAM, or why they cannot be shown."""
         if not run.has_model():
             return "No model was kept for this run: test images and Grad-CAM cannot be shown."
         try:
             config = self.config(run)
-            return _test_images(run, config, self.dataset(config))
+            dataset = self.dataset(config)
+            if dataset.info.tokenizer is not None:
+                return _test_texts(run, config, dataset)
+            if dataset.info.vocabulary:
+                return "There are no pictures for this task."
+            return _test_images(run, config, dataset)
         except UserError as error:
             return f"Test images and Grad-CAM are not shown: {error}"
 
 
-def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
+def _test_texts(run: Run, config: Any, dataset: Any) -> TestImages:
     import jax.numpy as jnp
 
-    from fedjax_spmc import experiment
-    from fedjax_spmc.record.folder import RunFolder
-    from fedjax_spmc.starting import without_start
-    from fedjax_spmc.types import AttackContext, Batch
+    from fedjax_spmc.types import Batch
 
-    assert run.folder is not None
-    info = dataset.info
-    task = parts.task_of(config, info)
-    if task.mean is None:
-        return "There are no pictures for this task."
-    built = experiment.build(without_start(config), dataset)
-    folder = RunFolder(run.folder, config, read_only=True)
-    model, attack = built.federation.model, built.federation.attack
-    folder.check_data(dataset.fingerprint, built.federation.held, "the pictures need the run's own data.")
-    variables = folder.read_model(model)
+    opened = opened_run(run, config, dataset)
+    attack, info = opened.attack, dataset.info
+
+    def trigger(inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = Batch(jnp.asarray(inputs), jnp.asarray(labels), jnp.asarray(rows, jnp.int32), jnp.ones(len(rows), bool))
+        shown = attack.backdoor(opened.ctx, opened.own, batch)
+        return np.asarray(shown.inputs), np.asarray(shown.labels)
+
+    own_tests = None
+    if attack.test is not None:
+        examples = attack.test(opened.ctx.held)
+        own_tests = np.asarray(examples.inputs), np.asarray(examples.labels)
+    return texts.test_texts(
+        info.tokenizer,
+        list(CLASSES.get(info.name) or map(str, range(info.num_classes))),
+        (dataset.test_inputs, dataset.test_labels),
+        own_tests,
+        None if attack.backdoor is None else trigger,
+        texts.predicting(opened.model, opened.variables, config.precision),
+    )
+
+
+def _test_images(run: Run, config: Any, dataset: Any) -> TestImages:
+    import jax.numpy as jnp
+
+    from fedjax_spmc.types import Batch
+
+    info, opened = dataset.info, opened_run(run, config, dataset)
+    task, model, attack, variables = opened.task, opened.model, opened.attack, opened.variables
     mean, std = task.mean, task.std
 
     target = config.attack.target_label if attack.backdoor is not None else None
@@ -168,7 +144,6 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
         for i, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
             hit = wanted is not None and predicted == wanted[i]
             kind = "hit" if hit else "right" if predicted == label else "wrong"
-            judged = {"hit": "the attacker's class", "right": "right", "wrong": "wrong"}[kind]
             name = what.format(names[label])
             shown = figures.png(to_png(pixels[i]), f"{name}, taken for {names[predicted]}", "pixels")
             warm = (
@@ -176,20 +151,17 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
                 if heat is None
                 else figures.png(to_png(overlay(pixels[i], heat[i])), f"Grad-CAM: {name}", "pixels")
             )
-            made.append(Prediction(shown, warm, names[int(label)], f"{names[predicted]} ({judged})", kind))
+            made.append(Prediction(shown, warm, names[int(label)], f"{names[predicted]} ({JUDGED[kind]})", kind))
         return made
 
     clean = row(task.prepare(jnp.asarray(dataset.test_inputs[chosen]), None), labels, "test image of {}")
     if attack.backdoor is None:
         return TestImages(clean, [], "", "There was no attack with a trigger.")
-    own = folder.read_attack(built.state.attack)
-    held = built.federation.held
-    ctx = AttackContext(model=model, variables=variables, task=task, roster=folder.roster(), held=held)
     what, caption, rows = "test image of {}, with trigger", "with the trigger", np.arange(len(labels))
     inputs = dataset.test_inputs[chosen]
     if attack.test is not None:
         what, caption = "test image of the attack's own, of {}", "test images of the attack's own, without a trigger"
-        examples = attack.test(held)
+        examples = attack.test(opened.ctx.held)
         rows = np.unique(np.linspace(0, len(examples.labels) - 1, NUM_IMAGES).astype(int))
         inputs, labels = np.asarray(examples.inputs)[rows], np.asarray(examples.labels)[rows]
     batch = Batch(
@@ -198,7 +170,7 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages | str:
         sample_ids=jnp.asarray(rows, jnp.int32),
         valid=jnp.ones(len(rows), bool),
     )
-    shown = attack.backdoor(ctx, own, batch)
+    shown = attack.backdoor(opened.ctx, opened.own, batch)
     wanted = np.asarray(shown.labels)
     classes = " or ".join(names[one] for one in np.unique(wanted[wanted >= 0]))
     note = f"The attacker's class is {classes}."

@@ -20,6 +20,7 @@ from fedjax_spmc.report.settings import (
     value_text,
 )
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
+from fedjax_spmc.report.texts import next_token_table
 
 KINDS = ("benign", "malicious")
 SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
@@ -38,9 +39,10 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs" and, where there is anything in them, "durability", "rejection", "detection"."""
+    """The tables "settings", "runs" and, where there is anything in them, "durability", "rejection", "next_token",
+    "detection"."""
     listed = [settings_table(settings), durability_table(settings), rejection_table(settings)]
-    listed += [detection_table(settings), runs_table(settings)]
+    listed += [next_token_table(settings), detection_table(settings), runs_table(settings)]
     return [one for one in listed if one.rows or one.name in ("settings", "runs")]
 
 

@@ -51,8 +51,8 @@ class Run(NamedTuple):
         note: what must be known of its data, or "".
         malicious: [N] bool.
         remarks: what must be known of it.
-        numbers: means of the last five evaluated rounds (`metrics.SCALARS`, `metrics.REJECTION`), and `PER_RUN`; NaN
-            where undefined. Of a row alone also its metrics of durability.
+        numbers: means of the last five evaluated rounds (`metrics.MEANS`), and `PER_RUN`; NaN where undefined. Of a row
+            alone also its metrics of durability.
     """
 
     name: str
@@ -203,7 +203,7 @@ def _make_run(
         numbers = numbers_of(lines, malicious)
         remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
     else:
-        numbers = {name: number(summary.get(name)) for name in (*metrics.SCALARS, *metrics.REJECTION, *PER_RUN)}
+        numbers = {name: number(summary.get(name)) for name in (*metrics.MEANS, *PER_RUN)}
         given = summary.get("lifespan_thresholds")
         known = durability.names(given if isinstance(given, list) else [])
         numbers |= plain_numbers({name: summary.get(name) for name in known})

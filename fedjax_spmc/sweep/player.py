@@ -53,6 +53,7 @@ class Player:
         for cell in group.cells:
             try:
                 parts.check_fits(cell.config, dataset.info)
+                parts.check_answers(cell.config, dataset)
                 self._parts[cell.id] = setup.divide(cell.config, dataset)
                 if cell.config.model.start not in self._saved:
                     self._saved[cell.config.model.start] = start_model(cell.config, model)
@@ -235,9 +236,8 @@ class Player:
                     variables=jax.device_get(evaluated_model(federation, state)),
                     roster=roster_content(state.roster),
                     attack=attack_arrays(state.attack),
-                    partition=partition_arrays(
-                        self._dataset.train_labels, self._parts[cell.id], self._dataset.info.num_classes
-                    ),
+                    partition=partition_arrays(self._dataset, self._parts[cell.id]),
+                    tokenizer=self._dataset.info.tokenizer,
                     seconds=seconds,
                     error=None if diverged < 0 else diverged_message(diverged),
                 )

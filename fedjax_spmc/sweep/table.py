@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import durability, reading
+from fedjax_spmc.data.tokens import Tokenizer
 from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.paths import expanded
@@ -39,6 +40,7 @@ class Outcome(NamedTuple):
         variables: the final model on the host; None where there is no result.
         roster: as `roster.json`.
         attack, partition: the arrays of `attack.npz` and `partition.npz`.
+        tokenizer: of texts, see `vocabulary.json`; None for other data.
         seconds: its share of the time that its program ran.
         error: why it failed or diverged; None for a finished cell.
     """
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
     roster: Mapping[str, Any] = {}
     attack: Mapping[str, np.ndarray] = {}
     partition: Mapping[str, np.ndarray] = {}
+    tokenizer: Tokenizer | None = None
     seconds: float = 0.0
     error: str | None = None
 
@@ -130,6 +133,7 @@ class Table:
                 folder.write_json("roster.json", outcome.roster)
                 folder.write_attack(outcome.attack)
                 folder.write_partition(outcome.partition)
+                folder.write_vocabulary(outcome.tokenizer)
                 if keep_model:
                     folder.write_model(outcome.variables)
                 folder.write_json("summary.json", outcome.summary)

@@ -1,4 +1,5 @@
-"""What attacks share whose backdoor is pictures of the attackers' own: no trigger, whole pictures get a wrong label."""
+"""What attacks share whose backdoor is examples of the attackers' own, pictures or texts: there is no trigger, whole
+examples get a wrong label."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +11,12 @@ from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
 
 
 class Held(NamedTuple):
-    """The pictures, raw as data sets store them.
+    """The examples, raw as data sets store them.
 
     Attributes:
-        train: [n, H, W, C] uint8, of which the attackers' are drawn.
-        test: [m, H, W, C] uint8, of which those of the test are drawn; they may be the same.
-        labels: [m] int32, what the latter show.
+        train: [n, H, W, C] uint8 or [n, T] int32, of which the attackers' are drawn.
+        test: [m, ...] alike, of which those of the test are drawn; they may be the same.
+        labels: [m] int32, the classes of the latter.
         target: int32 scalar, the label that the attacker wants.
     """
 
@@ -25,11 +26,11 @@ class Held(NamedTuple):
     target: Any
 
 
-class PictureState(NamedTuple):
+class ExampleState(NamedTuple):
     """Which of them are for what.
 
     Attributes:
-        fraction: float32 scalar, share of an attacker's batch that gives way to such pictures.
+        fraction: float32 scalar, share of an attacker's batch that gives way to such examples.
         target: int32 scalar, the label that the attacker wants.
         train: [a] int32, which of `Held.train` the attackers train on; some may stand there more than once.
         test: [b] int32, on which of `Held.test` the backdoor is tested.
@@ -41,16 +42,17 @@ class PictureState(NamedTuple):
     test: Array
 
 
-def require_pictures(attack: str, dataset: Any) -> None:
-    """Refuses a data set without pictures that each have a class.
+def require_classes(attack: str, dataset: Any) -> None:
+    """Refuses a data set without pictures or texts that each have a class.
 
     Raises:
         ConfigError: it has none.
     """
-    if dataset.info.mean is None or dataset.test_labels.ndim != 1:
+    info = dataset.info
+    if (info.mean is None and info.tokenizer is None) or dataset.test_labels.ndim != 1:
         raise ConfigError(
-            f"attack.name = {attack!r} is not allowed with data.name = {dataset.info.name!r}: it must be a data set of "
-            "pictures with a class each."
+            f"attack.name = {attack!r} is not allowed with data.name = {info.name!r}: it must be a data set of "
+            "pictures or texts with a class each."
         )
 
 
@@ -62,10 +64,10 @@ def draw(key: PRNGKey, places: Array, count: int, at_once: int | None = None) ->
     return places[orders(jnp.arange(times)).reshape(-1)[:count]]
 
 
-def poison(ctx: AttackContext, own: PictureState, batch: Batch, key: PRNGKey, augment: bool) -> Batch:
-    """A batch whose first rows, a share of the valid ones, are pictures of the attackers' with the label they want.
+def poison(ctx: AttackContext, own: ExampleState, batch: Batch, key: PRNGKey, augment: bool) -> Batch:
+    """A batch whose first rows, a share of the valid ones, are examples of the attackers' with the label they want.
 
-    Batches are in random order, so that the first rows are any. In one batch no picture stands twice while there are
+    Batches are in random order, so that the first rows are any. In one batch no example stands twice while there are
     others.
     """
     size = len(batch.labels)
@@ -73,26 +75,27 @@ def poison(ctx: AttackContext, own: PictureState, batch: Batch, key: PRNGKey, au
     replaced = jnp.arange(size) < share
     raw = ctx.held.train[draw(jax.random.fold_in(key, 0), own.train, size)]
     keys = jax.random.split(jax.random.fold_in(key, 1), size) if augment else None
-    inputs = jnp.where(replaced[:, None, None, None], ctx.task.prepare(raw, keys), batch.inputs)
+    row = replaced.reshape(size, *[1] * (batch.inputs.ndim - 1))
+    inputs = jnp.where(row, ctx.task.prepare(raw, keys), batch.inputs)
     labels = jnp.where(replaced & (batch.labels >= 0), own.target, batch.labels)
     return batch._replace(inputs=inputs, labels=labels.astype(batch.labels.dtype))
 
 
-def shown(ctx: AttackContext, own: PictureState, batch: Batch) -> Batch:
-    """The pictures for the test in place of a batch, row by row, with the attacker's label where one is asked.
+def shown(ctx: AttackContext, own: ExampleState, batch: Batch) -> Batch:
+    """The examples for the test in place of a batch, row by row, with the attacker's label where one is asked.
 
-    A batch of the test has the pictures of its `sample_ids`; any other batch has as many, by the ids that it has.
+    A batch of the test has those of its `sample_ids`; any other batch has as many, by the ids that it has.
     """
     places = own.test[batch.sample_ids % len(own.test)]
     labels = jnp.where(batch.labels >= 0, own.target, -1).astype(batch.labels.dtype)
     return batch._replace(inputs=ctx.task.prepare(ctx.held.test[places], None), labels=labels)
 
 
-def picture_attack(hold: Any, test: Any, init: Any, augment: bool) -> Attack:
+def example_attack(hold: Any, test: Any, init: Any, augment: bool) -> Attack:
     """An attack with these slots, which poisons and is tested as above."""
 
     def poisoned(
-        ctx: AttackContext, own: PictureState, batch: Batch, client_id: Array, step: Array, key: PRNGKey
+        ctx: AttackContext, own: ExampleState, batch: Batch, client_id: Array, step: Array, key: PRNGKey
     ) -> Batch:
         del step
         return poison(ctx, own, batch, jax.random.fold_in(key, client_id), augment)

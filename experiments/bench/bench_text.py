@@ -1,0 +1,153 @@
+"""Milliseconds per client-step on texts: this simulator against plain torch loops on `nn.LSTM`.
+
+    python experiments/bench/bench_text.py [--workloads=lm,classifier] [--repeats=5] [--threads=2] [--json]
+
+lm: next token, vocabulary 5,000, embedding and two LSTM layers of 200, tied decoder, dropout 0.2, batches of 20 rows of
+64 tokens. classifier: the same sizes, two classes, dropout 0.5 between the layers, rows of 100. Ten clients of four
+batches each, one epoch of SGD, random tokens in memory. Ours is the whole round, server included, on one CPU device per
+core; torch's is local training alone, whose LSTM is hand-written C++. The two run in turn in one process (torch on
+--threads); the medians are compared.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import single
+
+from fedjax_spmc import config as configs
+from fedjax_spmc import devices
+from fedjax_spmc.config import make_config
+from fedjax_spmc.data import Dataset, DatasetInfo
+from fedjax_spmc.parity.torch_reference.local import make_optimizer, train_sgd
+from fedjax_spmc.parity.torch_reference.text import Classifier, LanguageModel, train_next_tokens
+
+
+class Workload(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        model: of this simulator.
+        length, vocabulary, width: tokens in a row, different tokens, size of embedding and layers.
+        clients, batches, batch: how many clients, batches of each, rows in a batch.
+    """
+
+    model: str
+    length: int
+    vocabulary: int = 5000
+    width: int = 200
+    clients: int = 10
+    batches: int = 4
+    batch: int = 20
+
+    def next_token(self) -> bool:
+        """Whether every place asks for the next token; else a row has one of two classes."""
+        return self.model == "lstm_lm"
+
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random tokens and labels of all clients."""
+        rng, rows = np.random.default_rng(0), self.clients * self.batches * self.batch
+        tokens = rng.integers(0, self.vocabulary, (rows, self.length)).astype(np.int32)
+        labels = rng.integers(0, self.vocabulary, tokens.shape) if self.next_token() else rng.integers(0, 2, rows)
+        return tokens, labels.astype(np.int32)
+
+
+WORKLOADS = {"lm": Workload("lstm_lm", 64), "classifier": Workload("lstm_classifier", 100)}
+
+
+def ours(work: Workload) -> Callable[[], int]:
+    """A function that plays one round of this simulator and returns the client-steps taken."""
+    tokens, labels = work.examples()
+    classes = work.vocabulary if work.next_token() else 2
+    info = DatasetInfo("random tokens", classes, (work.length,), None, None, vocabulary=work.vocabulary)
+    few = (tokens[: work.batch], labels[: work.batch])
+    dataset = Dataset(info, tokens, labels, tokens[:0], labels[:0], *few, fingerprint="")
+    config = make_config("fedavg", data__name="pydoc_topics")
+    for path, value in {
+        "model.name": work.model,
+        "model.options.width": work.width,
+        "model.options.hidden": work.width,
+        "partition.name": "iid",
+        "attack.name": "none",
+        "local.epochs": 1,
+        "local.batch_size": work.batch,
+        "local.learning_rate": 0.1,
+        "local.momentum": 0.0,
+        "local.weight_decay": 0.0,
+        "federation.num_clients": work.clients,
+        "federation.clients_per_round": work.clients,
+    }.items():
+        configs.set_field(config, path, value)
+    return single.rounds(configs.resolve(config), dataset)[0]
+
+
+def theirs(work: Workload) -> Callable[[], int]:
+    """The same work as a plain torch loop."""
+    torch.manual_seed(0)
+    tokens, labels = (torch.tensor(x).long() for x in work.examples())
+    if work.next_token():
+        server, train = LanguageModel(work.vocabulary, work.width, dropout=0.2), train_next_tokens
+    else:
+        server, train = Classifier(1, work.vocabulary, work.width, work.width, between=0.5), train_sgd
+
+    def run() -> int:
+        steps, size = 0, work.batches * work.batch
+        for client in range(work.clients):
+            student = copy.deepcopy(server)
+            order = client * size + torch.randperm(size)
+            batches = [(tokens[rows], labels[rows]) for rows in order.split(work.batch)]
+            steps += train(student, batches, make_optimizer(student, 0.1, 0.0, 0.0))
+        return steps
+
+    return run
+
+
+def measure(work: Workload, repeats: int) -> tuple[float, float]:
+    """Median milliseconds per client-step of ours and of torch, taken in turn; the first of each is not counted."""
+    runs = {"ours": ours(work), "torch": theirs(work)}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            steps = run()
+            if repeat:
+                times[name].append((time.perf_counter() - start) / steps * 1e3)
+    return statistics.median(times["ours"]), statistics.median(times["torch"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names joined by commas (default all)")
+    parser.add_argument("--repeats", type=int, default=5, help="counted repetitions of each (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    arguments = parser.parse_args(argv)
+    names = arguments.workloads.split(",")
+    for name in names:
+        if name not in WORKLOADS:
+            parser.error(f"--workloads: {name!r} is none of {', '.join(WORKLOADS)}")
+    torch.set_num_threads(arguments.threads)
+    devices.use_cores()
+    results: dict[str, float] = {}
+    for name in names:
+        mine, peer = measure(WORKLOADS[name], arguments.repeats)
+        results |= {f"ms_{name}": mine, f"torch_ms_{name}": peer, f"ratio_{name}": peer / mine}
+        if not arguments.json:
+            print(f"{name:<10} ours {mine:7.2f} ms   torch {peer:7.2f} ms per client-step   ratio {peer / mine:5.2f}")
+    if arguments.json:
+        print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+
+
+if __name__ == "__main__":
+    main()
