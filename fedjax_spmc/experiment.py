@@ -80,7 +80,7 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     server = setup.server_examples(config, dataset)  # clean examples on the server, for the few rules that need them
     held = jax.tree.map(jnp.asarray, parts.held_by(config, dataset))  # arrays of the attack's own
     federation = parts.federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
-    saved = start_model(config, model)  # None = the weights are drawn
+    saved = start_model(config, model, info.tokenizer)  # None = the weights are drawn
     start = parts.make_start(config, info, server)
     indices = pad_indices(shares)
     return Experiment(

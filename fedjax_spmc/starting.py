@@ -1,10 +1,12 @@
 """The saved model with which a run begins in place of random weights: `model.start`."""
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import models, reading, trees
+from fedjax_spmc.data.tokens import Tokenizer
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import quoted
 from fedjax_spmc.paths import expanded
@@ -18,15 +20,16 @@ class StartModel(NamedTuple):
     sha256: str
 
 
-def start_model(config: configs.Config, model: Model) -> StartModel | None:
+def start_model(config: configs.Config, model: Model, tokenizer: Tokenizer | None = None) -> StartModel | None:
     """The config's saved model; None where a run begins with random weights.
 
     Args:
         config: resolved; `model.start` is a `model.npz` or a run folder that holds one.
         model: the config's, into which the file must fit.
+        tokenizer: of the data; a `vocabulary.json` beside the model must have its words.
 
     Raises:
-        ConfigError: the file is missing, damaged or of another model.
+        ConfigError: the file is missing, damaged, of another model or of other words.
     """
     if config.model.start is None:
         return None
@@ -50,9 +53,26 @@ def start_model(config: configs.Config, model: Model) -> StartModel | None:
             f"{label} holds another model than model.name = {config.model.name!r} ({reading.reason_of(error)}): it "
             "must be one that was saved with the same model, its options, and data of the same kind."
         ) from None
+    if tokenizer is not None:
+        _check_words(label, path.parent / "vocabulary.json", tokenizer)
     if not trees.all_finite(variables):
         raise ConfigError(f"{label} holds numbers that are not finite: it must be a model that can be trained on.")
     return StartModel(variables, hashlib.sha256(content).hexdigest())
+
+
+def _check_words(label: str, path: Path, tokenizer: Tokenizer) -> None:
+    """Refuses a model whose tokens stand for other words, though there are as many."""
+    try:
+        words = reading.json_object(path).get("words")
+    except FileNotFoundError:
+        return
+    except reading.UnreadableError as error:
+        raise ConfigError(f"{label}: {path} {error}.") from None
+    if words != list(tokenizer.words):
+        raise ConfigError(
+            f"{label} was trained with another vocabulary ({path}): it must be a model of the same words, as the same "
+            "data.name, data.options, data.limit_train and data.val_fraction give."
+        )
 
 
 def without_start(config: configs.Config) -> configs.Config:

@@ -438,6 +438,19 @@ def test_wrong_texts_on_the_command_line(field):
         assert len(str(caught.value)) < 400
 
 
+def test_of_a_list_of_attacks_the_options_of_those_that_stay_are_kept():
+    config = small.config(attack__name=("badnets", "neurotoxin"))
+    for name, value in {"value": 0.3, "ratio": 0.9, "neurotoxin.scope": "per_tensor", "badnets.value": 0.4}.items():
+        configs.set_field(config, f"attack.options.{name}", value)
+    notices = configs.override(config, [("attack.name", "badnets,pgd")])
+    assert configs.to_plain(config.attack.options) == {"value": 0.3, "badnets": {"value": 0.4}}
+    assert "dropped attack.options {'neurotoxin.scope': 'per_tensor', 'ratio': 0.9} of the preset" in notices[0]
+    assert configs.override(config, [("attack.name", "badnets")]) == []
+    configs.resolve(config)
+    configs.override(config, [("attack.name", "dba")])
+    assert configs.to_plain(config.attack.options) == {}
+
+
 def test_overriding_a_name_drops_the_presets_of_the_old_one():
     config = presets.make_config("fedavg,reference")
     assert config.aggregator.options.weights == "uniform"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import attacks, data, evaluate, evaluation, experiment, metrics, sweep
+from fedjax_spmc import attacks, data, evaluate, evaluation, experiment, metrics, starting, sweep
 from fedjax_spmc.aggregators.deepsight import output_layer
 from fedjax_spmc.attacks import _sentences
 from fedjax_spmc.config import resolve
@@ -315,6 +315,18 @@ def test_the_report_shows_examples_in_words(finished, tmp_path):
     assert "the value of this object is</blockquote><figcaption>none" in page
     assert (tmp_path / "page" / "tables" / "next_token.csv").exists()
     assert "There are no pictures" not in page
+
+
+def test_a_model_begins_with_the_words_that_it_was_trained_with(finished):
+    loaded = data.load("pydoc_topics", val_fraction=0.0, vocabulary=200, length=8, users=8)
+    config = on_topics(model__start=str(finished))
+    assert starting.start_model(config, tokens.next_token_model(200, 8, 200), loaded.info.tokenizer) is not None
+    *words, last, first = loaded.info.tokenizer.words
+    other = loaded.info.tokenizer._replace(words=(*words, first, last))
+    with pytest.raises(
+        ConfigError, match=r"^model\.start = .* was trained with another vocabulary \(.*vocabulary\.json"
+    ):
+        starting.start_model(config, tokens.next_token_model(200, 8, 200), other)
 
 
 def test_examples_of_texts_are_judged():

@@ -18,7 +18,14 @@ from fedjax_spmc.config.fields import (
     set_field,
     unknown_field,
 )
-from fedjax_spmc.config.resolving import check_field, names_text, options_of_one, part_options, resolved_name
+from fedjax_spmc.config.resolving import (
+    check_field,
+    names_text,
+    options_of_one,
+    part_options,
+    resolved_name,
+    resolved_names,
+)
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import check_options
 
@@ -93,12 +100,17 @@ def override(config: Config, assignments: Iterable[tuple[str, str]]) -> list[str
 def kept_options(config: Config, section: str, value: Any) -> dict[str, Any]:
     """Of a section's options those that stay when the field that names its part gets a value.
 
-    None where it changes; of a list of pre-aggregators those of the parts that stay.
+    None where it changes; of a list of pre-aggregators or of attacks those of the parts that stay.
     """
     given = options_in(config, section)
+    listed = (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
     if section == PRE:
-        listed = (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
         return {name: option for name, option in given.items() if name.partition(".")[0] in listed}
+    if section == "attack":
+        names = registry.attacks.names()
+        staying = [one for one in resolved_names(config, section) if one in listed and one in names]
+        known = {option for one in staying for option in registry.attacks.options(one)}
+        return {name: option for name, option in given.items() if name in known or name.partition(".")[0] in staying}
     same = plain(value) == plain(resolved_name(config, section))
     return given if same else {}
 

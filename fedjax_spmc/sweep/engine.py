@@ -148,7 +148,8 @@ def _check_starts(cells: Sequence[Cell], table: Table, cache: DatasetCache) -> N
             continue
         key = program_key(cell.config), cell.config.model.start
         if key not in sums:
-            saved = start_model(cell.config, parts.model_of(cell.config, cache.get(cell.config)[0].info))
+            info = cache.get(cell.config)[0].info
+            saved = start_model(cell.config, parts.model_of(cell.config, info), info.tokenizer)
             assert saved is not None
             sums[key] = saved.sha256
         before = table.rows.get(cell.id, {}).get("start_sha256")

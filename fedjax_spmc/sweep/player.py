@@ -56,7 +56,7 @@ class Player:
                 parts.check_answers(cell.config, dataset)
                 self._parts[cell.id] = setup.divide(cell.config, dataset)
                 if cell.config.model.start not in self._saved:
-                    self._saved[cell.config.model.start] = start_model(cell.config, model)
+                    self._saved[cell.config.model.start] = start_model(cell.config, model, dataset.info.tokenizer)
             except UserError as error:
                 self.refused[cell.id] = str(error)
         self._width = max((len(part) for parts in self._parts.values() for part in parts), default=1)
