@@ -48,8 +48,8 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, rounds, setup
-from fedjax_spmc.command import read_config
 from fedjax_spmc.config import make_config, set_field
+from fedjax_spmc.config.files import read_config
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
