@@ -77,7 +77,12 @@ def test_its_metadata(shipped):
     metadata = packed.read(name).decode()
     head, _, page = metadata.partition("\n\n")
     assert f"\nVersion: {fedjax_spmc.__version__}\n" in head
-    for word in ("Author: ", "License-Expression: Apache-2.0", "Project-URL: Repository, https://", "Topic :: Security"):
+    for word in (
+        "Author: ",
+        "License-Expression: Apache-2.0",
+        "Project-URL: Repository, https://",
+        "Topic :: Security",
+    ):
         assert word in head, word
     for minor in (11, 12, 13):
         assert f"Programming Language :: Python :: 3.{minor}\n" in head
