@@ -85,17 +85,17 @@ def test_the_site_is_built(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "site"
-    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("index.html")}
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
     for path, text in pages.items():
         links = Links()
         links.feed(text)
         assert not [link for link in links.loaded if re.match(r"(https?:)?//", link)], path
-        if path.parent.parent.parent.name == "methods" and path.parent.name != "none":
+        if path.parent.parent.name == "methods" and path.stem != "none":
             assert links.formulas >= 2, path
     for kind, parts in make_site.KINDS.items():
-        assert all(site / "methods" / kind / name / "index.html" in pages for name in parts.names())
-    experiment = pages[site / "api" / "fedjax_spmc.experiment" / "index.html"]
+        assert all(site / "methods" / kind / f"{name}.html" in pages for name in parts.names())
+    experiment = pages[site / "api" / "fedjax_spmc.experiment.html"]
     assert 'id="fedjax_spmc.experiment.run"' in experiment
     assert "training stopped being finite" in experiment
-    assert 'href="../reproduction/"' in pages[site / "methods" / "index.html"]
-    assert 'href="reproduction/"' in pages[site / "index.html"], "a page named in the README is a link"
+    assert 'href="../reproduction.html"' in pages[site / "methods" / "index.html"]
+    assert 'href="reproduction.html"' in pages[site / "index.html"], "a page named in the README is a link"
