@@ -130,6 +130,7 @@ class Option(NamedTuple):
         traced: whether a traced scalar is accepted.
         note: what None means, or anything else to add after "must be".
         group: of `fedjax-spmc list`, where the choices stand.
+        items: of a list, the type of what is in it; None = any.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Option(NamedTuple):
     traced: bool = False
     note: str = ""
     group: str = ""
+    items: type | None = None
 
     def known(self) -> tuple[Any, ...] | None:
         """The choices; None where there are none."""
@@ -160,7 +162,7 @@ class Option(NamedTuple):
         elif self.kind is float:
             words = f"a finite number in {self.range}" if self.range else "a finite number"
         elif self.kind is tuple:
-            words = "a list"
+            words = "a list of whole numbers" if self.items is int else "a list"
         else:
             words = "a text"
         return words + (" or None" if self.optional else "") + (f" ({self.note})" if self.note else "")
@@ -211,6 +213,8 @@ class Option(NamedTuple):
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)
             value = _as_tuple(value)
+            if self.items is not None and any(type(item) is not self.items for item in value):
+                raise self.refusal(value, label)
         elif self.kind is bool:
             if not isinstance(value, bool):
                 raise self.refusal(value, label)
