@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
-from fedjax_spmc.options import Option
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
@@ -40,10 +40,7 @@ def evaluate(workdir: str, data_dir: str | None = None) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("evaluate", __doc__)
-    parser.positional("WORKDIR", "a run folder")
-    parser.flag(Option("--data_dir", str, None, optional=True), "DIR", "folder of prepared data sets")
-    parser.switch("--json", "prints one line of JSON")
+    parser = commands.make("evaluate")
     return run_command(parser, lambda flags: _evaluate(parser, flags), arguments)
 
 

@@ -266,7 +266,7 @@ def test_published_figures_have_a_row_in_every_layout():
 
 
 def test_every_row_of_every_table_is_what_its_sweep_plays():
-    from fedjax_spmc.command import call_config
+    from fedjax_spmc.config.files import call_config
     from fedjax_spmc.sweep import expand
 
     files = {"spmc2": ["spmc_table2"], "fdcr1": ["fdcr_table1"], "fdcr2": ["fdcr_table2"]}

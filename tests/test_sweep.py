@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, numerics, registry, setup, sweep
-from fedjax_spmc.command import call_config
+from fedjax_spmc.config.files import call_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
 from fedjax_spmc.sweep import engine, player, program
