@@ -141,3 +141,21 @@ def test_texts(script, capsys, monkeypatch):
     assert sorted(found) == sorted(f"{what}_{name}" for name in bench.WORKLOADS for what in ("ms", "torch_ms", "ratio"))
     assert all(value > 0 for value in found.values())
     assert bench.main(["--workloads=nothing"]) == 2
+
+
+def test_the_masks_round_is_timed_beside_the_same_without(script, capsys, tmp_path, small_cache):
+    file = tmp_path / "masked.py"
+    file.write_text(
+        "from tests import small\n\n\n"
+        "def get_config(arg=''):\n"
+        "    return small.config(3, attack__name=('badnets', 'neurotoxin'), attack__options__neurotoxin__ratio=0.9)\n"
+    )
+    assert script("bench_mask").main([f"--config={file}", "--repeats=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio"] > 0
+    assert found["seconds"].keys() == {"masked", "plain"}
+
+
+def test_only_a_round_with_a_mask_is_timed(script, capsys):
+    assert script("bench_mask").main(["--config=configs/digits.py"]) == 2
+    assert "neurotoxin" in capsys.readouterr().err
