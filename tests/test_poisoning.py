@@ -157,7 +157,7 @@ def test_labels_behind_badnets_are_flipped_as_it_left_them():
         ({"flip": "all", "source_class": 1}, r"source_class = 1 is not allowed with attack\.options\.flip = 'all'"),
         ({"flip": "reverse", "target_label": 1}, r"target_label = 1 is not allowed with .*'reverse'.* must be None"),
         ({"flip": "both"}, r"flip = 'both' is not allowed: it must be one of source, all, pairs"),
-        ({"poison_per_batch": 3, "poison_fraction": 0.3}, "poison_fraction = 0.3 is not allowed with a poison_per_bat"),
+        ({"poison_per_batch": 3, "poison_fraction": 0.3}, "poison_fraction = 0.3 is not allowed .* be None"),
     ],
 )
 def test_a_flip_that_cannot_be_is_one_sentence(options, words):
