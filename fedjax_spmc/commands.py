@@ -63,6 +63,8 @@ def _compare(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     parser.positional("WORKDIR", "a run folder")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
+    part = Option("--part", int, None, optional=True, range=COUNT)
+    parser.flag(part, "K", "this part of the trigger alone (dba)")
     parser.switch("--json", "prints one line of JSON")
 
 

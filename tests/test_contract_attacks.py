@@ -180,9 +180,7 @@ def test_exactly_so_many_rows_of_a_batch_are_poisoned(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if "poison_per_batch" in attacks.describe(name)])
 def test_a_fraction_beside_a_number_for_each_batch_is_refused(name):
     fraction = 0.125 + attacks.describe(name)["poison_fraction"]["default"] / 2
-    words = (
-        rf"poison_fraction = {fraction} is not allowed with a poison_per_batch that is given, where it has no effect"
-    )
+    words = rf"^attack\.poison_fraction = {fraction} is not allowed with attack\.options\.poison_per_batch = 3, where"
     with pytest.raises(ConfigError, match=words):
         attacks.make(name, poison_per_batch=3, poison_fraction=fraction)
 
