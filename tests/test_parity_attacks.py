@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
+from fedjax_spmc.parity.kinds_chameleon import chameleon
 from fedjax_spmc.parity.kinds_layers import layer_wise
 from fedjax_spmc.parity.kinds_replacement import replacement
 
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    """name -> arrays of a file; with a case, its arrays alone."""
+    """name, case or cases -> their arrays."""
 
-    def read(name, case=""):
+    def read(name, case):
         with np.load(shared / "golden" / f"{name}.npz") as file:
             return {key: file[key] for key in file.files if key.startswith(case)}
 
@@ -46,3 +47,22 @@ def test_another_simulated_server_is_another_list(golden):
 def test_the_square(golden):
     arrays = golden("attacks_lp", "stamp/")
     assert verdicts(layer_wise, arrays) == ["passed", "skipped"]
+
+
+def test_chameleons_loss_and_triggers(golden):
+    arrays = golden("attacks_chameleon", ("supcon/", "trigger/"))
+    assert verdicts(chameleon, arrays) == ["skipped", "passed", "skipped", "passed"]
+    changed = arrays | {
+        "supcon/w6/weight": np.array(6.01),
+        "trigger/cifar_1/stamped": arrays["trigger/cifar_2/stamped"],
+    }
+    assert verdicts(chameleon, changed) == ["skipped", "failed", "skipped", "failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["round", "round_unfrozen"])
+def test_rounds_of_chameleon(golden, case):
+    arrays = golden("attacks_chameleon", (f"{case}/", "supcon/lonely", "trigger/cifar_1"))
+    assert verdicts(chameleon, arrays) == ["passed"] * 5
+    frozen = {f"{case}/freeze": 1 - arrays[f"{case}/freeze"]}
+    assert verdicts(chameleon, arrays | frozen)[2:] == ["passed", "failed", "failed"]

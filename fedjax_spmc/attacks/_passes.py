@@ -60,6 +60,16 @@ class Part(NamedTuple):
         return self.data.take(places, key)
 
 
+def whole(data: ClientData, key: PRNGKey) -> Part:
+    """All of a client's examples."""
+    assert data.order is not None
+    return Part(data, data.order(key), jnp.asarray(data.size, jnp.int32), _rows(data, key), key)
+
+
+def _rows(data: ClientData, key: PRNGKey) -> int:
+    return jax.eval_shape(lambda: data.gather(jnp.int32(0), key)).labels.shape[0]
+
+
 def parted(data: ClientData, share: int, key: PRNGKey) -> tuple[Part, Part]:
     """A client's examples in two random parts, the same whenever the key is: the rest, and one in `share`.
 
@@ -67,7 +77,7 @@ def parted(data: ClientData, share: int, key: PRNGKey) -> tuple[Part, Part]:
     """
     assert data.order is not None
     order = data.order(key)
-    rows = jax.eval_shape(lambda: data.gather(jnp.int32(0), key)).labels.shape[0]
+    rows = _rows(data, key)
     few = jnp.maximum(data.size // share, 1)
     rest = jnp.maximum(data.size - few, 1)
     behind = order[(jnp.arange(len(order), dtype=jnp.int32) + few) % jnp.maximum(data.size, 1)]
