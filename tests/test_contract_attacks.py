@@ -29,6 +29,10 @@ WORDS = Tokenizer("word", (*SPECIAL, *TEXT.split()))
 ON_TOKENS = {"sentence": len(WORDS.words), "prefix": 2}
 """Attacks on texts: the number of classes of their data; that of the vocabulary = the next token is asked."""
 
+TESTING = {"layerwise"}
+"""Attacks whose upload is made of tests of a backdoor: alone they are refused; `test_attacks_in_rounds.py` plays them.
+"""
+
 
 @functools.cache
 def pictures() -> data.Dataset:
@@ -100,7 +104,10 @@ def test_every_slot_keeps_the_shapes(name):
         assert shapes(attack.mask_gradients(ctx, own, one, one, client, step)) == shapes(one)
     if attack.after_step is not None:
         assert shapes(attack.after_step(ctx, own, one, client, step)) == shapes(one)
-    if attack.craft is not None:
+    if name in TESTING:
+        with pytest.raises(ConfigError, match=rf"^attack\.name = {name} is not allowed without an attack that has a"):
+            attack.craft(ctx, own, upload, KEY)
+    elif attack.craft is not None:
         crafted, new = attack.craft(ctx, own, upload, KEY)
         assert shapes(crafted.client_params) == shapes(upload.client_params)
         assert shapes(new) == shapes(own)

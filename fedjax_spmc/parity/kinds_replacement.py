@@ -15,15 +15,16 @@ import numpy as np
 
 from fedjax_spmc import aggregators, attacks, local_rules, server, trees
 from fedjax_spmc.attacks import dba
+from fedjax_spmc.attacks._stopping import stopping
 from fedjax_spmc.attacks._success import Success
-from fedjax_spmc.attacks.constrain_and_scale import constraint, stopping
+from fedjax_spmc.attacks.constrain_and_scale import constraint
 from fedjax_spmc.data.pipeline import in_order
 from fedjax_spmc.federation import Attacker, Federation, initial_state, play_round
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.recorded_nets import below, linear_layers, named, small_net, task_of, variables_of
-from fedjax_spmc.types import Array, Attack, AttackContext, Batch, ClientData, Roster, Task, Upload
+from fedjax_spmc.types import Aggregator, Array, Attack, AttackContext, Batch, ClientData, Roster, Task, Upload
 
 BENIGN = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 BENIGN_EPOCHS = 2
@@ -72,6 +73,8 @@ def play(
     server_rate: float,
     who: Attacking = Attacking(),
     further: Mapping[str, Attack] = {},
+    hyper: Mapping[str, float] = BENIGN,
+    rule: Aggregator | None = None,
 ) -> tuple[Any, Any, Any]:
     """A round of one client that attacks and a benign one, the last of all, from `global0`.
 
@@ -83,6 +86,8 @@ def play(
         server_rate: the server's learning rate.
         who: attacks.
         further: parts of the attack that stand between the poison and the scaling.
+        hyper: of the benign client.
+        rule: the server's; None = the plain mean.
 
     Returns:
         The uploads (params, stats), stacked; the variables behind the round; those that were broadcast.
@@ -108,21 +113,21 @@ def play(
     if factor is not None:
         parts["model_replacement"] = attacks.registry.attacks.make("model_replacement", factor=factor)
     seen: dict[str, Upload] = {}
-    rule = aggregators.make("mean", weights="uniform")
+    server_rule = aggregators.make("mean", weights="uniform") if rule is None else rule
 
     def spy(upload: Upload, state: Any, key: Array) -> Any:
         seen["upload"] = upload
-        return rule.aggregate(upload, state, key)
+        return server_rule.aggregate(upload, state, key)
 
     federation = Federation(
         model=model,
         task=task,
         rule=local_rules.make("sgd"),
-        aggregator=lambda examples: rule._replace(aggregate=spy),
+        aggregator=lambda examples: server_rule._replace(aggregate=spy),
         attack=attacks.compose(parts),
         sample=lambda key, roster: jnp.array([who.rank, who.malicious], jnp.int32),
         client_data=client_data,
-        hyper=BENIGN,
+        hyper=hyper,
         epochs=BENIGN_EPOCHS,
         client_batch=1,
         server_optimizer=server.make("sgd", learning_rate=server_rate),
