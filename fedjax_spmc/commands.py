@@ -64,7 +64,7 @@ def _evaluate(parser: Parser) -> None:
     parser.positional("WORKDIR", "a run folder")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
     part = Option("--part", int, None, optional=True, range=COUNT)
-    parser.flag(part, "K", "this part of the trigger alone (dba)")
+    parser.flag(part, "K", "one attacker's part of dba's trigger")
     parser.switch("--json", "prints one line of JSON")
 
 

@@ -37,8 +37,9 @@ def evaluate(workdir: str, data_dir: str | None = None, part: int | None = None)
     config = result.config
     if data_dir is not None:
         config.data.data_dir = data_dir
-    shown = configs.resolve(config)
+    shown = config
     if part is not None:
+        shown = configs.resolve(config)
         configs.set_field(shown, "attack.options.test_part", part)
         shown = configs.resolve(shown)
     folder = RunFolder(workdir, config, read_only=True)

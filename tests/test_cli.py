@@ -256,7 +256,9 @@ def test_the_command_in_a_process_of_its_own(finished_run, tmp_path):
         out, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = [first, *rest.splitlines(keepends=True)]
-    shape = r"round +\d+/10000  A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round  [\d:]+ left\n"
+    shape = (
+        r"round +\d+/10000  (at chance  )?A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round  [\d:]+ left\n"
+    )
     assert all(re.fullmatch(shape, line) for line in lines[:-1]), lines
     assert lines[-1].startswith("interrupted: ")
     assert out == ""

@@ -281,7 +281,7 @@ def test_stamp_blends_between_zero_and_one():
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match="badnets"):
+    with pytest.raises(ValueError, match=r"'nope' is unknown: .*fedjax-spmc list attacks"):
         attacks.make("nope")
     with pytest.raises(ValueError, match="poison_fraction"):
         attacks.make("badnets", poison=1)
