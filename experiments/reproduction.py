@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from fedjax_spmc.command import Parser, run_command
-from fedjax_spmc.report import overview, published, read, tables
+from fedjax_spmc.report import matrix, overview, published, read, tables
 from fedjax_spmc.report.settings import group
 from fedjax_spmc.terminal import show
 
@@ -31,6 +31,7 @@ def made(folders: str) -> dict[str, tables.Table]:
     settings, _ = group(runs)
     listed = [
         *published.tables(settings, tuple(published.LAYOUTS)),
+        *matrix.matrix_tables(settings),
         *overview.tables(settings),
     ]
     return {one.name: one for one in listed}

@@ -8,10 +8,10 @@ A picture holds 24 runs; of more folders it shows the first.
 import sys
 from collections.abc import Sequence
 
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
-from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.options import quoted
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
@@ -22,9 +22,7 @@ LONGEST_NAME = 48
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("compare", __doc__)
-    parser.positional("WORKDIR", "run folders")
-    parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves")
+    parser = commands.make("compare")
     return run_command(parser, lambda flags: _compare(parser, flags), arguments)
 
 
@@ -37,6 +35,7 @@ def _compare(parser: Parser, flags: Flags) -> int:
 
     with Imports():
         from fedjax_spmc import experiment, metrics
+        from fedjax_spmc.config import method_title
         from fedjax_spmc.record import plots, remarks
 
     results = {folder: experiment.load(folder) for folder in flags.positional}

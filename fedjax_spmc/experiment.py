@@ -135,5 +135,5 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
             recorder.save(done, Snapshot(state, unreported), last)
         recorder.finish(history, diverged)
     if diverged >= 0:
-        raise DivergedError(diverged_message(diverged), diverged)
+        raise DivergedError(diverged_message(diverged, config), diverged)
     return Result(evaluated_model(federation, state), history, [verdict_of(line) for line in history], config)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc.report import __main__ as command
-from fedjax_spmc.report import fields, figures, overview, published, read, settings, tables
+from fedjax_spmc.report import fields, figures, matrix, overview, published, read, settings, tables
 from fedjax_spmc.report.settings import Estimate
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
@@ -111,6 +111,45 @@ def test_a_run_that_was_found_twice_counts_once(tmp_path):
     (one,), (note,) = settings.group(found.runs)
     assert [run.folder for run in one.runs] == [tmp_path / "whole"]
     assert "same experiment" in note
+
+
+def test_attacks_against_methods_are_a_heat_map(tmp_path):
+    """A line per attack, a column per method; conditions of its own make no part of it, nor does a lone attack."""
+    under = {"attack__malicious_fraction": 0.3, "attack__schedule__last": 3}
+    for attack in ("badnets", "dba"):
+        for method, asr in (("fedavg", 80.0), ("spmc", 20.0)):
+            for seed in (0, 1):
+                folder = tmp_path / attack / f"{method}{seed}"
+                make_run(folder, method, asr=asr + 10 * seed, attack__name=attack, seed=seed, **under)
+    make_run(tmp_path / "alone", "fedavg", attack__name="alie", partition__beta=0.1, **under)
+    ends = tmp_path / "dba" / "fedavg0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in ends.read_text().splitlines()]
+    lines[3]["ASR"], lines[5]["ASR"] = 60.0, 10.0
+    ends.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = {one.name: one for one in matrix.matrix_tables(grouped(tmp_path))}
+    assert list(made) == [f"matrix_{name}" for name in matrix.QUANTITIES]
+    asr = made["matrix_asr_end"]
+    assert asr.columns == ["fedavg", "spmc"]
+    assert [row.labels for row in asr.rows] == [("badnets",), ("dba",)]
+    assert [[cell.estimate.mean for cell in row.cells] for row in asr.rows] == [[85, 25], [75, 25]]
+    assert [[cell.heat for cell in row.cells] for row in asr.rows] == [[0.85, 0.25], [0.75, 0.25]]
+    assert asr.rows[0].cells[0].interval() == "[80.0, 90.0]"
+    assert made["matrix_asr_later"].rows[1].cells[0].estimate.mean == 50
+    assert made["matrix_a_end"].rows[0].cells[0].heat == pytest.approx(0.4)
+    assert made["matrix_tpr"].rows[0].cells[0].estimate.mean == 50
+
+
+def test_a_matrix_names_options_that_differ(tmp_path):
+    for attack in ("badnets", "dba"):
+        for fraction in (0.1, 0.5):
+            for method in ("fedavg", "krum"):
+                folder = tmp_path / f"{attack}{fraction}{method}"
+                make_run(folder, method, attack__name=attack, attack__poison_fraction=fraction)
+    shutil.rmtree(tmp_path / "dba0.1fedavg")
+    (found,) = matrix.matrices(grouped(tmp_path))
+    assert found.attacks == [f"{name}, poison_fraction={f}" for name in ("badnets", "dba") for f in (0.1, 0.5)]
+    table = matrix.matrix_tables(grouped(tmp_path))[0]
+    assert not table.rows[2].cells[found.methods.index("fedavg")].estimate.known
 
 
 def test_detection_is_told_by_thirds_of_the_run(tmp_path):
@@ -227,7 +266,7 @@ def test_published_figures_have_a_row_in_every_layout():
 
 
 def test_every_row_of_every_table_is_what_its_sweep_plays():
-    from fedjax_spmc.command import call_config
+    from fedjax_spmc.config.files import call_config
     from fedjax_spmc.sweep import expand
 
     files = {"spmc2": ["spmc_table2"], "fdcr1": ["fdcr_table1"], "fdcr2": ["fdcr_table2"]}

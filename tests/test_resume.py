@@ -488,8 +488,9 @@ def test_load_says_what_is_missing(copied, tmp_path):
 def test_divergence_stops_the_run_and_keeps_it(tmp_path, capsys):
     """Neither an evaluation nor a checkpoint is due in the round that is lost."""
     folder = tmp_path / "run"
+    advice = ("A local.learning_rate below 1e+30, a local.clip_norm, or, against", "norm_clip")
     extra = ("local.learning_rate=1e30", "federation.eval_every=4", "checkpoint.every=5")
-    said = small.refused(capsys, small.arguments(folder, *extra), "stopped: ", "in round 0", code=3)
+    said = small.refused(capsys, small.arguments(folder, *extra), "stopped: ", "in round 0", *advice, code=3)
     (line,) = small.lines(folder)
     assert line["round"] == 0
     assert line["train_loss"] is None

@@ -21,6 +21,7 @@ Deviations: the code crafts anew for every attacking slot of a round, with one a
     The triggered examples of attacks that have test examples of their own are these.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -194,7 +195,7 @@ def layerwise(
     return Attack(init=init, craft=craft)
 
 
-def doubled(ctx: AttackContext, poison: bool):
+def doubled(ctx: AttackContext, poison: bool) -> Callable[[Batch], Batch]:
     """Batch -> the batch, or with `poison` the batch and behind it the same one with the trigger."""
 
     def both(batch: Batch) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedjax_spmc import attacks, preaggregators, registry, schedules, server, training
+from fedjax_spmc.config import advice
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -57,7 +58,7 @@ def resolve(config: Config) -> Config:
         known = alike | options_of_one(resolved, section)
         owner = f"{SECTIONS[section][1]} = {names_text(names)}"
         for name in given.keys() - known.keys():
-            check_options(owner, alike, {name: given[name]}, f"{place}.")
+            raise advice.unknown_option(section, name, owner, alike)
         checked = check_options(owner, known, given, f"{place}.")
         disputed = _disputed(resolved, section)
         defaults = {name: option.default for name, option in alike.items() if name not in disputed}
@@ -155,6 +156,8 @@ def check_field(path: str, value: Any) -> Any:
         ConfigError: it is not allowed there.
     """
     field = FIELDS[path]
+    for name in value if isinstance(value, (tuple, list)) else (value,):
+        advice.refuse_wrong_part(path, name)
     if path == PRE:
         one = isinstance(value, str) and value in registry.preaggregators.names()
         listed = field.check((value,) if one else value)

@@ -18,7 +18,7 @@ from fedjax_spmc.attacks._training import rule_context
 from fedjax_spmc.attacks.chameleon import contrasted, contrastive_loss, cut, last_layer, supervised_contrast
 from fedjax_spmc.federation import Attacker
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
-from fedjax_spmc.parity.kinds_replacement import BENIGN, play
+from fedjax_spmc.parity.kinds_replacement import BENIGN, play, poisoning
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.recorded_nets import below, named
 from fedjax_spmc.schedules import neurotoxin_rate
@@ -155,7 +155,8 @@ def whole_round(found: Mapping[str, np.ndarray], title: str) -> Iterator[Compari
             gamma=float(found["g2"]),
         )
         parts, server = {"chameleon": two_stages(found)}, clipping(float(found["bound"]))
-        return play(found, poison, None, attacker, 0.5, parts, BENIGN | {"learning_rate": rate}, server)
+        hyper = BENIGN | {"learning_rate": rate}
+        return play(found, poisoning(poison), None, attacker, 0.5, further=parts, hyper=hyper, rule=server)
 
     encoder, both, new = (Comparison(f"{title}{part}", PARAMS) for part in (", encoder", "", ", new model"))
 

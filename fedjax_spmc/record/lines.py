@@ -156,11 +156,14 @@ def summary_of(
     }
 
 
-def diverged_message(round_index: int) -> str:
-    """The sentence that says that training stopped being finite."""
+def diverged_message(round_index: int, config: Any) -> str:
+    """The sentence that says that training stopped being finite, and what may help."""
+    rate, norm = config.local.learning_rate, config.local.clip_norm
+    clip = "a local.clip_norm" if norm is None else f"a local.clip_norm below {norm:g}"
     return (
         f"training stopped being finite in round {round_index} (counted from 0): no client's model is finite there; "
-        "the global model of the round before is kept."
+        f"the global model of the round before is kept. A local.learning_rate below {rate:g}, {clip}, or, against "
+        "scaled uploads, aggregator.name = norm_clip, may keep it finite."
     )
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from fedjax_spmc.record.remarks import Remark, in_progress
+from fedjax_spmc.record.remarks import Remark, at_chance, in_progress
 from fedjax_spmc.terminal import Lines
 
 
@@ -48,7 +48,7 @@ class Progress:
         # The first round compiles: the time left is estimated from the fastest round so far.
         seconds = self._fastest * (self._rounds - line["round"] - 1)
         shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
-        wrong = in_progress(line["round"] + 1, self._failed, self._rejected)
+        wrong = in_progress(line["round"] + 1, self._failed, self._rejected, at_chance(line))
         text = (  # what went wrong comes first: a narrow terminal cuts the end
             f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  "
             + (f"{wrong}  " if wrong else "")

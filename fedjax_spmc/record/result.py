@@ -39,7 +39,9 @@ def read_config(workdir: Path) -> Any:
     try:
         return resolved_config(path, reading.json_object(path))
     except FileNotFoundError:
-        raise WorkdirError(f"workdir = {str(workdir)!r} holds no run: {path} is missing.") from None
+        sweep = (workdir / "results.jsonl").exists()
+        told = f"it is a sweep's folder; its runs are in {workdir / 'cells'}" if sweep else f"{path} is missing"
+        raise WorkdirError(f"workdir = {str(workdir)!r} holds no run: {told}.") from None
     except reading.UnreadableError as error:
         raise WorkdirError(f"workdir = {str(workdir)!r} cannot be used: {path} {error}.") from None
 

@@ -12,21 +12,15 @@ own (8). `--out` must be new, empty, or a report, which is replaced.
 import sys
 from collections.abc import Sequence
 
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
-from fedjax_spmc.options import Option, Range
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("report", __doc__)
-    parser.positional("RUN_OR_SWEEP", "run folders, sweep folders, or folders that hold any of these")
-    parser.flag(Option("--out", str, "report"), "DIR", "where the report goes; it must be new, empty, or a report")
-    parser.flag(Option("--tables", tuple, ()), "NAME,...", "papers' tables that are shown whatever was run")
-    parser.flag(Option("--details", int, 8, range=Range(0, 10**6)), "N", "how many runs get pictures of their own")
-    parser.flag(Option("--data_dir", str, None, optional=True), "DIR", "folder of prepared data sets")
-    parser.flag(Option("--title", str, None, optional=True), "TEXT", "of the page")
+    parser = commands.make("report")
     return run_command(parser, lambda flags: _report(parser, flags), arguments)
 
 

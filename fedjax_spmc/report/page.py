@@ -13,7 +13,7 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import figures, overview, published, read, tables
+from fedjax_spmc.report import figures, matrix, overview, published, read, tables
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -75,7 +75,7 @@ def build(
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)
-    listed = [*published.tables(settings, paper_tables), *overview.tables(settings)]
+    listed = [*published.tables(settings, paper_tables), *matrix.matrix_tables(settings), *overview.tables(settings)]
     files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
     text = _page(found, settings, notes, listed, details, data_dir, title)
     files["index.html"] = figures.with_unique_ids(text)
@@ -155,6 +155,7 @@ def _page(
         varied=varied,
         common=common,
         papers=[one for one in listed if one.name in published.LAYOUTS],
+        matrix=[one for one in listed if one.name.startswith("matrix")],
         overview={one.name: one for one in listed if one.name not in published.LAYOUTS},
         panels=panels,
         panels_left_out=panels_left_out,

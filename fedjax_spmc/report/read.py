@@ -17,7 +17,7 @@ from fedjax_spmc import durability, metrics, reading
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.paths import expanded
-from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
+from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_stated
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import (
     PER_RUN,
@@ -201,7 +201,7 @@ def _make_run(
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
-        remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
+        remarks = remarks_of(config, with_stated(facts_of(config, lines, malicious), summary))
     else:
         numbers = {name: number(summary.get(name)) for name in (*metrics.MEANS, *PER_RUN)}
         given = summary.get("lifespan_thresholds")

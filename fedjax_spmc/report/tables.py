@@ -31,6 +31,7 @@ class Cell(NamedTuple):
         rank: BEST, SECOND or 0.
         digits: decimals that are shown.
         text: what is shown in place of the estimate, which still sorts.
+        heat: how dark the cell is on a page, 0 to 1; NaN = no heat map.
     """
 
     estimate: Estimate = UNDEFINED
@@ -39,6 +40,7 @@ class Cell(NamedTuple):
     rank: int = 0
     digits: int = 2
     text: str | None = None
+    heat: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -63,6 +65,10 @@ class Cell(NamedTuple):
             return ""
         apart = "" if math.isnan(self.difference) else f", {self.difference:+.2f}".replace("-", "−")
         return f"paper {self.published:.2f}{apart}"
+
+    def shade(self) -> str:
+        """The cell's style on a page: how dark it is, or nothing."""
+        return "" if math.isnan(self.heat) else f"--heat: {100 * self.heat:.0f}%"
 
     def sort_key(self) -> str:
         """The value by which a click on the column's header sorts; empty comes last."""

@@ -239,7 +239,7 @@ class Player:
                     partition=partition_arrays(self._dataset, self._parts[cell.id]),
                     tokenizer=self._dataset.info.tokenizer,
                     seconds=seconds,
-                    error=None if diverged < 0 else diverged_message(diverged),
+                    error=None if diverged < 0 else diverged_message(diverged, cell.config),
                 )
             )
         return outcomes

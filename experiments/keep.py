@@ -1,0 +1,82 @@
+"""Keeps the small files of a sweep's finished cells, for tables in docs/ that are made of them.
+
+    python experiments/keep.py SWEEP TARGET
+    python experiments/keep.py sweeps/neurotoxin experiments/results/neurotoxin_small
+
+TARGET becomes a sweep's folder too: the rows of the finished cells in results.jsonl, and of each cell config.json,
+environment.json, roster.json, summary.json and of each line of metrics.jsonl what the report's tables and curves are
+made of: the percentages, and where anybody was flagged in the run the flags. Histograms, weights, scores and models are
+left out. Cells that TARGET holds already are left as they are. To go on with a sweep of which only the kept files are
+left, copy TARGET to where it is to be played.
+Exit codes: 0 done, 2 bad input (one sentence says what).
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.paths import expanded
+from fedjax_spmc.record.files import append_line, replace
+from fedjax_spmc.sweep.table import TABLE_FILE
+from fedjax_spmc.terminal import show
+
+COPIED = ("config.json", "environment.json", "roster.json", "summary.json")
+PERCENTAGES = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all")
+FLAGS = ("client_ids", "participating", "malicious", "flagged", "tpr", "fpr")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser("", __doc__)
+    parser.positional("SWEEP TARGET", "the sweep's folder, and where its cells' files go")
+    return run_command(parser, lambda flags: _keep(parser, flags), arguments)
+
+
+def _keep(parser: Parser, flags: Flags) -> int:
+    if len(flags.positional) != 2:
+        raise parser.refusal(f"SWEEP and TARGET are needed, and {len(flags.positional)} folders are given")
+    sweep, target = (expanded(text, name) for text, name in zip(flags.positional, ("SWEEP", "TARGET"), strict=True))
+    if not (sweep / TABLE_FILE).is_file():
+        raise parser.refusal(
+            f"SWEEP = {str(sweep)!r} is not allowed: it must be the folder of a sweep, with {TABLE_FILE}"
+        )
+    kept = {row["config_hash"] for row in rows_of(target)}
+    rows = rows_of(sweep)
+    new = [row for row in rows if row["status"] == "finished" and row["config_hash"] not in kept]
+    for row in new:
+        keep_cell(sweep / row["folder"], target / row["folder"])
+        append_line(target / TABLE_FILE, row)
+    show(f"{len(new)} cells kept in {target}, {len(rows) - len(new)} were there already or are not finished")
+    return 0
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's table; none where there is no table."""
+    table = folder / TABLE_FILE
+    return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()] if table.is_file() else []
+
+
+def keep_cell(folder: Path, target: Path) -> None:
+    """Copies the small files of one finished cell."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    flagging = any(any(line["flagged"]) for line in lines)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        shutil.copy(folder / name, target / name)
+    text = "".join(json.dumps(small_line(line, flagging)) + "\n" for line in lines)
+    replace(target / "metrics.jsonl", text.encode())
+
+
+def small_line(line: Mapping[str, Any], flagging: bool) -> dict[str, Any]:
+    """What is kept of a line: what is undefined is left out, percentages have four decimals."""
+    kept: dict[str, Any] = {"round": line["round"]}
+    kept |= {name: round(line[name], 4) for name in PERCENTAGES if line[name] is not None}
+    return kept | ({name: line[name] for name in FLAGS if line[name] is not None} if flagging else {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
