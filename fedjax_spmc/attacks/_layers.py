@@ -39,13 +39,14 @@ def changes(tested: Tested, malicious: Variables, benign: Variables) -> tuple[Ar
     """Forward substitution: [L], by how many percent points the success of the malicious model rises when one layer is
     the benign model's; and that success."""
     number = len(jax.tree.leaves(malicious.params))
-    success = tested(malicious)
 
-    def change(layer: Array) -> Array:
+    def without(layer: Array) -> Array:
+        """Without this layer; with a number that no layer has, of the whole model."""
         one = jnp.arange(number) == layer
-        return tested(malicious._replace(params=with_layers(malicious.params, benign.params, one))) - success
+        return tested(malicious._replace(params=with_layers(malicious.params, benign.params, one)))
 
-    return jax.lax.map(change, jnp.arange(number)), success
+    successes = jax.lax.map(without, jnp.arange(number + 1))  # the network is compiled once
+    return successes[:-1] - successes[-1], successes[-1]
 
 
 def ranks_of(change: Array) -> Array:

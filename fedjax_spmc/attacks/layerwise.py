@@ -21,6 +21,7 @@ Deviations: the code crafts anew for every attacking slot of a round, with one a
     The triggered examples of attacks that have test examples of their own are these.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -175,27 +176,26 @@ def layerwise(
         def epoch(number: Array | int, model: Variables, poison: bool) -> Variables:
             return trained_epoch(plain, model, train, doubled(ctx, poison), purpose_key(key, "step", number))
 
-        def goes_on(state: tuple[Array, Array, Variables]) -> Array:
-            number, accuracy, _ = state
+        def goes_on(state: tuple[Array, Array, Array, Variables]) -> Array:
+            number, _, accuracy, _ = state
             return (accuracy < search_accuracy) & (number < search_epochs)
 
-        def some_epochs(state: tuple[Array, Array, Variables]) -> tuple[Array, Array, Variables]:
-            number, _, model = state
-            until = jnp.minimum(number + EPOCHS_AT_ONCE, search_epochs)
+        def some_epochs(state: tuple[Array, Array, Array, Variables]) -> tuple[Array, Array, Array, Variables]:
+            number, more, _, model = state
+            until = jnp.minimum(number + more, search_epochs)
             model = jax.lax.fori_loop(number, until, lambda i, model: epoch(i, model, False), model)
-            return until, accuracy(model), model
+            accuracy = accuracy_of(ctx, model, train.batch, train.batches, key)
+            return until, jnp.int32(EPOCHS_AT_ONCE), accuracy, model
 
-        def accuracy(model: Variables) -> Array:
-            return accuracy_of(ctx, model, train.batch, train.batches, key)
-
-        start = jnp.int32(0), accuracy(ctx.variables), ctx.variables
-        number, _, benign = jax.lax.while_loop(goes_on, some_epochs, start)
+        # The first time none is trained: the received model is looked at.
+        start = jnp.int32(0), jnp.int32(0), jnp.float32(-1), ctx.variables
+        number, _, _, benign = jax.lax.while_loop(goes_on, some_epochs, start)
         return benign, epoch(number, benign, True)
 
     return Attack(init=init, craft=craft)
 
 
-def doubled(ctx: AttackContext, poison: bool):
+def doubled(ctx: AttackContext, poison: bool) -> Callable[[Batch], Batch]:
     """Batch -> the batch, or with `poison` the batch and behind it the same one with the trigger."""
 
     def both(batch: Batch) -> Batch:

@@ -23,7 +23,7 @@ ROW, COLUMN = 2, 3
 """Where the square begins."""
 PERCENT = 1e-4
 """Tolerance of a success in percent; a hit more or less among 1000 examples is 0.1."""
-BRIGHTEST = "no trigger here has values that depend on the image's largest one, and batches are poisoned by draws"
+BRIGHTEST = "no trigger here depends on the image's largest value; how many rows are poisoned is a number here"
 
 
 def square(shape: tuple[int, ...]) -> triggers.Trigger:
