@@ -103,6 +103,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
     """Plays the rounds that are left, evaluates, records."""
     federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
     backdoor, confidence = federation.attack.backdoor is not None, config.evaluation.confidence
+    flags = federation.aggregator(federation.server).flags
     used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
     play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
     with recorder.opened(experiment) as ((state, unreported), history):
@@ -124,7 +125,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
                     "eval_seconds": time.perf_counter() - ended,
                 }
                 line = metrics_line(
-                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence
+                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence, flags
                 )
                 history.append(line)
                 recorder.add(line, report)

@@ -42,6 +42,13 @@ def _save(figure: "Figure", path: Path) -> None:
     files.replace(path, buffer.getvalue())
 
 
+def whole_rounds(axis: Any) -> None:
+    """Rounds are whole numbers: so are the ticks of the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """A, ASR, R and V over the rounds, one panel per run, of the first `MAX_PANELS` runs.
 
@@ -63,6 +70,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
             if not np.all(np.isnan(values)):
                 axis.plot(rounds, values, color=colour, label=name, marker="." if len(rounds) < 30 else None)
         axis.set(title=title, xlabel="round", ylim=(-2, 102))
+        whole_rounds(axis)
         axis.grid(alpha=0.3)
     for axis in axes[::columns]:
         axis.set_ylabel("percent")
@@ -169,6 +177,7 @@ def draw_clients(
         axis.scatter(rounds[marked[:, 0]], values[marked[:, 0], marked[:, 1]], **ring)
         axis.scatter([], [], label="flagged", **ring)
     axis.set_xlabel("round")
+    whole_rounds(axis)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="best", frameon=False, fontsize=8)
@@ -198,7 +207,7 @@ def draw_details(axis: Any, picture: Picture, arrays: Mapping[str, np.ndarray], 
 
 
 def _draw_matrix(axis: Any, picture: Picture, matrix: np.ndarray, malicious: np.ndarray) -> None:
-    image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    image = axis.imshow(matrix, cmap="viridis")  # over the range that there is
     axis.set(title=picture.title, xlabel="client (row)", ylabel="client (row)")
     if len(malicious) <= MAX_NAMED_CLIENTS:
         for ticks in (axis.set_xticks(range(len(malicious))), axis.set_yticks(range(len(malicious)))):
