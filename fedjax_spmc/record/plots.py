@@ -28,7 +28,19 @@ MAX_NAMED_CLIENTS = 40
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        """A figure that notebooks show: those of pyplot they know by themselves."""
+
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    return Shown(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _save(figure: "Figure", path: Path) -> None:
@@ -37,9 +49,7 @@ def _save(figure: "Figure", path: Path) -> None:
     Raises:
         OSError: it cannot be written; the file is named.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    files.replace(path, buffer.getvalue())
+    files.replace(path, _png(figure))
 
 
 def whole_rounds(axis: Any) -> None:
@@ -56,6 +66,11 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         runs: title -> history (lines of `metrics.jsonl`).
         path: the PNG to write.
     """
+    _save(curves_figure(runs), path)
+
+
+def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """The picture of `curves`; a notebook shows it as it is."""
     shown = list(runs.items())[:MAX_PANELS]
     columns = min(len(shown), MAX_COLUMNS)
     rows = -(-len(shown) // columns)
@@ -75,7 +90,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     for axis in axes[::columns]:
         axis.set_ylabel("percent")
     axes[columns - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, path)
+    return figure
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:

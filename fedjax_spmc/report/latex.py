@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from fedjax_spmc.report.tables import BEST, SECOND, Cell, Table
 
-PACKAGES = r"\usepackage{booktabs,graphicx}"
+PACKAGES = r"\usepackage{graphicx}", r"\IfFileExists{booktabs.sty}{\usepackage{booktabs}}{}"
+RULES = "".join(rf"\providecommand\{name}rule{{\hline}}" for name in ("top", "mid", "bottom"))
+"""The lines of booktabs, and plain ones where a document has not loaded it."""
 _GREEK = dict(zip(
     "αβγδεζηθλμπρστφχψω",
     ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau",
@@ -54,11 +56,12 @@ def _cell(cell: Cell) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment with a caption and the label `tab:NAME`; it needs the packages of `PACKAGES`."""
+    """A `table` environment with a caption and the label `tab:NAME`; it needs graphicx, booktabs makes it nicer."""
     num_labels, num_columns = len(table.label_columns), len(table.columns)
     caption = " ".join(part for part in (table.title + ".", table.introduction) if part)
     lines = [
-        f"% needs {PACKAGES}",
+        r"% needs \usepackage{graphicx}; \usepackage{booktabs} makes it nicer",
+        RULES,
         r"\begin{table}[p]",
         rf"\caption{{{text(caption)}}}",
         rf"\label{{tab:{table.name}}}",
@@ -84,4 +87,4 @@ def to_latex(table: Table) -> str:
 def document(names: Sequence[str]) -> str:
     """A document that shows the tables of these names: `pdflatex all.tex` in their folder."""
     inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in names)
-    return "\n".join([r"\documentclass{article}", PACKAGES, r"\begin{document}", inputs, r"\end{document}"]) + "\n"
+    return "\n".join([r"\documentclass{article}", *PACKAGES, r"\begin{document}", inputs, r"\end{document}"]) + "\n"

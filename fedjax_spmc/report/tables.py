@@ -19,8 +19,8 @@ RANKING = (
     " mark that speaks against it."
 )
 INTERVALS = (
-    "Mean over the seeds of the mean of the last five evaluated rounds (of as many as there are, where they are fewer),"
-    " percent; in brackets the 95 % percentile bootstrap interval over seeds. Of two or three seeds it spans hardly more"
+    "Mean over the seeds of the mean of the last five evaluated rounds (of as many as there are, where fewer), percent;"
+    " in brackets the 95 % percentile bootstrap interval over seeds. Of two or three seeds it spans hardly more"
     " than the smallest and the largest and is narrower than it should be."
 )
 
