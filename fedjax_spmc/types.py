@@ -185,6 +185,8 @@ class Aggregator(NamedTuple):
         needs: the `Upload.extras` that the rule reads; the local rule must send them.
         details: Upload -> small arrays, what the rule's own pictures show; recorded of the last evaluated round.
         pictures: of these arrays.
+        flags: whether the rule judges clients at all. One that never flags any has no TPR and no FPR, where one that
+            flagged nobody this time has 0; the rows that the guard rejects are not its doing.
     """
 
     init: Callable[[Params, int], State]
@@ -196,6 +198,7 @@ class Aggregator(NamedTuple):
     needs: tuple[str, ...] = ()
     details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
     pictures: tuple[Picture, ...] = ()
+    flags: bool = True
 
 
 class PreAggregator(NamedTuple):
