@@ -5,7 +5,7 @@
 
 A table stands between `<!-- report FOLDER,FOLDER TABLE [methods=NAME,NAME] [columns=NAME,NAME] -->` and `<!-- end -->`:
 TABLE of `python -m fedjax_spmc.report FOLDER FOLDER`, the folders below experiments/results, with these columns, and
-these rows by the first word of their first head.
+these rows by their first head, what stands in brackets left out.
 """
 
 import re
@@ -48,7 +48,7 @@ def narrowed(table: tables.Table, options: dict[str, list[str]]) -> tables.Table
     rows = [
         row._replace(cells=[row.cells[i] for i in keep])
         for row in table.rows
-        if wanted is None or re.split("[, ]", row.labels[0])[0] in wanted
+        if wanted is None or row.labels[0].partition(" (")[0] in wanted
     ]
     groups = [(table.group_of(i), 1) for i in keep]
     return table._replace(columns=[table.columns[i] for i in keep], rows=rows, groups=groups)

@@ -50,6 +50,12 @@ def _report(parser: Parser) -> None:
     parser.positional("RUN_OR_SWEEP", "run folders, sweep folders, or folders that hold any of these")
     parser.flag(Option("--out", str, "report"), "DIR", "where the report goes; it must be new, empty, or a report")
     parser.flag(Option("--tables", tuple, ()), "NAME,...", "papers' tables that are shown whatever was run")
+    parser.flag(Option("--columns", tuple, ()), "NAME,...", "the columns of tables that have any of them, A,ASR,V say")
+    parser.flag(
+        Option("--spread", str, "interval", choices=("interval", "std")),
+        "KIND",
+        "beside a mean: its bootstrap interval, or ± the standard deviation over the seeds",
+    )
     parser.flag(Option("--details", int, 8, range=COUNT), "N", "how many runs get pictures of their own")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
     parser.flag(_text("--title"), "TEXT", "of the page")
@@ -63,6 +69,8 @@ def _compare(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     parser.positional("WORKDIR", "a run folder")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
+    part = Option("--part", int, None, optional=True, range=COUNT)
+    parser.flag(part, "K", "one attacker's part of dba's trigger")
     parser.switch("--json", "prints one line of JSON")
 
 
@@ -139,7 +147,8 @@ COMMANDS: dict[str, Command] = {
         "Turns run folders into one page and the papers' tables.",
         "fedjax_spmc.report.__main__",
         _report,
-        "Written are `index.html`, one page that needs no network, and `tables/*.csv`, `*.md`, `*.tex`. Folders that "
+        "Written are `index.html`, one page that needs no network, and `tables/*.csv` (long, and wide: `*.wide.csv`), "
+        "`*.md`, `*.tex` (`all.tex` is a document that shows them). Folders that "
         "hold runs or sweeps at any depth are taken, also kept results without models. --tables knows spmc2, fdcr1, "
         "fdcr2, fdcr3, fdcr4. --out must be new, empty, or a report, which is replaced.",
         ("runs/fedavg runs/spmc --out=report", "sweeps/digits --details=0 --title='Digits, two fractions'"),

@@ -66,14 +66,14 @@ def short_hash(config: Any) -> str:
 
 def summary_text(workdir: Path) -> str:
     """The text at the end of a run: the summary as a small table, and the paths of the results."""
-    from fedjax_spmc.metrics import PRINTED
+    from fedjax_spmc.metrics import PRINTED, mean_of_last
 
     summary = json.loads((workdir / "summary.json").read_text())
-    lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in PRINTED]])]
-    for title, suffix in (("mean of last five", ""), ("last round", "_last")):
+    lines = ["  ".join(["percent               ", *[f"{name:>7}" for name in PRINTED]])]
+    for title, suffix in ((mean_of_last(summary["mean_of"]), ""), ("last round", "_last")):
         values = [summary[name + suffix] for name in PRINTED]
         cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
-        lines.append("  ".join([f"{title:<19}", *cells]))
+        lines.append("  ".join([f"{title:<22}", *cells]))
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
     mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")

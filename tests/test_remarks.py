@@ -221,9 +221,9 @@ def test_progress_the_end_of_a_run_and_compare_say_so(failed, finished_run, caps
     assert f"note: {FAILED_ALL}" in run.summary_text(folder).splitlines()
     assert "note: " not in run.summary_text(finished_run)
     assert compare.main([str(folder), str(finished_run)]) == 0
-    _, _, bad, good, note, guesses = capsys.readouterr().out.splitlines()
-    assert bad.split()[-2:] == ["kg", str(folder)]
-    assert good.split()[-2:] == ["4", str(finished_run)]
+    _, _, bad, good, note, guesses, *_ = capsys.readouterr().out.splitlines()
+    assert bad.split()[-4:] == ["5", "3", "kg", str(folder)]  # three evaluated rounds
+    assert good.split()[-3:] == ["4", "4", str(finished_run)]
     assert note == f"k  {folder}: {FAILED_ALL}"
     assert guesses == f"g  {folder}: {GUESSES}"
 
@@ -243,9 +243,9 @@ def test_a_cell_of_a_sweep_says_the_same(failed, small_cache, tmp_path, capsys):
     assert report.main([str(tmp_path / "sweep"), f"--out={tmp_path / 'page'}"]) == 0
     capsys.readouterr()
     page = (tmp_path / "page" / "index.html").read_text()
-    assert page.count(FAILED_ALL) == 2  # at the top and with the run
+    assert page.count(FAILED_ALL) == 4  # at the top, with the run, and in the table, which sorts by it
     assert "finished; 5 of 5 aggregations failed; at chance" in page
-    assert "<sup>skg</sup>" in page
+    assert "<sup>smkg</sup>" in page
 
 
 # Tables.
@@ -265,9 +265,9 @@ def test_a_run_that_failed_in_every_round_is_never_best(tmp_path):
     grouped, _ = settings.group(read.read([tmp_path]).runs)
     table = next(one for one in published.tables(grouped) if one.name == "spmc2")
     shown = {row.labels[0]: row.cells for row in table.rows}
-    assert [(cell.rank, cell.marks) for cell in shown["Sageflow"]] == [(0, "k")] * 3
-    assert [(cell.rank, cell.marks) for cell in shown["DnC"]] == [(1, "r")] * 3
-    assert [(cell.rank, cell.marks) for cell in shown["FedAvg"]] == [(2, "")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["sageflow"]] == [(0, "k")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["dnc"]] == [(1, "r")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["fedavg"]] == [(2, "")] * 3
     assert [line.partition(":")[0] for line in table.legend()] == ["k", "r"]
     said = overview.remarks_on(grouped)
     assert said == [

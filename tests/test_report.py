@@ -132,10 +132,10 @@ def test_attacks_against_methods_are_a_heat_map(tmp_path):
     assert asr.columns == ["fedavg", "spmc"]
     assert [row.labels for row in asr.rows] == [("badnets",), ("dba",)]
     assert [[cell.estimate.mean for cell in row.cells] for row in asr.rows] == [[85, 25], [75, 25]]
-    assert [[cell.heat for cell in row.cells] for row in asr.rows] == [[0.85, 0.25], [0.75, 0.25]]
+    heats = [[cell.heat for cell in row.cells] for row in asr.rows]
+    assert heats == [[1, 0], [pytest.approx(5 / 6), 0]]  # over the range of the table
     assert asr.rows[0].cells[0].interval() == "[80.0, 90.0]"
     assert made["matrix_asr_later"].rows[1].cells[0].estimate.mean == 50
-    assert made["matrix_a_end"].rows[0].cells[0].heat == pytest.approx(0.4)
     assert made["matrix_tpr"].rows[0].cells[0].estimate.mean == 50
 
 
@@ -179,7 +179,13 @@ def test_detection_is_told_by_thirds_of_the_run(tmp_path):
         for name, value in zip(("run", "first", "middle", "last"), values, strict=True):
             assert found[group, name] == pytest.approx(value), (group, name)
     assert found["rounds", "perfect"] == pytest.approx(100 / 3)
-    assert [one.name for one in overview.tables(grouped(nobody))] == ["settings", "runs"]
+    assert [one.name for one in overview.tables(grouped(nobody))] == ["main", "settings", "runs"]
+    never = make_run(tmp_path / "never" / "run", "rfa")  # an old run of it flagged nobody, as it never does
+    (never / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in quiet))
+    for folder, shown in ((nobody, "0.00"), (never, "–")):
+        table = overview.settings_table(grouped(folder))
+        assert table.columns[-4:-2] == ["TPR", "FPR"]
+        assert [cell.value() for cell in table.rows[0].cells[-4:-2]] == [shown] * 2
 
 
 # What is found.
@@ -297,16 +303,21 @@ def test_a_papers_table_shows_what_was_run_beside_the_published_figures(tmp_path
     make_run(tmp_path / "runs" / "dnc", "dnc", 99.0, rounds=50)
     leak = {"aggregator__options__oracle_fisher_noise": True}
     make_run(tmp_path / "runs" / "leak", "fdcr", 98.0, rounds=50, **leak)
-    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}")
+    make_run(tmp_path / "runs" / "short", "rfa", 97.0, rounds=49)
+    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}", "--tables=fdcr4")
     found = cells(tmp_path / "out", "spmc2")
-    ours = found["Ours (SPMC)", "CIFAR-10", "A"]
+    ours = found["spmc (Ours)", "CIFAR-10", "A"]
     assert (float(ours["mean"]), float(ours["published"])) == (70.5, 65.83)
     assert float(ours["difference"]) == pytest.approx(4.67)
     assert (ours["marks"], ours["rank"], ours["seeds"]) == ("j", "1", "2")
-    assert found["FedAvg", "CIFAR-10", "A"]["rank"] == "2"
-    assert (found["DnC", "CIFAR-10", "A"]["rank"], found["DnC", "CIFAR-10", "A"]["marks"]) == ("", "s")
-    assert found["RFA", "CIFAR-10", "A"]["mean"] == ""
-    assert ("Ours (SPMC)", "MNIST", "A") not in found
+    assert found["fedavg", "CIFAR-10", "A"]["rank"] == "2"
+    assert (found["dnc", "CIFAR-10", "A"]["rank"], found["dnc", "CIFAR-10", "A"]["marks"]) == ("", "s")
+    assert found["rfa", "CIFAR-10", "A"]["mean"] == ""  # one round fewer than the paper's is another setting
+    assert ("spmc (Ours)", "MNIST", "A") not in found
+    assert not any("oracle" in row for row, *_ in found)
+    (beside,) = (tmp_path / "out" / "tables").glob("fdcr4_2.md")
+    assert beside.read_text().startswith("## FDCR, Table 4, beside runs under other settings")
+    assert not list((tmp_path / "out" / "tables").glob("spmc2_*"))
     leaked = next(row for key, row in cells(tmp_path / "out", "fdcr4").items() if "oracle" in key[0] and key[2] == "A")
     assert set(leaked["marks"]) == set("os")
     assert leaked["published"] == ""
@@ -369,10 +380,12 @@ def test_a_report_is_replaced_and_its_old_tables_go(tmp_path, capsys):
     assert (out / "tables" / "spmc2.csv").exists()
     (out / "tables" / "mine.txt").write_text("kept")
     report(capsys, str(tmp_path / "b"), f"--out={out}")
-    assert sorted(path.name for path in (out / "tables").iterdir()) == [
-        "detection.csv", "detection.md", "detection.tex", "mine.txt", "runs.csv", "runs.md", "runs.tex",
-        "settings.csv", "settings.md", "settings.tex",
-    ]  # fmt: skip
+    names = [
+        f"{name}.{end}"
+        for name in ("detection", "main", "runs", "settings")
+        for end in ("csv", "md", "tex", "wide.csv")
+    ]
+    assert sorted(path.name for path in (out / "tables").iterdir()) == sorted([*names, "all.tex", "mine.txt"])
 
 
 # The whole.

@@ -149,7 +149,7 @@ def test_killed_processes_go_on_with_the_same_bits(finished_run, tmp_path, capsy
             process.wait(timeout=300)
             err = (tmp_path / f"{moment}.err").read_text()
             assert process.returncode == -signal.SIGKILL, (moment, err)
-            assert all(line.startswith("round ") for line in err.splitlines()), err
+            assert all(line.startswith(small.PHASES) for line in err.splitlines()), err
     finally:
         for process in processes.values():
             process.kill()
@@ -223,7 +223,7 @@ def test_a_finished_run_prints_its_summary_again(copied, capsys):
     before = small.contents(copied)
     assert run.main(small.arguments(copied)) == 0
     first = capsys.readouterr()
-    assert first.err == ""
+    assert first.err == "reading data: synthetic ...\n"
     assert "finished after 4 rounds." in first.out
     assert f"run folder: {copied}" in first.out
     assert small.contents(copied) == before

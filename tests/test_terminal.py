@@ -301,6 +301,7 @@ def test_a_full_disk_before_round_1_names_the_file(name, tmp_path, monkeypatch, 
     assert run.main(small.arguments(tmp_path / "run", rounds=1)) == 2
     err = capsys.readouterr().err
     assert err == (
+        "reading data: synthetic ...\n"
         f"error: workdir = '{tmp_path / 'run'}' cannot be written ({name}: No space left on device): it needs more "
         "room, and the same command then goes on.\n"
     )

@@ -231,6 +231,11 @@ def options_in(config: Config, section: str) -> dict[str, Any]:
     return {name: value for path, value in flatten(config).items() for at, name in [option_at(path)] if at == section}
 
 
+def belongs_to_method(path: str) -> bool:
+    """Whether a field belongs to the method and not to the conditions under which methods are compared."""
+    return path.startswith(("local.options.", "aggregator.", "server.")) or path == "local.rule"
+
+
 def set_field(config: Config, path: str, value: Any) -> None:
     """Sets a field by its dotted path; missing sections are created.
 

@@ -189,5 +189,9 @@ def use_compilation_cache(config: Any) -> None:
         return
     # A damaged entry is compiled anew; that is no news.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    if jax.config.jax_compilation_cache_dir != str(folder):  # pyright: ignore[reportAttributeAccessIssue]
+        from jax.experimental.compilation_cache import compilation_cache
+
+        compilation_cache.reset_cache()  # JAX decides with its first program, which may have been compiled already
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

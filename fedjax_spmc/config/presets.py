@@ -1,5 +1,6 @@
 """Named presets: which fields a word behind `--config=FILE:` changes. Presets never change `model.name`."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,15 @@ def methods() -> dict[str, dict[str, Any]]:
     paired = {fields["aggregator.name"] for fields in PAIRED_METHODS.values()}
     alone = [name for name in aggregators.names() if name not in paired]
     return PAIRED_METHODS | {name: {"local.rule": "sgd", "aggregator.name": name} for name in alone}
+
+
+@functools.cache
+def method_name(rule: str, aggregator: str) -> str:
+    """The one name of a method, everywhere: its preset's, or the local rule's and the aggregator's."""
+    for name, fields in methods().items():
+        if (rule, aggregator) == (fields["local.rule"], fields["aggregator.name"]):
+            return name
+    return f"{rule} + {aggregator}"
 
 
 def reference_aggregator_options(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedjax_spmc import attacks, preaggregators, registry, schedules, server, training
-from fedjax_spmc.config import advice
+from fedjax_spmc.config import advice, presets
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -399,10 +399,17 @@ def differing_fields(old: Config, new: Config) -> list[str]:
 
 
 def method_title(config: Config) -> str:
-    """The local rule and the aggregator by name, for tables and pictures."""
-    local, aggregator = config.local.rule, config.aggregator.name
+    """The method by name, and what stands in front of its aggregator, for tables and pictures."""
+    name = presets.method_name(config.local.rule, config.aggregator.name)
     behind = f" behind {names_text(resolved_name(config, PRE))}" if config.aggregator.pre else ""
-    return (local if local == aggregator else f"{local} + {aggregator}") + behind
+    return name + behind
+
+
+def run_title(config: Config) -> str:
+    """The method, the data and the attack of a run, for the head of a picture: two lines."""
+    attack = names_text(resolved_name(config, "attack"))
+    share = f", {100 * config.attack.malicious_fraction:g} % malicious" if num_malicious(config) else ""
+    return f"{method_title(config)}\n{config.data.name}, {'no attack' if attack == 'none' else attack}{share}"
 
 
 def num_malicious(config: Config) -> int:

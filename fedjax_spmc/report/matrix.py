@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.report.read import Run
 from fedjax_spmc.report.settings import (
-    Estimate,
     Setting,
-    belongs_to_method,
     differing_fields,
     estimate,
     method_of,
@@ -107,28 +106,37 @@ def _table(name: str, matrix: Matrix, quantity: Quantity) -> Table:
             setting = matrix.cells.get((attack, method))
             cells.append(Cell() if setting is None else _cell(setting, quantity))
         rows.append(Row("", (attack,), cells))
+    rows = [Row(row.section, row.labels, cells) for row, cells in zip(rows, _heated(rows, quantity), strict=True)]
     when = {
         END: "In the last round of the attack",
         LATER: "In the last round of the run",
-        "": "Of all evaluated rounds together; – where nobody was flagged in any",
+        "": "Of all evaluated rounds together; – of rules that never flag anybody",
     }[quantity.when]
     notes = [
         f"{when}, percent: mean over the seeds, in brackets the 95 % percentile bootstrap interval over them. The "
-        f"darker, the {'less' if quantity.good else 'more'}: dark is bad for the defender."
+        f"darker, the {'less' if quantity.good else 'more'}: dark is bad for the defender. The shades go from the "
+        "smallest to the largest mean of this table."
     ]
     return Table(name, quantity.title, notes, ("attack",), [("", len(matrix.methods))], matrix.methods, rows)
 
 
 def _cell(setting: Setting, quantity: Quantity) -> Cell:
     values = [value_of(run, quantity) for run in setting.counted]
-    if not quantity.when and not any(
-        run.numbers["tpr_run"] > 0 or run.numbers["fpr_run"] > 0 for run in setting.counted
-    ):
-        values = []
-    found: Estimate = estimate(values)
-    share = found.mean / 100
-    heat = math.nan if math.isnan(share) else 1 - share if quantity.good else share
-    return Cell(found, marks=setting.marks(), digits=1, heat=heat)
+    return Cell(estimate(values), marks=setting.marks(), digits=1)
+
+
+def _heated(rows: Sequence[Row], quantity: Quantity) -> list[list[Cell]]:
+    """The cells with their shades, over the range of the means."""
+    means = [cell.estimate.mean for row in rows for cell in row.cells if cell.estimate.known]
+    low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+
+    def shade(cell: Cell) -> Cell:
+        if not cell.estimate.known or span == 0:
+            return cell
+        share = (cell.estimate.mean - low) / span
+        return cell._replace(heat=1 - share if quantity.good else share)
+
+    return [[shade(cell) for cell in row.cells] for row in rows]
 
 
 def value_of(run: Run, quantity: Quantity) -> float:
