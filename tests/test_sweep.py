@@ -213,7 +213,7 @@ def refused(capsys, argv: list[str], *words: str) -> None:
     ("grid", "words"),
     [
         ("{'local.batch_size': [8, 0]}", ("cell local.batch_size=0 seed=0 is refused", "local.batch_size = 0", "[1, ")),
-        ("{'method': ['spmc', 'spcm']}", ("cell method=spcm seed=0", "'spcm' is unknown", "fedavg")),
+        ("{'method': ['spmc', 'spcm']}", ("cell method=spcm seed=0", "'spcm' is unknown", "did you mean spmc?")),
         ("{'local.no_such': [1]}", ("local.no_such is no field",)),
         ("{'aggregator.options.f': [1]}", ("aggregator.options.f is no option of", "temperature")),
         ("{'federation.clients_per_round': [4, 9, 10]}", ("clients_per_round=9", "2 cells of the grid are refused")),
