@@ -1,6 +1,6 @@
 """Evaluates the saved model of a run folder on its test set.
 
-python -m fedjax_spmc.evaluate WORKDIR [--data_dir=DIR] [--json]
+python -m fedjax_spmc.evaluate WORKDIR [--data_dir=DIR] [--plugins=NAME,...] [--json]
 """
 
 import json
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(parser: Parser, flags: Flags) -> int:
     if len(flags.positional) != 1:
         raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
+    with Imports():
+        from fedjax_spmc import registry
+
+    registry.load_plugins(flags["plugins"])
     values = evaluate(flags.positional[0], flags["data_dir"])
     if flags["json"]:
         show(json.dumps(values))
