@@ -75,6 +75,8 @@ def _evaluate(parser: Parser) -> None:
     parser.positional("WORKDIR", "a run folder")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
     _plugins(parser)
+    part = Option("--part", int, None, optional=True, range=COUNT)
+    parser.flag(part, "K", "one attacker's part of dba's trigger")
     parser.switch("--json", "prints one line of JSON")
 
 

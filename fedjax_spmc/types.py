@@ -263,6 +263,8 @@ class ClientData(NamedTuple):
         size: int32 scalar, examples of the client; 0 where it is not known.
         take: (positions [B], key) -> Batch of the client's list in stored order, for loops of many passes, which draw
             an order of their own; augmentation is drawn from the key. None where there is none.
+        order: key -> [M] int32, a random order of the list's positions 0..size-1, followed by padding, for such loops.
+            None where there is none.
     """
 
     gather: Callable[[Array, PRNGKey], Batch]
@@ -270,6 +272,7 @@ class ClientData(NamedTuple):
     client_id: Array
     size: Any = 0
     take: Callable[[Array, PRNGKey], Batch] | None = None
+    order: Callable[[PRNGKey], Array] | None = None
 
 
 class Context(NamedTuple):

@@ -258,7 +258,10 @@ def test_the_command_in_a_process_of_its_own(finished_run, tmp_path):
         out, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = [first, *rest.splitlines(keepends=True)]
-    shape = r"round +\d+/10000  A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round(  [\d:]+ left)?\n"
+    shape = (
+        r"round +\d+/10000  (at chance  )?A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round"
+        r"(  [\d:]+ left)?\n"
+    )
     assert lines[:2] == ["reading data: synthetic ...\n", "compiling ...\n"][: len(lines) - 1]
     assert all(re.fullmatch(shape, line) for line in lines[2:-1]), lines
     assert lines[-1].startswith("interrupted: ")

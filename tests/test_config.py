@@ -330,7 +330,7 @@ def test_a_target_of_one_attack_is_a_class():
         (
             "attack.options.dba.value",
             1.0,
-            ("is no option of attack.name = badnets; it knows positions, space, value.",),
+            ("is no option of attack.name = badnets; it knows poison_per_batch, positions, space, value.",),
         ),
         ("attack.options.badnets.bogus", 1, ("is no option of attack.name = badnets; it knows",)),
         ("attack.options.badnets.poison_fraction", 1.5, (" = 1.5 is not allowed", "[0, 1]")),

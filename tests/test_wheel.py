@@ -123,8 +123,30 @@ def test_it_runs_without_the_checkout(shipped, tmp_path, cache_folder):
         '    """The mean under another name."""\n'
         "    return mean()\n"
     )
+    assert re.search(
+        r"^  mine +The mean under another name", command("list", "aggregators", "--plugins=my_rules"), re.M
+    )
     fields = ("federation.rounds=1", "local.epochs=1", "plugins=my_rules", "aggregator.name=mine")
     played = command("run", "--config=digits:fedavg", *[f"--config.{field}" for field in fields], "--workdir=runs/one")
     assert "finished after 1 rounds" in played
     assert "index.html" in command("report", "runs/one", "--details=0")
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_the_workflow_does_all_that_it_should():
+    """Lint, tests on the oldest and the newest Python, the wheel in a clean environment, the site; files that exist."""
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    ran = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in workflow["jobs"].items()}
+    assert ran == {
+        "lint": ["make lint"],
+        "tests": ["make test"],
+        "wheel": [".ci/clean_install python"],
+        "site": ["make site"],
+    }
+    for name in ("tests", "wheel"):
+        assert workflow["jobs"][name]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"lint", "test", "site"} <= set(targets)
+    assert os.access(ROOT / ".ci" / "clean_install", os.X_OK)

@@ -25,6 +25,8 @@ ATTACKS = [
     ("badnets", "neurotoxin"),
     ("badnets", "model_replacement"),
     ("badnets", "constrain_and_scale"),
+    ("badnets", "layerwise"),
+    ("badnets", "chameleon"),
     ("min_max",),
 ]
 METHODS = [

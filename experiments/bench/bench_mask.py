@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedjax_spmc.command import Flags, Parser, read_config, run_command
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.config.files import read_config
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.terminal import show
 
