@@ -145,7 +145,7 @@ COMMANDS: dict[str, Command] = {
         "Plays averaging, SPMC and FDCR under one attack, on digits of the package, and reports.",
         "fedjax_spmc.demo",
         _demo,
-        "It takes a minute or two, and ends with a table, a sentence on each method, a report and the next command. The "
+        "It takes a minute or two; at its end: a table, a sentence on each method, a report and the next command. The "
         "same command goes on where it was stopped. Exit codes as those of run.",
         ("--workdir=runs/demo", "--workdir=runs/other --config.seed=1"),
         overrides=True,

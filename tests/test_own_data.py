@@ -99,10 +99,9 @@ def test_arrays_of_a_file_with_clients(tmp_path):
     assert loaded.users == ("ann", "bob", "cid", "dee")
     assert loaded.owners is not None
     assert loaded.owners.tolist() == (np.arange(40) // 10).tolist()
-    made = small.config(
-        rounds=1, presets="fedavg", data__name="npz", data__options={"path": str(tmp_path / "a.npz")}, local__batch_size=4,
-        data__val_fraction=0.0, partition__name="natural", model__name="simple_cnn", attack__target_label=1,
-    )  # fmt: skip
+    fields = {"data__name": "npz", "data__options": {"path": str(tmp_path / "a.npz")}, "data__val_fraction": 0.0}
+    fields |= {"partition__name": "natural", "model__name": "simple_cnn", "attack__target_label": 1}
+    made = small.config(rounds=1, presets="fedavg", local__batch_size=4, **fields)
     result = experiment.run(made)
     assert result.history[-1]["participating"] == [True] * 4
     assert len(result.history[-1]["per_class"]) == 4
