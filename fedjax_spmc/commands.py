@@ -142,7 +142,7 @@ COMMANDS: dict[str, Command] = {
         resumes=True,
     ),
     "demo": Command(
-        "Plays averaging, SPMC and FDCR under one attack, on digits of the package, and reports.",
+        "Plays averaging, SPMC and DnC under one attack, on digits of the package, and reports.",
         "fedjax_spmc.demo",
         _demo,
         "It takes a minute or two; at its end: a table, a sentence on each method, a report and the next command. The "

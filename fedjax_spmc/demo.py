@@ -1,4 +1,4 @@
-"""The demo: averaging, SPMC and FDCR under one attack, then what they say, a report, and what to type next.
+"""The demo: averaging, SPMC and DnC under one attack, then what they say, a report, and what to type next.
 
     python -m fedjax_spmc demo [--workdir=runs/demo] [--config.FIELD=VALUE ...]
 
@@ -14,7 +14,7 @@ from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import note, show
 
-METHODS = {"fedavg": "plain averaging", "spmc": "SPMC (ICML 2025)", "fdcr": "FDCR (NeurIPS 2024), as its code"}
+METHODS = {"fedavg": "plain averaging", "spmc": "SPMC (ICML 2025)", "dnc": "DnC (NDSS 2021)"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
