@@ -149,8 +149,10 @@ FIELDS: dict[str, Option] = {
             note="whole numbers: local epochs, from 0, at whose start the rate falls",
         ),
         Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),
-        Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
-        Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
+        Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack, from 0"),
+        Option(
+            "attack.schedule.last", int, None, optional=True, range=ROUND, note="last round, from 0; None = to the end"
+        ),
         Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
         Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
         Option(

@@ -332,6 +332,14 @@ def resolved_config(path: Path, content: Mapping[str, Any]) -> configs.Config:
     except PluginError as error:
         raise WorkdirError(f"{path} cannot be used here: {error}") from None
     except ConfigError as error:
+        for kind, field in configs.SECTIONS.values():
+            given = configs.flatten(content).get(field)
+            for name in given if isinstance(given, (tuple, list)) else [given]:
+                if isinstance(name, str) and name not in kind.names():
+                    raise WorkdirError(
+                        f"{path} cannot be used here: there is no {kind.kind} {name!r}, so that a plug-in is missing: "
+                        "its module must be imported first (the flag --plugins=MODULE, or `import MODULE` in Python)."
+                    ) from None
         raise DamagedError(
             f"{path} is damaged or of another version ({str(error).rstrip('.')}): remove the run folder or give "
             "another --workdir."
