@@ -178,7 +178,8 @@ class Attackers:
             if attack.train is not None:
                 step = attack.train
                 hyper, epochs = self._training_of(True)
-                slot_ctx = self.context(own, client_id, data.num_batches)._replace(hyper=hyper, epochs=epochs)
+                slot_ctx = self.context(own, client_id, data.num_batches)
+                slot_ctx = slot_ctx._replace(model=ctx.model, hyper=hyper, epochs=epochs)
 
                 def train(rule: Any, ctx: Any, variables: Any, state: Any, data: Any, key: Any, hooks: Any) -> Any:
                     # Where clients are mapped at once the others come here too: they need not do a step.

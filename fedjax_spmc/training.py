@@ -129,6 +129,31 @@ def steps_of_sgd(
         variables, steps taken (int32), the sums over steps of the rule's metrics, and, with `keep_last`, the gradient
         of the last step as the optimiser got it (zeros without a step); else ().
     """
+    body, start = step_of_sgd(rule, ctx, variables, client_state, data, key, hooks, keep_last)
+    steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
+    params, stats, _, sums, last = lanes.loop(steps, body, start)
+    return Variables(params, stats), steps, sums, last
+
+
+Carry = tuple[Params, Any, Any, dict[str, Array], Params]
+"""Between two steps: params, stats, the optimiser's state, the sums of metrics, the last gradient where it is kept."""
+
+
+def step_of_sgd(
+    rule: LocalRule,
+    ctx: Context,
+    variables: Variables,
+    client_state: State,
+    data: ClientData,
+    key: PRNGKey,
+    hooks: Hooks,
+    keep_last: bool = False,
+) -> tuple[Callable[[Array, Carry], Carry], Carry]:
+    """What the loop of `sgd` repeats, for loops that end by themselves.
+
+    Returns:
+        (step, carry) -> carry, and the carry before the first step, with a fresh optimiser.
+    """
     update = optimizer(ctx.hyper)
 
     def gradients(params: Params, stats: Any, step: Array) -> tuple[Params, Any, dict[str, Array]]:
@@ -142,7 +167,7 @@ def steps_of_sgd(
             return plain()
         return hooks.gradients(plain, params, stats, batch, step, step_key)
 
-    def body(step: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def body(step: Array, carry: Carry) -> Carry:
         params, stats, moments, sums, _ = carry
         grads, stats, metrics = gradients(params, stats, step)
         grads = clipped(hooks.mask_gradients(grads, params, step), ctx.hyper)
@@ -155,11 +180,8 @@ def steps_of_sgd(
 
     shapes = jax.eval_shape(gradients, variables.params, variables.stats, jnp.int32(0))[2]
     sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    steps = (ctx.epochs * data.num_batches).astype(jnp.int32)
     last = jax.tree.map(jnp.zeros_like, variables.params) if keep_last else ()
-    start = (variables.params, variables.stats, update.init(variables.params), sums, last)
-    params, stats, _, sums, last = lanes.loop(steps, body, start)
-    return Variables(params, stats), steps, sums, last
+    return body, (variables.params, variables.stats, update.init(variables.params), sums, last)
 
 
 def train_client(

@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=2"
 
 import jax
+import psutil
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,6 +23,7 @@ COMPILED.mkdir(parents=True, exist_ok=True)
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 sys.path.insert(0, str(ROOT))
+MEMORY_OF_A_WORKER = 3 * 2**30
 SHARED = Path(os.environ.get("FEDJAX_SPMC_SHARED", ROOT.parent / "shared"))
 
 # Tracing makes very many objects, and JAX hooks into every collection: rarer ones save a part of each test.
@@ -32,6 +34,15 @@ def pytest_collection_finish() -> None:
     """Modules and tests stay: the collector need not walk them again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs stay in memory: where a worker has grown large, those of the modules before it are dropped."""
+    yield
+    if psutil.Process().memory_info().rss > MEMORY_OF_A_WORKER:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,7 @@ SWEPT = {
         {"aggregator__pre": ("clip", "nnm"), **NOISE},
         {"attack.options.noise.scale": [0.05, 0.01], "aggregator.pre_options.clip.bound": [2.0]},
     ),
+    ("constrain_and_scale", "neurotoxin"): ({}, {"attack.options.alpha": [0.2, 0.9]}),
 }
 """Attacks behind BadNets -> further fields, and a grid of arrays whose last cell is the config itself."""
 

@@ -124,7 +124,7 @@ def _with(config, path, value):
         ("plugins", ("no_such_module",), ("no_such_module", "cannot be imported")),
         ("plugins", (3,), ("cannot be imported",)),
         ("attack.name", (), ("()",)),
-        ("attack.name", ("badnets", "bogus"), ("'bogus'", "badnets, dba, ")),
+        ("attack.name", ("badnets", "bogus"), ("'bogus'", "edge_case, fang, ")),
         ("attack.name", ("badnets", 3), ("3",)),
     ],
 )

@@ -137,7 +137,8 @@ def test_every_attack_has_something_to_do(name):
     if attack.poison is not None:
         ctx, given = context(attack, name), batch(name=name)
         poisoned = attack.poison(ctx, attack.init(ctx, KEY), given, jnp.int32(1), jnp.int32(0), KEY)
-        assert not np.array_equal(poisoned.inputs, given.inputs)
+        changed = [not np.array_equal(*pair) for pair in zip(poisoned[:2], given[:2], strict=True)]
+        assert any(changed), "inputs or labels"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if attacks.make(name).poison is not None])
@@ -149,6 +150,41 @@ def test_rows_that_are_not_asked_stay_so(name):
     assert (attack.poison(ctx, own, given, jnp.int32(1), jnp.int32(0), KEY).labels == -1).all()
     assert attack.backdoor is not None
     assert (attack.backdoor(ctx, own, given).labels == -1).all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "poison_per_batch" in attacks.describe(name)])
+def test_exactly_so_many_rows_of_a_batch_are_poisoned(name):
+    """The first ones, whatever the step; all where there are fewer; none that is padding. An array counts alike."""
+    ctx, given = context(attacks.make(name), name), batch(12, name=name)
+    rows = np.arange(12)
+    labels = jnp.where(jnp.asarray(rows % 2 == 0).reshape(-1, *[1] * (given.labels.ndim - 1)), given.labels, 5)
+    given = given._replace(labels=labels)
+
+    def changed(count, batch=given, client=1):
+        attack = attacks.make(name, poison_per_batch=count)
+        made = attack.poison(ctx, attack.init(ctx, KEY), batch, jnp.int32(client), jnp.int32(count % 5), KEY)
+        pairs = zip(made[:2], batch[:2], strict=True)
+        return np.any([(np.asarray(a) != np.asarray(b)).reshape(12, -1).any(axis=1) for a, b in pairs], axis=0)
+
+    every = changed(12)
+    assert every.sum() >= 3
+    for count in (0, 2, 10**6):
+        expected = every & (np.cumsum(every) <= count)
+        np.testing.assert_array_equal(changed(count), expected)
+        np.testing.assert_array_equal(changed(jnp.int32(count)), expected)
+    valid = rows < 4
+    padded = given._replace(valid=jnp.asarray(valid))
+    np.testing.assert_array_equal(changed(12, padded), every & valid)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "poison_per_batch" in attacks.describe(name)])
+def test_a_fraction_beside_a_number_for_each_batch_is_refused(name):
+    fraction = 0.125 + attacks.describe(name)["poison_fraction"]["default"] / 2
+    words = (
+        rf"poison_fraction = {fraction} is not allowed with a poison_per_batch that is given, where it has no effect"
+    )
+    with pytest.raises(ConfigError, match=words):
+        attacks.make(name, poison_per_batch=3, poison_fraction=fraction)
 
 
 def test_badnets_poisons_its_share_once_for_all_rounds_and_clients():

@@ -84,6 +84,7 @@ def test_every_golden_file_that_has_a_check_passes(golden):
         ("rounds of fedavg", "spmc_rounds_fedavg_equal"),
         ("trigger", "spmc_trigger"),
         ("backdoor data set", "spmc_backdoor_dataset"),
+        ("label flip", "spmc_label_flip_matrices"),
         ("resize to 32x32", "spmc_preprocess"),
         ("normalisation", "spmc_preprocess"),
         ("metrics", "spmc_metrics"),
@@ -119,6 +120,7 @@ def test_small_files_pass_and_print(golden, tmp_path, capsys):
         ("spmc_projection_p0", "projected_gradient/conv_weight", "projection"),
         ("spmc_trigger", "rate05__images", "trigger"),
         ("spmc_backdoor_dataset", "malicious_images", "backdoor data set"),
+        ("spmc_label_flip_matrices", "SymFlip_classes4_rate03", "label flip"),
     ],
 )
 def test_a_changed_number_fails(golden, tmp_path, name, array, check):

@@ -569,29 +569,43 @@ setattr(owner, name, patched)
 sys.exit(__main__.main())
 """
 
+COUNTER = """
+import json, sys
+from fedjax_spmc.sweep import __main__, player
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["chunk", "row"])
-def test_a_killed_sweep_loses_at_most_a_chunk(moment, tmp_path, monkeypatch, capsys):
-    path = config_file(tmp_path, "{'local.learning_rate': [0.01, 0.02]}", rounds=4)
-    argv = [f"--config={path}", f"--workdir={tmp_path / 'killed'}", "--config.sweep.experiment_batch=1"]
-    process = subprocess.run(
-        [sys.executable, "-c", KILLER, moment, *argv],
+rounds, original = [], player.Player._metrics_lines
+
+def lines(self, outcome, due, histories, malicious, index, seconds):
+    rounds.append(index)
+    return original(self, outcome, due, histories, malicious, index, seconds)
+
+player.Player._metrics_lines = lines
+code = __main__.main()
+print(json.dumps(rounds))
+sys.exit(code)
+"""
+
+
+def in_process_of_its_own(program: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program, *argv],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["chunk", "row"])
+def test_a_killed_sweep_loses_at_most_a_chunk(moment, tmp_path, capsys):
+    path = config_file(tmp_path, "{'local.learning_rate': [0.01, 0.02]}", rounds=4)
+    argv = [f"--config={path}", f"--workdir={tmp_path / 'killed'}", "--config.sweep.experiment_batch=1"]
+    process = in_process_of_its_own(KILLER, moment, *argv)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert len((tmp_path / "killed" / "results.jsonl").read_text().splitlines()) == {"chunk": 0, "row": 1}[moment]
-    rounds, original = [], player.Player._metrics_lines
-
-    def lines(self, outcome, due, histories, malicious, index, seconds):
-        rounds.append(index)
-        return original(self, outcome, due, histories, malicious, index, seconds)
-
-    monkeypatch.setattr(player.Player, "_metrics_lines", lines)
-    assert command.main(argv) == 0
-    assert rounds == {"chunk": [2, 3], "row": [3]}[moment]
+    process = in_process_of_its_own(COUNTER, *argv)
+    assert process.returncode == 0, (process.returncode, process.stderr)
+    assert json.loads(process.stdout.splitlines()[-1]) == {"chunk": [2, 3], "row": [3]}[moment]
     again = [f"--config={path}", f"--workdir={tmp_path / 'whole'}", "--config.sweep.experiment_batch=1"]
     assert command.main(again) == 0
     capsys.readouterr()

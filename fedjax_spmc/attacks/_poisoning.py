@@ -1,16 +1,21 @@
-"""What attacks that poison pixels share: which examples are poisoned, the trigger stamped, the label written."""
+"""What attacks that poison training examples share: which examples, the trigger stamped, the label written."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_spmc.attacks import triggers
+from fedjax_spmc.options import TRACED, Range, refuse_unused
 from fedjax_spmc.types import Array, AttackContext, Batch, PRNGKey
+
+PerBatch = Annotated[int, Range(0, 10**6), TRACED]
+"""Type of the option `poison_per_batch`."""
 
 
 class Stamp(NamedTuple):
-    """State of such an attack.
+    """State of an attack with a pixel trigger.
 
     Attributes:
         key: what the choice of examples is drawn with.
@@ -38,26 +43,51 @@ def make_stamp(
     return Stamp(key, jnp.float32(fraction), jnp.int32(target), pattern.mask, pattern.value)
 
 
+def refuse_fraction(factory: Callable[..., Any], per_batch: int | Array | None, fraction: float | Array) -> None:
+    """Refuses a fraction beside a number of examples for each batch, which leaves it without effect.
+
+    Raises:
+        ConfigError: the fraction is not the default of the attack's `factory`.
+    """
+    if per_batch is not None:
+        refuse_unused(factory, "a poison_per_batch that is given", {"poison_fraction": fraction}, "attack")
+
+
 def poison_draws(key: PRNGKey, sample_ids: Array) -> Array:
     """[B] float32 in [0, 1), one draw for each training image, the same in every round and for every client."""
     return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(sample_ids)
 
 
-def poison_batch(
-    batch: Batch, draws: Array, fraction: float | Array, target: int | Array, trigger: triggers.Trigger
-) -> Batch:
-    """Stamps and relabels the valid examples whose draw lies below the fraction (SPMC code: u < rate).
+def chosen_rows(
+    batch: Batch, key: PRNGKey, fraction: Array, per_batch: int | Array | None, eligible: Array | None = None
+) -> Array:
+    """[B] bool, which rows of a batch are poisoned.
+
+    Args:
+        batch: of an attacking client.
+        key: of the draws.
+        fraction: share of all training examples, each drawn once for the run.
+        per_batch: in place of the fraction, exactly so many rows, the first eligible ones (batches are in random
+            order, so that they are any); all where there are fewer.
+        eligible: [B] bool; None = all valid rows.
+    """
+    eligible = batch.valid if eligible is None else eligible & batch.valid
+    if per_batch is None:
+        return eligible & (poison_draws(key, batch.sample_ids) < fraction)
+    return eligible & (jnp.cumsum(eligible.astype(jnp.int32)) <= per_batch)
+
+
+def poison_batch(batch: Batch, chosen: Array, target: int | Array, trigger: triggers.Trigger) -> Batch:
+    """Stamps the chosen rows and gives them the label that the attacker wants, where one is asked.
 
     Args:
         batch: inputs [B, H, W, C] float32, in the trigger's space; labels [B].
-        draws: [B] float, uniform in [0, 1).
-        fraction: poison fraction.
+        chosen: [B] bool.
         target: the label that the attacker wants.
         trigger: what is stamped.
     """
-    poisoned = draws < fraction
-    inputs = jnp.where(poisoned[:, None, None, None], triggers.stamp(batch.inputs, trigger), batch.inputs)
-    labels = jnp.where(poisoned & (batch.labels >= 0), target, batch.labels)
+    inputs = jnp.where(chosen[:, None, None, None], triggers.stamp(batch.inputs, trigger), batch.inputs)
+    labels = jnp.where(chosen & (batch.labels >= 0), target, batch.labels)
     return batch._replace(inputs=inputs, labels=labels)
 
 

@@ -12,7 +12,15 @@ Deviations: poisoning is one draw per training image for the whole run, as in th
 from typing import Annotated, Literal
 
 from fedjax_spmc.attacks import triggers
-from fedjax_spmc.attacks._poisoning import Stamp, make_stamp, poison_batch, poison_draws, stamp_all
+from fedjax_spmc.attacks._poisoning import (
+    PerBatch,
+    Stamp,
+    chosen_rows,
+    make_stamp,
+    poison_batch,
+    refuse_fraction,
+    stamp_all,
+)
 from fedjax_spmc.options import FRACTION, TRACED, Range
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
@@ -26,6 +34,7 @@ def badnets(
     positions: tuple[tuple[int, int, int], ...] | None = None,
     value: Annotated[float, Range(-1e3, 1e3)] | None = None,
     space: Literal["raw", "normalized"] | None = None,
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor by data poisoning alone: malicious clients train honestly on poisoned data.
 
@@ -39,8 +48,14 @@ def badnets(
         positions: pixels (channel, row, column) in place of the preset's.
         value: what is written in place of the preset's value.
         space: "raw" (0..1) or "normalized", in place of the preset's.
+        poison_per_batch: in place of the fraction, exactly so many rows of each batch, its first ones; all of a batch
+            that has fewer.
+
+    Raises:
+        ConfigError: a fraction is given beside a number for each batch, or a position is none.
     """
     triggers.check_positions(positions)
+    refuse_fraction(badnets, poison_per_batch, poison_fraction)
 
     def init(ctx: AttackContext, key: PRNGKey) -> Stamp:
         pattern = triggers.chosen(trigger, positions, value, space, ctx.task.input.shape)
@@ -48,7 +63,8 @@ def badnets(
 
     def poison(ctx: AttackContext, own: Stamp, batch: Batch, client_id: Array, step: Array, key: PRNGKey) -> Batch:
         del ctx, client_id, step, key
-        return poison_batch(batch, poison_draws(own.key, batch.sample_ids), own.fraction, own.target, own.trigger())
+        chosen = chosen_rows(batch, own.key, own.fraction, poison_per_batch)
+        return poison_batch(batch, chosen, own.target, own.trigger())
 
     def backdoor(ctx: AttackContext, own: Stamp, batch: Batch) -> Batch:
         del ctx

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.attacks import triggers
-from fedjax_spmc.attacks._poisoning import Stamp, make_stamp, poison_batch, poison_draws, stamp_all
+from fedjax_spmc.attacks._poisoning import (
+    PerBatch,
+    Stamp,
+    chosen_rows,
+    make_stamp,
+    poison_batch,
+    refuse_fraction,
+    stamp_all,
+)
 from fedjax_spmc.options import FRACTION, TRACED, Range
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
@@ -38,6 +46,7 @@ def dba(
     positions: tuple[tuple[int, int, int], ...] | None = None,
     value: Annotated[float, Range(-1e3, 1e3)] | None = None,
     space: Literal["raw", "normalized"] | None = None,
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor by data poisoning in which the malicious clients share the trigger out among them.
 
@@ -48,8 +57,14 @@ def dba(
         positions: pixels (channel, row, column) in place of the preset's, in the order in which they are shared out.
         value: what is written in place of the preset's value.
         space: "raw" (0..1) or "normalized", in place of the preset's.
+        poison_per_batch: in place of the fraction, exactly so many rows of each batch, its first ones; all of a batch
+            that has fewer.
+
+    Raises:
+        ConfigError: a fraction is given beside a number for each batch, or a position is none.
     """
     triggers.check_positions(positions)
+    refuse_fraction(dba, poison_per_batch, poison_fraction)
 
     def init(ctx: AttackContext, key: PRNGKey) -> DbaState:
         shape = ctx.task.input.shape
@@ -67,7 +82,8 @@ def dba(
         start, end = part(rank, malicious.sum(dtype=jnp.int32), values)
         mine = (own.place >= start) & (own.place < end)
         stamp = triggers.Trigger(jnp.where(mine, whole.mask, 0.0), whole.value, "normalized")
-        return poison_batch(batch, poison_draws(whole.key, batch.sample_ids), whole.fraction, whole.target, stamp)
+        chosen = chosen_rows(batch, whole.key, whole.fraction, poison_per_batch)
+        return poison_batch(batch, chosen, whole.target, stamp)
 
     def backdoor(ctx: AttackContext, own: DbaState, batch: Batch) -> Batch:
         del ctx

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 
 from fedjax_spmc import training
 from fedjax_spmc.attacks._pool import draw_pool
+from fedjax_spmc.attacks._training import rule_context
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.options import Range, quoted
 from fedjax_spmc.registry import attacks
 from fedjax_spmc.training import Hooks
-from fedjax_spmc.types import Array, Attack, AttackContext, Batch, ClientData, Context, LocalRule, PRNGKey
+from fedjax_spmc.types import Array, Attack, AttackContext, Batch, ClientData, LocalRule, PRNGKey
 
 COUNT = Range(1, 10**6)
 
@@ -103,9 +104,7 @@ def train_once(
     rule: LocalRule, ctx: AttackContext, variables: Any, client_state: Any, data: ClientData, key: PRNGKey, hooks: Hooks
 ) -> Any:
     """One pass over `data` by the local rule; returns what `training.sgd` does."""
-    fields: dict[str, Any] = {name: getattr(ctx, name) for name in Context._fields}
-    fields["epochs"] = 1
-    return training.sgd(rule, Context(**fields), variables, client_state, data, key, hooks)
+    return training.sgd(rule, rule_context(ctx, epochs=1), variables, client_state, data, key, hooks)
 
 
 def poisoned_half(data: ClientData, rows: int | None, batches: int | None, key: PRNGKey) -> ClientData:

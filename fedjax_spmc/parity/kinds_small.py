@@ -1,5 +1,6 @@
-"""Partition, trigger, poisoned data, preprocessing and metrics against their golden files."""
+"""Partition, trigger, poisoned data, label flips, preprocessing and metrics against their golden files."""
 
+import re
 from collections.abc import Iterator
 
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 from fedjax_spmc import data, metrics
 from fedjax_spmc.attacks import triggers
 from fedjax_spmc.attacks._poisoning import poison_batch
+from fedjax_spmc.attacks.label_flip import transitions
 from fedjax_spmc.data import augment, partition, preprocess
-from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
+from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, failed, kind, skipped
 from fedjax_spmc.registry import datasets
 from fedjax_spmc.types import Array, Batch
 
@@ -22,12 +24,12 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 
 
 def poisoned(
-    images: Array, labels: Array, draws: Array, fraction: float, target: int, trigger: triggers.Trigger
+    images: Array, labels: Array, chosen: np.ndarray, target: int, trigger: triggers.Trigger
 ) -> tuple[Array, Array]:
     """Images and labels as the attack leaves them."""
     count = len(labels)
     batch = Batch(images, labels, jnp.arange(count, dtype=jnp.int32), jnp.ones(count, bool))
-    made = poison_batch(batch, draws, fraction, target, trigger)
+    made = poison_batch(batch, jnp.asarray(chosen), target, trigger)
     return made.inputs, made.labels
 
 
@@ -59,8 +61,7 @@ def trigger(arrays: Arrays, source: str) -> Iterator[Outcome]:
             jnp.asarray(images),
             jnp.asarray(arrays["labels"], jnp.int32),
             # Compared in NumPy: the draws are float64, which a float32 comparison could round across the rate.
-            jnp.asarray(np.where(arrays[f"{tag}__uniform"] < arrays[f"{tag}__rate"], 0.0, 1.0), jnp.float32),
-            0.5,
+            np.asarray(arrays[f"{tag}__uniform"] < arrays[f"{tag}__rate"]),
             int(arrays["target_label"]),
             pattern,
         )
@@ -80,12 +81,11 @@ def backdoor_dataset(arrays: Arrays, source: str) -> Iterator[Outcome]:
     raw, target = channels_last(arrays["raw_images"]), int(arrays["target_label"])
     preset = triggers.PRESETS["spmc_code"]
     pattern = triggers.from_positions(preset.positions, preset.value, preset.space, raw.shape[1:])
-    draws = jnp.asarray(np.where(arrays["poisoned_mask"], 0.0, 1.0), jnp.float32)
+    mask = np.asarray(arrays["poisoned_mask"], bool)
     labels = jnp.asarray(arrays["raw_labels"], jnp.int32)
     theirs = channels_last(arrays["malicious_images"])
     rolled = [
-        poisoned(jnp.asarray(np.roll(raw, shift, axis=2)), labels, draws, 0.5, target, pattern)
-        for shift in range(-2, 3)
+        poisoned(jnp.asarray(np.roll(raw, shift, axis=2)), labels, mask, target, pattern) for shift in range(-2, 3)
     ]
     ours = np.stack([np.asarray(images) for images, _ in rolled])
     nearest = np.abs(ours - theirs[None]).max(axis=(2, 3, 4)).argmin(axis=0)
@@ -104,6 +104,20 @@ def backdoor_dataset(arrays: Arrays, source: str) -> Iterator[Outcome]:
     sizes = np.asarray(arrays["client_sizes"])
     comparison.add("batches_per_epoch", sizes // int(arrays["batch_size"]), arrays["batches_per_epoch"])
     comparison.add("number of indices", sizes.sum(), len(arrays["client_indices_concatenated"]))
+    yield comparison.outcome(source)
+
+
+@kind(r"spmc_label_flip_matrices.*")
+def label_flips(arrays: Arrays, source: str) -> Iterator[Outcome]:
+    """With what probability each label becomes which; the rate in a name is written without its point: 03 is 0.3."""
+    comparison = Comparison("label flip", 1e-12)
+    for name, theirs in arrays.items():
+        found = re.fullmatch(r"(PairFlip|SymFlip)_classes(\d+)_rate(\d)(\d*)", name)
+        if found is None:
+            yield failed(f"label flip {name}", source, "it must be PairFlip or SymFlip, _classes and _rate")
+            continue
+        flip = {"PairFlip": "pairs", "SymFlip": "symmetric"}[found[1]]
+        comparison.add(name, transitions(flip, int(found[2]), float(f"{found[3]}.{found[4]}")), theirs)
     yield comparison.outcome(source)
 
 
