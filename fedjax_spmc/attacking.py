@@ -4,6 +4,7 @@ Whatever an attack returns for a client that does not attack is thrown away here
 own and none can harm a benign client.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -221,11 +222,10 @@ class Attackers:
 
             hooks = hooks._replace(gradients=gradients)
         if attacker.milestones:
-            marks = jnp.asarray(attacker.milestones)
 
             def rate(step: Array) -> Array:
-                passed = (step // jnp.maximum(num_batches, 1) >= marks).sum()
-                return jnp.where(attacks, jnp.float32(attacker.gamma) ** passed, 1.0)
+                epoch = step // jnp.maximum(num_batches, 1)
+                return jnp.where(attacks, fallen(epoch, attacker.milestones, attacker.gamma), 1.0)
 
             hooks = hooks._replace(rate=rate)
         if attack.mask_gradients is not None:
@@ -258,6 +258,11 @@ class Attackers:
         key = purpose_key(self._key, "defend", state.round)
         params, verdict, _ = aggregator.aggregate(upload, state.aggregator, key)
         return params, verdict
+
+
+def fallen(epoch: Array, milestones: Sequence[int], gamma: float) -> Array:
+    """Factor on the learning rate in a local epoch: gamma for each milestone that is reached, float32 scalar."""
+    return jnp.float32(gamma) ** (epoch >= jnp.asarray(milestones)).sum()
 
 
 def _named(metrics: Any, like: Any) -> dict[str, Array]:

@@ -30,7 +30,7 @@ class Turn(NamedTuple):
         failed: [2] bool, which ways failed when both were last searched for.
         failed_one_way: bool, whether a search of one way failed last.
         total: [2] sizes, summed over the visits.
-        count: int32, of these.
+        visits_counted: int32, of these.
     """
 
     source: Array
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
     failed: Array
     failed_one_way: Array
     total: Array
-    count: Array
+    visits_counted: Array
 
 
 class Begun(NamedTuple):
@@ -67,7 +67,7 @@ def new_turn(shape: tuple[int, ...], pair: tuple[Array, Array] | None = None, pr
         failed=jnp.zeros(2, bool),
         failed_one_way=jnp.zeros((), bool),
         total=jnp.zeros(2),
-        count=jnp.int32(0),
+        visits_counted=jnp.int32(0),
     )
 
 
@@ -111,7 +111,7 @@ class Ordered:
         used = trees.where_rows(worked, found, trees.zero_rows(begun.known, begun.triggers))
         memory = keep(memory, turn.source, turn.target, _one(found, 0), worked[0])
         memory = keep(memory, turn.target, turn.source, _one(found, 1), worked[1])
-        turn = turn._replace(total=turn.total + used.sizes(), count=turn.count + 1)
+        turn = turn._replace(total=turn.total + used.sizes(), visits_counted=turn.visits_counted + 1)
         return memory, turn, used
 
     def before_one_way(self, memory: Memory, turn: Turn) -> Begun:
@@ -124,12 +124,12 @@ class Ordered:
         worked = found.sizes() > 0
         used = trees.where_rows(worked, found, trees.zero_rows(begun.known, begun.triggers))
         memory = keep(memory, turn.source, turn.target, _one(found, 0), worked[0])
-        return memory, turn._replace(total=turn.total + used.sizes()[0], count=turn.count + 1), used
+        return memory, turn._replace(total=turn.total + used.sizes()[0], visits_counted=turn.visits_counted + 1), used
 
     def settled(self, memory: Memory, turn: Turn, both: Array, when: Array) -> Memory:
         """Scores behind the last visit."""
-        size = turn.total / jnp.maximum(turn.count, 1)
-        when = when & (turn.count > 0)
+        size = turn.total / jnp.maximum(turn.visits_counted, 1)
+        when = when & (turn.visits_counted > 0)
         memory = rated(memory, turn.source, turn.target, size[0], when)
         return rated(memory, turn.target, turn.source, size[1], when & both)
 
@@ -141,10 +141,12 @@ class AsTheCode:
         self._channels = channels
 
     def before_universal(self, memory: Memory, target: Array) -> Begun:
+        """The first trigger of class 0 and the target, which at that point is the universal one of class 0."""
         trigger, known = recall(memory, jnp.zeros_like(target), target)  # the key (0, target)
         return Begun(_pair(trigger, trigger), jnp.stack([known & (target > 0), jnp.zeros((), bool)]))
 
     def after_universal(self, memory: Memory, mine: Array, target: Array, found: Triggers) -> Memory:
+        """Keeps a universal trigger for each class that the client has, found or not."""
         classes = jnp.arange(len(mine), dtype=jnp.int32)
         others, new = mine & (classes != target), _one(found, 0)
 
@@ -155,12 +157,14 @@ class AsTheCode:
         return _universal_scores(memory, others, target, self._channels * found.sizes()[0])
 
     def before_pair(self, memory: Memory, turn: Turn) -> Begun:
+        """Both triggers of a pair that has two, the first for the way of the source."""
         low, high = _ends(turn)
         (first, one), (second, two) = recall(memory, low, high), recall(memory, high, low)
         triggers = _pair(first, second)
         return Begun(triggers, jnp.broadcast_to(one & two & (triggers.sizes() > 0).all(), (2,)))
 
     def after_pair(self, memory: Memory, turn: Turn, begun: Begun, found: Triggers) -> tuple[Memory, Turn, Triggers]:
+        """Both take the places of those that the search began with; where one was missing nothing is kept."""
         low, high = _ends(turn)
         worked = found.sizes() > 0
         used = trees.where_rows(worked | ~begun.known, found, begun.triggers)
@@ -169,15 +173,17 @@ class AsTheCode:
         memory = keep(memory, low, high, _one(used, 0), kept[0])
         memory = keep(memory, high, low, _one(used, 1), kept[1])
         total = turn.total + 3 * used.sizes()
-        return memory, turn._replace(total=total, count=turn.count + 1), found
+        return memory, turn._replace(total=total, visits_counted=turn.visits_counted + 1), found
 
     def before_one_way(self, memory: Memory, turn: Turn) -> Begun:
+        """The first trigger of the pair; in a second visit what the first one found."""
         kept, known = recall(memory, *_ends(turn))
         known = known & (kept.sizes() > 0)
         trigger = trees.where(turn.has_last, turn.last, kept)
         return Begun(_pair(trigger, trigger), jnp.stack([known | turn.has_last, jnp.zeros((), bool)]))
 
     def after_one_way(self, memory: Memory, turn: Turn, begun: Begun, found: Triggers) -> tuple[Memory, Turn, Triggers]:
+        """A second trigger comes before the first one; later ones push the older out if they are large enough."""
         low, high = _ends(turn)
         new, size, known = _one(found, 0), found.sizes()[0], begun.known[0]
         used = trees.where(known & (size <= 0), _one(begun.triggers, 0), new)
@@ -189,13 +195,18 @@ class AsTheCode:
         memory = _pushed(memory, low, high, used, pushes)
         counted = jnp.where(first & ~second, kept.sizes(), used_size)
         turn = turn._replace(
-            last=used, has_last=jnp.ones((), bool), bar=bar, total=turn.total + counted, count=turn.count + 1
+            last=used,
+            has_last=jnp.ones((), bool),
+            bar=bar,
+            total=turn.total + counted,
+            visits_counted=turn.visits_counted + 1,
         )
         return memory, turn, found
 
     def settled(self, memory: Memory, turn: Turn, both: Array, when: Array) -> Memory:
-        size = turn.total / jnp.maximum(turn.count, 1)
-        when = when & (turn.count > 0)
+        """Scores behind the last visit; one way sets those of the way back to zero."""
+        size = turn.total / jnp.maximum(turn.visits_counted, 1)
+        when = when & (turn.visits_counted > 0)
         there, back = jnp.where(both, size, size.mean())
         source, target = turn.source, turn.target
         first = memory.warm[source, target] <= 0

@@ -1,4 +1,4 @@
-"""FLIP's schedule as its code has it: batch by batch a search against the model as it is by then, and a step of training.
+"""FLIP's schedule as its code has it: batch by batch a search against the model as it is by then, and a training step.
 
 A client that takes part for the first time searches for a universal trigger of each class in turn, one for a batch.
 Then, and in later rounds, it takes pairs of classes one after another, two batches each.
