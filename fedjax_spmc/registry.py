@@ -126,7 +126,7 @@ def load_plugins(modules: Sequence[str]) -> None:
 
 aggregators: Registry = Registry("aggregator", "fedjax_spmc.aggregators", given=("server", "network", "rounds"))
 preaggregators: Registry = Registry("pre-aggregator", "fedjax_spmc.preaggregators")
-local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules")
+local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules", given=("network",))
 attacks: Registry = Registry("attack", "fedjax_spmc.attacks")
 models: Registry = Registry(
     "model", "fedjax_spmc.models", given=("num_classes", "image_shape", "sequence_length", "vocabulary")

@@ -260,6 +260,8 @@ class ClientData(NamedTuple):
         size: int32 scalar, examples of the client; 0 where it is not known.
         take: (positions [B], key) -> Batch of the client's list in stored order, for loops of many passes, which draw
             an order of their own; augmentation is drawn from the key. None where there is none.
+        capacity: static, at least `size`, the same for all clients: how many positions `take` knows, of which those
+            from `size` on are not the client's. 0 where it is not known.
     """
 
     gather: Callable[[Array, PRNGKey], Batch]
@@ -267,6 +269,7 @@ class ClientData(NamedTuple):
     client_id: Array
     size: Any = 0
     take: Callable[[Array, PRNGKey], Batch] | None = None
+    capacity: int = 0
 
 
 class Context(NamedTuple):

@@ -14,7 +14,7 @@ PairKey = Literal["ordered", "reference"]
 Storage = Literal["pairs", "targets", "none"]
 Kind = Literal["inverted", "noise", "none"]
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "reference": {"universal_steps": 400, "pair_steps": 200, "short_steps": 50, "pairs": 45},
     "lite": {"universal_steps": 50, "pair_steps": 30, "short_steps": 10, "pairs": 3},
 }

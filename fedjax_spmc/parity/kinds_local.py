@@ -27,7 +27,13 @@ def fixed_batches(images: Array, labels: Array, client_id: Array | int = 0) -> C
             images[step % count], labels[step % count], jnp.arange(size, dtype=jnp.int32), jnp.ones(size, bool)
         )
 
-    return ClientData(gather, jnp.int32(count), jnp.int32(client_id))
+    def take(positions: Array, key: PRNGKey) -> Batch:
+        del key
+        flat = images.reshape(count * size, *images.shape[2:]), labels.ravel()
+        ids = positions.astype(jnp.int32)
+        return Batch(flat[0][ids], flat[1][ids], ids, jnp.ones(ids.shape, bool))
+
+    return ClientData(gather, jnp.int32(count), jnp.int32(client_id), jnp.int32(count * size), take, count * size)
 
 
 def hyper_of(values: np.ndarray) -> dict[str, float]:
