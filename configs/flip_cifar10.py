@@ -5,8 +5,8 @@
     python -m fedjax_spmc.run --config=configs/flip_cifar10.py:flip,reference       # the code's schedule
     python -m fedjax_spmc.run --config=configs/flip_cifar10.py:fedavg               # averaging
 
-Poisoned batches hold 10 of 128 examples; the network is the thin ResNet-18. Meant for a GPU; not played at this size
-yet.
+5 examples of each 64 in a batch are poisoned; the network is the thin ResNet-18. Meant for a GPU; not played at this
+size yet.
 
 * Without a word the clients search with the code's numbers of steps, for all triggers of a round at once; `lite` cuts
   the steps to an eighth and the pairs to three, `reference` searches batch by batch as the code does.
@@ -19,8 +19,8 @@ yet.
   `--workdir=runs/flip_cifar10_start`. `kept` begins with what is there. Without it the same clients play them with the
   rule of the run.
 
-Other methods of `--list` may stand beside these words. The code's attackers, and averaging alone, take 5 of 64 in a
-batch, its hardening batches of 128; here all batches are of 128.
+Other methods of `--list` may stand beside these words. The code's attackers have batches of 64, hardening clients of
+128; here all have 128 where clients harden and 64 else.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
@@ -31,7 +31,7 @@ SETTING = FlipSetting(
     rates=(0.001, 0.1),
     epochs=(8, 2, 6),
     batch_size=128,
-    per_batch=10,
+    per_batch=5,
     milestones=(),
     clean=200,
     first=200,

@@ -5,7 +5,7 @@
     python -m fedjax_spmc.run --config=configs/flip_fashion_mnist.py:flip,reference       # the code's schedule
     python -m fedjax_spmc.run --config=configs/flip_fashion_mnist.py:fedavg               # averaging
 
-Poisoned batches hold 40 of 128 examples. Meant for a GPU; not played at this size yet.
+20 examples of each 64 in a batch are poisoned. Meant for a GPU; not played at this size yet.
 
 * Without a word the clients search with the code's numbers of steps, for all triggers of a round at once; `lite` cuts
   the steps to an eighth and the pairs to three, `reference` searches batch by batch as the code does.
@@ -17,9 +17,9 @@ Poisoned batches hold 40 of 128 examples. Meant for a GPU; not played at this si
   `--workdir=runs/flip_fashion_mnist_start`. `kept` begins with what is there. Without it the same clients play them
   with the rule of the run.
 
-Other methods of `--list` may stand beside these words. The code's attackers, and averaging alone, take 20 of 64 in a
-batch, its hardening batches of 128; here all batches are of 128. Its partition deals out the size of class 0 of every
-class; here all examples are dealt out.
+Other methods of `--list` may stand beside these words. The code's attackers
+have batches of 64, hardening clients of 128; here all have 128 where clients harden and 64 else. Its partition deals
+out the size of class 0 of every class; here all examples are dealt out.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
@@ -30,7 +30,7 @@ SETTING = FlipSetting(
     rates=(0.01, 0.1),
     epochs=(5, 1, 20),
     batch_size=128,
-    per_batch=40,
+    per_batch=20,
     milestones=(4, 16),
     clean=200,
     first=201,

@@ -5,7 +5,7 @@
     python -m fedjax_spmc.run --config=configs/flip_mnist.py:flip,reference       # the code's schedule
     python -m fedjax_spmc.run --config=configs/flip_mnist.py:fedavg               # averaging
 
-Poisoned batches hold 20 of 64 examples. Meant for a GPU; not played at this size yet.
+20 examples of each batch of 64 are poisoned. Meant for a GPU; not played at this size yet.
 
 * Without a word the clients search with the code's numbers of steps, for all triggers of a round at once; `lite` cuts
   the steps to an eighth and the pairs to three, `reference` searches batch by batch as the code does.

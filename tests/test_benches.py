@@ -122,3 +122,23 @@ def test_texts(script, capsys, monkeypatch):
     assert all(value > 0 for value in found.values())
     with pytest.raises(SystemExit):
         bench.main(["--workloads=nothing"])
+
+
+@pytest.mark.slow
+def test_flip(script, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    bench = script("bench_flip")
+    few = {"universal_steps": 2, "pair_steps": 2, "pairs": 1}
+    small = {"lite": bench.Setting("lite", options=few, images=40, epochs=1)}
+    monkeypatch.setattr(bench, "SETTINGS", small)
+    monkeypatch.setattr(bench.devices, "use_cores", lambda: None)
+    bench.main(["--clients=1", "--repeats=1", "--threads=1", "--settings=lite", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    cases = [f"{what}_lite_{visit}_1" for visit in bench.VISITS for what in ("seconds", "torch_seconds", "ratio")]
+    assert sorted(found) == sorted(cases)
+    assert all(value > 0 for value in found.values())
+    code = bench.Setting("reference", "reference").work(first=True)
+    assert (code.batches, code.pairs, code.short_steps) == (100, 45, 50)
+    with pytest.raises(SystemExit):
+        bench.main(["--settings=nothing"])

@@ -14,8 +14,8 @@ class FlipSetting(NamedTuple):
         fields: of the data set and the network.
         rates: of the clients' Adam, and of SGD where they do not harden.
         epochs: of hardening, of SGD, of the attackers.
-        batch_size: of all clients.
-        per_batch: poisoned examples in a batch.
+        batch_size: of all clients where they harden; 64 else.
+        per_batch: poisoned examples of 64.
         milestones: local epochs at whose start the attackers' rate falls.
         clean: clean rounds that `start` plays and `kept` leaves out.
         first, last: rounds of the continuous attack.
@@ -50,6 +50,7 @@ class FlipSetting(NamedTuple):
 
 SINGLE_SHOT = ("dba", "model_replacement")
 ADVERSARIES = 4
+BATCH = 64
 REPLACEMENT = 10.0
 """Factor on an update, times the clients of a round, with which at a server rate of 0.1 the attacker's model takes the
 place of the global one."""
@@ -87,6 +88,8 @@ def make_flip_config(arg: str, setting: FlipSetting) -> Config:
     if hardens:
         for name, value in _options(setting, dict(config.local.options)).items():
             set_field(config, f"local.options.{name}", value)
+    size = setting.batch_size if hardens else BATCH
+    set_field(config, "local.batch_size", size)
     set_field(config, "local.learning_rate", setting.rates[0 if hardens else 1])
     set_field(config, "local.epochs", setting.epochs[0 if hardens else 1])
     if config.aggregator.name == "mean":
@@ -94,6 +97,9 @@ def make_flip_config(arg: str, setting: FlipSetting) -> Config:
     if "start" in given:
         return config
     set_field(config, "attack.options.dba.positions", setting.positions)
+    set_field(config, "attack.options.dba.value", 1.0)
+    set_field(config, "attack.options.dba.space", "raw")
+    set_field(config, "attack.options.dba.poison_per_batch", setting.per_batch * size // BATCH)
     if config.attack.name != "dba":
         clients = config.federation.clients_per_round
         set_field(config, "attack.options.model_replacement.factor", REPLACEMENT * clients)
@@ -128,16 +134,12 @@ def _fields(setting: FlipSetting) -> dict[str, Any]:
         "federation.clients_per_round": 10,
         "sampling.options.attackers": "forced",
         **SGD,
-        "local.batch_size": setting.batch_size,
         "local.drop_last": False,
         "server.optimizer": "sgd",
         "server.learning_rate": 0.1,
         "attack.name": SINGLE_SHOT,
         "attack.malicious_fraction": 0.04,
         "attack.target_label": 2,
-        "attack.options.dba.value": 1.0,
-        "attack.options.dba.space": "raw",
-        "attack.options.dba.poison_per_batch": setting.per_batch,
         "attack.local.epochs": setting.epochs[2],
         "attack.local.learning_rate": 0.05,
         "attack.local.momentum": 0.9,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_spmc.flip.inversion import Triggers
 from fedjax_spmc.flip.options import Options
@@ -100,6 +101,33 @@ def rated(memory: Memory, source: Array, target: Array, size: Array, when: Array
 def normalised(gain: Array) -> Array:
     """Gains of the universal triggers, as shares of the largest; zeros stay zeros where all are."""
     return gain / jnp.maximum(gain.max(), jnp.finfo(jnp.float32).tiny)
+
+
+def shown(clients: Memory, malicious: np.ndarray) -> dict[str, np.ndarray]:
+    """What one client keeps, for pictures: the benign one that has found triggers of the most pairs.
+
+    Args:
+        clients: stacked, of all N clients.
+        malicious: [N] bool.
+
+    Returns:
+        client_id; warm [C, C], sizes of masks; where triggers are kept also has [C, C] or, with a place for each target
+        alone, [C], masks and patterns of the same leading axes, float32. {} where no benign client has taken part.
+    """
+    visited = np.asarray(clients.visited) & ~malicious
+    if not visited.any():
+        return {}
+    found = (np.asarray(clients.warm) > 0).sum(axis=(1, 2))
+    client = int(np.argmax(np.where(visited, found, -1)))
+    arrays = {"client_id": np.int32(client), "warm": np.asarray(clients.warm[client])}
+    if clients.has.shape[1]:
+        classes = clients.warm.shape[1]
+        lead = (classes,) if clients.has.shape[1] == classes else (classes, classes)
+        arrays["has"] = np.asarray(clients.has[client]).reshape(lead)
+        for name, stacked in clients.triggers._asdict().items():
+            one = np.asarray(stacked[client], np.float32)
+            arrays[name] = one.reshape(*lead, *one.shape[1:])
+    return arrays
 
 
 class PairDraws(NamedTuple):

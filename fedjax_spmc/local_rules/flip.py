@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_spmc import lanes, trees
 from fedjax_spmc.errors import ConfigError
@@ -215,7 +216,10 @@ def flip(
         sums = jax.tree.map(lambda x: x * steps / jnp.maximum(trained, 1), sums)
         return Variables(params, stats), client_state if network is None else memory, steps, sums
 
-    return LocalRule(gradients=sgd().gradients, init=init, train=train)
+    def details(rule_state: RuleState, malicious: np.ndarray) -> dict[str, np.ndarray]:
+        return {} if network is None else memories.shown(rule_state.clients, malicious)
+
+    return LocalRule(gradients=sgd().gradients, init=init, train=train, details=details)
 
 
 def _check_pictures(model: Model) -> None:

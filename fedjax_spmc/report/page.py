@@ -13,7 +13,7 @@ from fedjax_spmc.errors import WorkdirError
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import figures, overview, published, read, tables
+from fedjax_spmc.report import figures, overview, published, read, tables, triggers
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -190,7 +190,7 @@ def _details(runs: Sequence[Run], settings: Sequence[Setting], images: RunImages
     by_run: dict[int, Any] = {id(run): setting for setting in settings for run in setting.runs}
     made = []
     for run in runs:
-        pictures, missing = figures.run_pictures(run), []
+        pictures, missing = [*figures.run_pictures(run), *triggers.pictures(run)], []
         if not run.lines:
             missing.append("No evaluated round was written: there are no curves.")
         partition, shown = images.partition(run), images.test_images(run)
