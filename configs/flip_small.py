@@ -6,7 +6,7 @@
 
 Each client has 300 pictures. All rounds are played by the rule of the run, from random weights: no saved model is
 needed. Clients search with the preset lite. Otherwise as `flip_mnist.py`, whose words are these too, with the single
-shot in rounds 20, 22, 24 and 26 and the continuous attack in rounds 20 to 39.
+shot in rounds 30, 32, 34 and 36 and the continuous attack in rounds 30 to 59.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
@@ -28,11 +28,11 @@ SETTING = FlipSetting(
     batch_size=64,
     per_batch=20,
     milestones=(2, 8),
-    clean=20,
-    first=20,
-    last=39,
-    shot=20,
-    rounds=40,
+    clean=30,
+    first=30,
+    last=59,
+    shot=30,
+    rounds=60,
     confidence=0.4,
     positions=positions(1),
     options={"preset": "lite"},

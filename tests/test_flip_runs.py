@@ -94,7 +94,7 @@ def test_a_sweep_counts_what_clients_keep():
     if needed is None:
         pytest.skip("this backend does not say how much memory a program takes")
     assert needed > 2 * kept
-    assert program.largest_batch(needed, 1, 0, 3 * needed + 1) == 3
+    assert program.largest_batch(8 * needed, 8, 0, 3 * needed) == 3
 
 
 def uploads(**fields):
@@ -115,8 +115,8 @@ def test_attackers_may_train_with_sgd_where_the_others_take_adam(first):
     mixed = uploads(**ADAM, **OWN, **fields, attack__local__idle=first > 0)
     adam, sgd = uploads(**ADAM, **fields), uploads(local__learning_rate=0.05, **fields)
     for row, like in ((0, adam), (1, adam), (3, sgd)):
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda x, row=row: x[row], one) for one in (mixed, like)))
-    different = jax.tree.map(lambda a, b: bool((a[3] != b[3]).any()), adam, sgd)
+        chex.assert_trees_all_close(*(jax.tree.map(lambda x, row=row: x[row], one) for one in (mixed, like)), atol=1e-7)
+    different = jax.tree.map(lambda a, b: bool(abs(a[3] - b[3]).max() > 1e-4), adam, sgd)
     assert all(jax.tree.leaves(different))
 
 
