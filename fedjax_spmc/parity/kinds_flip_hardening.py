@@ -12,6 +12,7 @@ from fedjax_spmc import local_rules, training
 from fedjax_spmc.flip.inversion import Triggers
 from fedjax_spmc.flip.memory import Memory, PairDraws, empty
 from fedjax_spmc.flip.options import Options
+from fedjax_spmc.flip.searching import Own, universal_samples
 from fedjax_spmc.flip.sequential import BOTH_WAYS, NOTHING, ONE_WAY, UNIVERSAL, Client, Draws, Event, one_batch, start
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
@@ -173,7 +174,9 @@ def of_call(
     shape = channels_last(found["X"]).shape[1:]
     one, fresh = play
     client, carry = start(memory, shape), fresh(params)
-    mine = jnp.asarray(np.bincount(np.asarray(found["Y"]), minlength=CLASSES) > 0)
+    inputs, labels = jnp.asarray(channels_last(found["X"])), jnp.asarray(found["Y"], jnp.int32)
+    own = Own(labels, jnp.bincount(labels, length=CLASSES), lambda at: inputs[at])
+    mine = own.counts > 0
     order = np.concatenate([np.asarray(row) for row in call["perms"]])
     taken = 0
     for index, event in enumerate(events):
@@ -183,6 +186,9 @@ def of_call(
         of = given(found, call, events, index, family.batch_size)
         client, carry, made, ours = one(client, carry, of, jnp.int32(index), ~memory.visited, mine)
         compare_event(exact, event, ours, of.batch, index)
+        if event.get("kind") == NAMES[UNIVERSAL]:
+            searched = universal_samples(family.options, own, jnp.asarray([event["target"]], jnp.int32))
+            exact.add(f"n_x {index}", int(searched.share.sum()), event["n_x"])
         compare_memory(exact, sums, event, client.memory, index)
         for name, seen, theirs in (
             ("warm", client.memory.warm, call["mat_warm"]),
