@@ -1,11 +1,11 @@
-# The two commands: `make demo` and `make test`. Both set up what they need.
+# The two commands: `make demo` and `make test`. Both set up what they need. `make site` builds the documentation.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint site clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict
+	@echo "the site is in build/site: open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

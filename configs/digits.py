@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn (1,797 images, nothing to download): the demo.
+"""The handwritten digits that come with the package (1,797 images, nothing to download): the demo.
 
     python -m fedjax_spmc.run --config=configs/digits.py            # SPMC
     python -m fedjax_spmc.run --config=configs/digits.py:fedavg     # averaging

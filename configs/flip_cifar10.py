@@ -24,7 +24,6 @@ Other methods of `--list` may stand beside these words. The code's attackers hav
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
-from fedjax_spmc.flip.pattern import positions
 
 SETTING = FlipSetting(
     fields={"data.name": "cifar10", "model.name": "resnet18_thin"},
@@ -39,7 +38,7 @@ SETTING = FlipSetting(
     shot=203,
     rounds=301,
     confidence=0.4,
-    positions=positions(3),
+    trigger="dba_cifar",
     options={"more_than": 5, "fraction": 0.9},
     searching={
         "universal_samples": 5,

@@ -23,7 +23,6 @@ out the size of class 0 of every class; here all examples are dealt out.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
-from fedjax_spmc.flip.pattern import positions
 
 SETTING = FlipSetting(
     fields={"data.name": "fashion_mnist", "model.name": "mnist_net", "data.options.resize": False},
@@ -38,7 +37,7 @@ SETTING = FlipSetting(
     shot=202,
     rounds=301,
     confidence=0.4,
-    positions=positions(1),
+    trigger="dba_mnist",
     options={"fraction": 0.6},
     searching={},
     steps={"universal_steps": 600, "pair_steps": 400, "short_steps": 100},

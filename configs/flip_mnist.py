@@ -22,7 +22,6 @@ class; here all examples are dealt out.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
-from fedjax_spmc.flip.pattern import positions
 
 SETTING = FlipSetting(
     fields={"data.name": "mnist", "model.name": "mnist_net", "data.options.resize": False},
@@ -37,7 +36,7 @@ SETTING = FlipSetting(
     shot=12,
     rounds=101,
     confidence=0.4,
-    positions=positions(1),
+    trigger="dba_mnist",
     options={},
     searching={},
     steps={"universal_steps": 400, "pair_steps": 200, "short_steps": 50},

@@ -10,7 +10,6 @@ shot in rounds 30, 32, 34 and 36 and the continuous attack in rounds 30 to 59.
 """
 
 from fedjax_spmc.config.flip_setting import FlipSetting, make_flip_config
-from fedjax_spmc.flip.pattern import positions
 
 SETTING = FlipSetting(
     fields={
@@ -34,7 +33,7 @@ SETTING = FlipSetting(
     shot=30,
     rounds=60,
     confidence=0.4,
-    positions=positions(1),
+    trigger="dba_mnist",
     options={"preset": "lite"},
     searching={},
     steps={},

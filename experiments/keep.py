@@ -3,10 +3,11 @@
     python experiments/keep.py SWEEP TARGET
     python experiments/keep.py sweeps/neurotoxin experiments/results/neurotoxin_small
 
-Copies config.json, environment.json, roster.json and summary.json of every finished cell to a folder of its own in
-TARGET, and of each line of metrics.jsonl what the report's tables and curves are made of: the percentages, and where
-anybody was flagged in the run the flags. Histograms, weights and scores are left out. Cells that TARGET holds already
-are left as they are.
+TARGET becomes a sweep's folder too: the rows of the finished cells in results.jsonl, and of each cell config.json,
+environment.json, roster.json, summary.json and of each line of metrics.jsonl what the report's tables and curves are
+made of: the percentages, and where anybody was flagged in the run the flags. Histograms, weights, scores and models are
+left out. Cells that TARGET holds already are left as they are. To go on with a sweep of which only the kept files are
+left, copy TARGET to where it is to be played.
 Exit codes: 0 done, 2 bad input (one sentence says what).
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.paths import expanded
-from fedjax_spmc.record.files import replace
+from fedjax_spmc.record.files import append_line, replace
 from fedjax_spmc.sweep.table import TABLE_FILE
 from fedjax_spmc.terminal import show
 
@@ -43,19 +44,27 @@ def _keep(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(
             f"SWEEP = {str(sweep)!r} is not allowed: it must be the folder of a sweep, with {TABLE_FILE}"
         )
-    rows = [json.loads(line) for line in (sweep / TABLE_FILE).read_text(encoding="utf-8").splitlines()]
-    new = [row for row in rows if row["status"] == "finished" and not (target / row["config_hash"]).exists()]
+    kept = {row["config_hash"] for row in rows_of(target)}
+    rows = rows_of(sweep)
+    new = [row for row in rows if row["status"] == "finished" and row["config_hash"] not in kept]
     for row in new:
-        keep_cell(sweep / row["folder"], target / row["config_hash"])
+        keep_cell(sweep / row["folder"], target / row["folder"])
+        append_line(target / TABLE_FILE, row)
     show(f"{len(new)} cells kept in {target}, {len(rows) - len(new)} were there already or are not finished")
     return 0
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's table; none where there is no table."""
+    table = folder / TABLE_FILE
+    return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()] if table.is_file() else []
+
+
 def keep_cell(folder: Path, target: Path) -> None:
-    """Copies the small files of one finished cell to a new folder, metrics.jsonl last."""
+    """Copies the small files of one finished cell."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     flagging = any(any(line["flagged"]) for line in lines)
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         shutil.copy(folder / name, target / name)
     text = "".join(json.dumps(small_line(line, flagging)) + "\n" for line in lines)

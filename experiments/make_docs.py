@@ -218,10 +218,14 @@ def attack_table() -> str:
 
 
 def span(numbers: Sequence[int]) -> str:
-    """Whole numbers in few words: "0 to 5", "0, 2"."""
-    ordered = sorted(set(numbers))
-    whole = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
-    return f"{ordered[0]} to {ordered[-1]}" if whole else ", ".join(map(str, ordered))
+    """Whole numbers in few words: "0 to 5", "0, 2", "0 to 3, 6 to 9"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def trigger_table() -> str:

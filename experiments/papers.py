@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from cells import RESULTS, copy_results, seeds_of
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.command import Flags, Overrides, Parser, run_command, use_compilation_cache
+from fedjax_spmc.command import Flags, Overrides, Parser, run_command
 from fedjax_spmc.config import FIELDS
+from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.report import page, read

@@ -5,7 +5,7 @@
 
 A table stands between `<!-- report FOLDER,FOLDER TABLE [methods=NAME,NAME] [columns=NAME,NAME] -->` and `<!-- end -->`:
 TABLE of `python -m fedjax_spmc.report FOLDER FOLDER`, the folders below experiments/results, with these columns, and
-these rows by the first word of their first head.
+these rows by their first head, what stands in brackets left out.
 """
 
 import re
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from fedjax_spmc.command import Parser, run_command
-from fedjax_spmc.report import overview, published, read, tables
+from fedjax_spmc.report import matrix, overview, published, read, tables
 from fedjax_spmc.report.settings import group
 from fedjax_spmc.terminal import show
 
@@ -31,6 +31,7 @@ def made(folders: str) -> dict[str, tables.Table]:
     settings, _ = group(runs)
     listed = [
         *published.tables(settings, tuple(published.LAYOUTS)),
+        *matrix.matrix_tables(settings),
         *overview.tables(settings),
     ]
     return {one.name: one for one in listed}
@@ -47,7 +48,7 @@ def narrowed(table: tables.Table, options: dict[str, list[str]]) -> tables.Table
     rows = [
         row._replace(cells=[row.cells[i] for i in keep])
         for row in table.rows
-        if wanted is None or re.split("[, ]", row.labels[0])[0] in wanted
+        if wanted is None or row.labels[0].partition(" (")[0] in wanted
     ]
     groups = [(table.group_of(i), 1) for i in keep]
     return table._replace(columns=[table.columns[i] for i in keep], rows=rows, groups=groups)

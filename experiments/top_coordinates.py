@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from cells import seeds_of
 
-from fedjax_spmc.command import Flags, Parser, read_config, run_command
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.config.files import read_config
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.terminal import show

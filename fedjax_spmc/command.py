@@ -1,33 +1,32 @@
-"""Shared by all command lines: one parser, errors as one sentence, config files, the cache of compiled programs.
+"""Shared by all command lines: one parser, and errors as one sentence.
 
-A command is a parser and a body:
+A script is a parser and a body; the parsers of the package's commands are in `commands.py`.
 
     def main(arguments=None):
-        parser = Parser("compare", __doc__)
+        parser = Parser("", __doc__)
         parser.positional("WORKDIR", "run folders")
         parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves too")
         return run_command(parser, body, arguments)
 
-Flags are written `--flag value` or `--flag=value`, everywhere.
+Flags are written `--flag value` or `--flag=value`, everywhere. JAX is imported behind the flags, so that help and
+refusals come at once.
 """
 
 import argparse
-import importlib.util
 import os
+import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from fedjax_spmc import config as configs
-from fedjax_spmc import terminal
+import fedjax_spmc
+from fedjax_spmc import startup, terminal
 from fedjax_spmc.errors import ConfigError, DivergedError, UserError
-from fedjax_spmc.options import Option, quoted
-from fedjax_spmc.paths import NoHomeError, expanded
+from fedjax_spmc.nearest import did_you_mean
+from fedjax_spmc.options import Option
 from fedjax_spmc.reading import reason_of
-from fedjax_spmc.startup import INTERRUPTED, interrupts
+from fedjax_spmc.startup import INTERRUPTED, Imports, interrupts
 from fedjax_spmc.terminal import note, show
 
 Overrides = list[tuple[str, str]]
@@ -56,14 +55,26 @@ class Parser:
     """The flags of one command.
 
     Args:
-        command: the module behind `python -m fedjax_spmc.`; "" for a script.
+        command: the word behind `fedjax-spmc`; "" for a script.
         doc: what the command does; its help prints it and then the flags.
         overrides: whether `--config.FIELD=VALUE` is taken.
         resumes: whether the command goes on with its work when it is given again.
+        examples: command lines behind the command's name, for its help.
+        advise: what may be meant by a word that is no flag, as a sentence; "" where nobody can tell.
     """
 
-    def __init__(self, command: str, doc: str | None, overrides: bool = False, resumes: bool = False):
-        self._prog = f"python -m fedjax_spmc.{command}" if command else f"python {sys.argv[0]}"
+    def __init__(
+        self,
+        command: str,
+        doc: str | None,
+        overrides: bool = False,
+        resumes: bool = False,
+        examples: Sequence[str] = (),
+        advise: Callable[[str], str] = lambda word: "",
+    ):
+        self._prog = f"{program()} {command}" if command else f"python {sys.argv[0]}"
+        self.examples = tuple(examples)
+        self._advise = advise
         self._parser = _ArgumentParser(
             prog=self._prog,
             description=(doc or "").strip(),
@@ -72,11 +83,14 @@ class Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._parser.add_argument("-h", "--help", action="store_true", help="prints this and ends")
+        self._parser.add_argument("--version", action="store_true", help="prints the version and ends")
         self._overrides = overrides
         self.resumes = resumes
         self._options: dict[str, Option] = {}
+        self._flags = ["--help", "--version"]
+        self._takes_words = False
 
-    def flag(self, option: Option, metavar: str, text: str, repeated: bool = False) -> None:
+    def flag(self, option: Option, metavar: str, text: str, repeated: bool = False, bare: str | None = None) -> None:
         """Adds a flag with a value.
 
         Args:
@@ -84,20 +98,29 @@ class Parser:
             metavar: what stands for the value in the help.
             text: the help.
             repeated: the flag may be given several times; its value is the list of all.
+            bare: the value of the flag where it is given without one; None = it needs one.
         """
+        self._flags.append(option.name)
         default = "" if option.default in (None, "", ()) else f" (default {option.default})"
         action = "append" if repeated else "store"
+        optional: dict[str, Any] = {} if bare is None else {"nargs": "?", "const": bare}
         self._parser.add_argument(
-            option.name, metavar=metavar, action=action, help=f"{text}{default}".replace("%", "%%")
+            option.name,
+            metavar=metavar,
+            action=action,
+            help=f"{text}{default}".replace("%", "%%"),
+            **optional,
         )
         self._options[option.name] = option
 
     def switch(self, name: str, text: str) -> None:
         """Adds a flag without a value."""
+        self._flags.append(name)
         self._parser.add_argument(name, action="store_true", help=text)
 
     def positional(self, metavar: str, text: str) -> None:
         """Takes arguments without a flag, any number of them."""
+        self._takes_words = True
         self._parser.add_argument("positional", nargs="*", metavar=metavar, help=text)
 
     def usage(self) -> str:
@@ -105,9 +128,19 @@ class Parser:
         line = " ".join(self._parser.format_usage().split())
         return line + (" [--config.FIELD=VALUE ...]" if self._overrides else "")
 
+    def flags(self) -> tuple[str, ...]:
+        """The flags as they are typed, overrides of the config left out."""
+        return tuple(self._flags)
+
     def help(self) -> str:
-        """The help: what the command does, and its flags."""
-        return self._parser.format_help() + ("\n--config.FIELD=VALUE sets any field of the config.\n" * self._overrides)
+        """The help: what the command does, its flags, and examples."""
+        parts = [self._parser.format_help().rstrip()]
+        if self._overrides:
+            fields = f"{program()} list fields"
+            parts.append(f"--config.FIELD=VALUE sets any field of the config; `{fields}` names them all.")
+        if self.examples:
+            parts.append("\n".join(["examples:", *[f"  {self._prog} {example}" for example in self.examples]]))
+        return "\n\n".join(parts) + "\n"
 
     def read(self, arguments: Sequence[str]) -> Flags:
         """Reads a command line.
@@ -121,7 +154,7 @@ class Parser:
         except _ArgumentError as error:
             raise self.refusal(str(error)) from None
         if unknown:
-            raise self.refusal(f"{unknown[0]} is no flag of this command")
+            raise self._unknown(unknown[0])
         values = vars(found)
         for name, option in self._options.items():
             key = name.lstrip("-").replace("-", "_")
@@ -137,6 +170,14 @@ class Parser:
     def refusal(self, reason: str) -> ConfigError:
         """The error that says what is wrong with a command line."""
         return ConfigError(f"{reason}; {self.usage()}.")
+
+    def _unknown(self, word: str) -> ConfigError:
+        """The error for a word that is no flag, with what may be meant where somebody can tell."""
+        flag = word.partition("=")[0]
+        meant = did_you_mean(flag, self._flags) if flag.startswith("--") else ""
+        advice = meant or self._advise(word)
+        said = f"{word} is no flag{' of this command' if flag.startswith('-') else ', and no more is taken'}"
+        return ConfigError(f"{said}: {advice} `{self._prog} --help` has all.") if advice else self.refusal(said)
 
     def _split(self, arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
         """Overrides of the config, and the other arguments."""
@@ -154,6 +195,11 @@ class Parser:
                 value = remaining.pop(0)
             overrides.append((name.removeprefix("--config."), value))
         return overrides, rest
+
+
+def program() -> str:
+    """How the commands are called here: by the script of an installation, or through Python."""
+    return "fedjax-spmc" if startup.SCRIPT else "python -m fedjax_spmc"
 
 
 class _ArgumentError(Exception):
@@ -180,12 +226,41 @@ def run_command(parser: Parser, body: Callable[[Flags], int], arguments: Sequenc
         if {"--help", "-h"} & set(given):
             show(parser.help())
             return 0
-        return body(parser.read(given))
+        if "--version" in given:
+            show(version())
+            return 0
+        flags = parser.read(given)
+        with Imports():
+            startup.ready()
+        check_guards()
+        return body(flags)
 
-    return _exit_code_of(command, parser.resumes)
+    return exit_code_of(command, parser.resumes)
 
 
-def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
+def version() -> str:
+    """The name of the package and its version."""
+    return f"fedjax_spmc {fedjax_spmc.__version__}"
+
+
+GUARDS = re.compile(r"JAX_TRANSFER_GUARD(_\w+)?")
+
+
+def check_guards() -> None:
+    """Refuses variables of the environment with which JAX forbids what a simulator does all the time.
+
+    Raises:
+        ConfigError: one of them is set so.
+    """
+    for name, value in os.environ.items():
+        if GUARDS.fullmatch(name) and value.lower().startswith("disallow"):
+            raise ConfigError(
+                f"{name} = {value!r} is not allowed: data go to the device and numbers come back in every round; it "
+                "must be 'allow' or 'log', or not be set."
+            )
+
+
+def exit_code_of(command: Callable[[], int], resumes: bool) -> int:
     """Runs a command; an error that a user can cause becomes one sentence on standard error and an exit code."""
     try:
         interrupts(at_once=not resumes)  # who keeps nothing has nothing to tidy up
@@ -208,13 +283,14 @@ def _exit_code_of(command: Callable[[], int], resumes: bool) -> int:
 
 def _sentence_of(error: Exception) -> str | None:
     """What is said of an error that a user can cause; None of any other."""
-    from fedjax_spmc import numerics
-
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else "a file"
         return f"{name} cannot be read or written ({reason_of(error)})."
+
+    from fedjax_spmc import numerics
+
     if numerics.is_out_of_memory(error):
         return (
             f"there is not enough memory ({reason_of(error)}): a smaller federation.client_batch, local.batch_size or "
@@ -225,65 +301,3 @@ def _sentence_of(error: Exception) -> str | None:
     except ConfigError as absent:
         return str(absent)
     return None
-
-
-def read_config(text: str) -> tuple[Any, str]:
-    """Loads `FILE[:PRESETS]`.
-
-    Returns:
-        The ConfigDict that the file's `get_config(presets)` returns, and a label for the run folder.
-
-    Raises:
-        ConfigError: no such file, or it is no config file.
-    """
-    config, label, path = call_config(text)
-    if not hasattr(config, "items"):
-        raise ConfigError(
-            f"--config = {str(path)!r} is not allowed: its get_config returns {quoted(config)} and must return a "
-            "ConfigDict."
-        )
-    return configs.editable_copy(config), label
-
-
-def call_config(text: str) -> tuple[Any, str, Path]:
-    """What the `get_config(presets)` of `FILE[:PRESETS]` returns, a label for the folder, and the file.
-
-    Raises:
-        ConfigError: no such file, or it fails.
-    """
-    file, colon, presets = text.partition(".py:")
-    path = expanded(file + ".py" if colon else text, "--config")
-    if not os.path.isfile(path):  # Path.is_file raises where the name is too long
-        beside = sorted(str(one) for one in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
-        known = f"beside it are {', '.join(beside)}" if beside else "see configs/"
-        raise ConfigError(f"--config = {quoted(str(path))} is not allowed: it must be a config file; {known}.")
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config = {str(path)!r} is not allowed: it must be a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(presets)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # the file is the user's code: it may raise anything
-        raise ConfigError(f"--config = {str(path)!r} fails with {reason_of(error, named=True)}.") from None
-    words = [word.strip() for word in presets.split(",") if word.strip()]
-    return config, "-".join([path.stem, *words]), path
-
-
-def use_compilation_cache(config: Any) -> None:
-    """Keeps compiled programs on disk, so that a second start is faster."""
-    import jax
-
-    from fedjax_spmc.data import cache
-
-    try:
-        folder = cache.root(config.data.cache_dir) / "xla"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, NoHomeError):  # then every start compiles
-        return
-    # A damaged entry is compiled anew; that is no news.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -6,12 +6,13 @@ A picture holds 24 runs; of more folders it shows the first.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
-from fedjax_spmc.config import method_title
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option, quoted
+from fedjax_spmc.options import quoted
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
@@ -22,9 +23,7 @@ LONGEST_NAME = 48
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("compare", __doc__)
-    parser.positional("WORKDIR", "run folders")
-    parser.flag(Option("--png", str, None, optional=True), "FILE", "draws the curves")
+    parser = commands.make("compare")
     return run_command(parser, lambda flags: _compare(parser, flags), arguments)
 
 
@@ -37,19 +36,22 @@ def _compare(parser: Parser, flags: Flags) -> int:
 
     with Imports():
         from fedjax_spmc import experiment, metrics
+        from fedjax_spmc.config import method_title, run_title
         from fedjax_spmc.record import plots, remarks
+        from fedjax_spmc.record.judgement import judgement
 
     results = {folder: experiment.load(folder) for folder in flags.positional}
     noted = {folder: remarks.of_folder(folder, result.config, result.history) for folder, result in results.items()}
-    show("mean of the last five evaluated rounds, percent")
+    show("mean of the last five evaluated rounds, or of as many as there are (mean of), percent")
     width = max(len(method_title(result.config)) for result in results.values())
-    heads = [*[f"{name:>7}" for name in metrics.PRINTED], "rounds", "notes", "run folder"]
+    heads = [*[f"{name:>7}" for name in metrics.PRINTED], "rounds", "mean of", "notes", "run folder"]
     show("  ".join(["method".ljust(width), *heads]))
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
         letters = "".join(remark.letter for remark in noted[folder])
-        cells += [f"{len(result.history):>6}", f"{letters:<5}", folder]
+        played = result.history[-1]["round"] + 1 if result.history else 0
+        cells += [f"{played:>6}", f"{summary['mean_of']:>7}", f"{letters:<5}", folder]
         show("  ".join([method_title(result.config).ljust(width), *cells]))
     for folder, result in results.items():
         if result.config.evaluation.confidence > 0:
@@ -57,8 +59,14 @@ def _compare(parser: Parser, flags: Flags) -> int:
             show(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
         for remark in noted[folder]:
             show(f"{remark.letter}  {folder}: {remark.sentence}")
+    averaging = _averaging(results)
+    for folder, result in results.items():
+        name = method_title(result.config)
+        name = name if [method_title(one.config) for one in results.values()].count(name) == 1 else folder
+        numbers = metrics.summarise(result.history)
+        show(f"{name}: {judgement(numbers['A'], numbers['ASR'], noted[folder], averaging.get(folder))}")
     if png is not None:
-        titles = [method_title(result.config) for result in results.values()]
+        titles = [run_title(result.config) for result in results.values()]
         named = [
             title if titles.count(title) == 1 else f"{title}\n{_end_of(folder)}"
             for title, folder in zip(titles, results, strict=True)
@@ -68,6 +76,26 @@ def _compare(parser: Parser, flags: Flags) -> int:
         most = plots.MAX_PANELS
         show(f"curves: {png}" + (f" (the first {most} of {len(results)} runs)" if len(results) > most else ""))
     return 0
+
+
+def _averaging(results: Mapping[str, Any]) -> dict[str, float]:
+    """Folder -> A of plain averaging, of runs beside one that differs in nothing but the method."""
+    from fedjax_spmc import config as configs
+    from fedjax_spmc import metrics
+
+    def conditions(config: Any) -> dict[str, Any]:
+        flat = configs.flatten(config)
+        return {path: flat[path] for path in configs.result_fields(flat) if not configs.belongs_to_method(path)}
+
+    known = {folder: conditions(result.config) for folder, result in results.items()}
+    found = {}
+    for folder in results:
+        for other, result in results.items():
+            if other != folder and known[other] == known[folder] and configs.method_title(result.config) == "fedavg":
+                accuracy = metrics.summarise(result.history)["A"]
+                if accuracy is not None:
+                    found[folder] = accuracy
+    return found
 
 
 def _end_of(folder: str) -> str:

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_spmc import compiled, data, devices, numerics, parts, setup
 from fedjax_spmc import config as configs
-from fedjax_spmc import data, devices, numerics, parts, setup
+from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
@@ -29,7 +30,7 @@ from fedjax_spmc.record.recorder import NoRecorder, make_recorder
 from fedjax_spmc.record.remarks import remarks_ahead
 from fedjax_spmc.record.result import Result, load
 from fedjax_spmc.record.resume import Snapshot
-from fedjax_spmc.rounds import make_round
+from fedjax_spmc.rounds import make_program, make_round
 from fedjax_spmc.setup import Experiment
 from fedjax_spmc.starting import start_model
 
@@ -51,7 +52,10 @@ def run(config: configs.Config, workdir: str | os.PathLike[str] | None = None, s
     config = configs.resolve(config)
     progress = Progress(config.federation.rounds, stream)
     recorder = make_recorder(config, workdir, progress)
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        use_compilation_cache(config)
     with closing(progress), numerics.pinned(config.precision):
+        progress.phase(f"reading data: {config.data.name}")
         return play(config, build(config), recorder, progress)
 
 
@@ -81,7 +85,8 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     held = jax.tree.map(jnp.asarray, parts.held_by(config, dataset))  # arrays of the attack's own
     federation = parts.federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
     saved = start_model(config, model, info.tokenizer)  # None = the weights are drawn
-    start = parts.make_start(config, info, server)
+    program_key = compiled.key_of(config, dataset.fingerprint)  # a second run of one program compiles nothing
+    start = compiled.kept("start", program_key, lambda: parts.make_start(config, info, server))
     indices = pad_indices(shares)
     return Experiment(
         federation=federation,
@@ -94,8 +99,9 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
         idle=setup.idle_clients(config, shares),
         parts=shares,
         dataset=dataset,
-        evaluate=make_evaluate(model, attack, task, held),
+        evaluate=compiled.kept("evaluate", program_key, lambda: make_evaluate(model, attack, task, held)),
         start_sha256=None if saved is None else saved.sha256,
+        program_key=program_key,
     )
 
 
@@ -103,12 +109,16 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
     """Plays the rounds that are left, evaluates, records."""
     federation, rounds, every = experiment.federation, config.federation.rounds, config.federation.eval_every
     backdoor, confidence = federation.attack.backdoor is not None, config.evaluation.confidence
+    flags = federation.aggregator(federation.server).flags
     used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
-    play_round = make_round(federation, experiment.arrays, experiment.sizes, used)
+    place = experiment.program_key and (experiment.program_key, tuple(used))
+    program = compiled.kept("round", place, lambda: make_program(federation, used))
+    play_round = make_round(federation, experiment.arrays, experiment.sizes, used, program)
     with recorder.opened(experiment) as ((state, unreported), history):
         done = since = int(state.round)
         if done < rounds:
             progress.begin(history, remarks_ahead(config, experiment.malicious, experiment.idle))
+            progress.phase("compiling")
         diverged, start = int(state.diverged), time.perf_counter()
         while done < rounds and diverged < 0:
             state, report = play_round(state, experiment.key)
@@ -124,7 +134,7 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
                     "eval_seconds": time.perf_counter() - ended,
                 }
                 line = metrics_line(
-                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence
+                    done - 1, counts, report, experiment.malicious, backdoor, unreported, seconds, confidence, flags
                 )
                 history.append(line)
                 recorder.add(line, report)
@@ -135,5 +145,5 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
             recorder.save(done, Snapshot(state, unreported), last)
         recorder.finish(history, diverged)
     if diverged >= 0:
-        raise DivergedError(diverged_message(diverged), diverged)
+        raise DivergedError(diverged_message(diverged, config), diverged)
     return Result(evaluated_model(federation, state), history, [verdict_of(line) for line in history], config)

@@ -13,6 +13,7 @@ from fedjax_spmc import trees
 from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.models.on_batch import on_whole_batches
 from fedjax_spmc.server import ServerOptimizer
 from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
@@ -23,12 +24,10 @@ from fedjax_spmc.types import (
     ClientData,
     LocalRule,
     Model,
-    Params,
     PRNGKey,
     Roster,
     RuleState,
     State,
-    Stats,
     Task,
     Upload,
     Variables,
@@ -167,17 +166,7 @@ class Federation(NamedTuple):
 
     def local_model(self) -> Model:
         """The network as local rules run it."""
-        run = self.model.apply
-        if not self.whole_batches:
-            return self.model
-
-        def apply(
-            params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey, valid: Array | None = None
-        ) -> tuple[Array, Stats]:
-            del valid
-            return run(params, stats, inputs, train, key)
-
-        return self.model._replace(apply=apply)
+        return on_whole_batches(self.model) if self.whole_batches else self.model
 
     def hyper_at(self, round_index: Array) -> Mapping[str, Any]:
         """`hyper` with the learning rate of a round."""

@@ -112,13 +112,14 @@ def _percent(part: Any, whole: Any) -> float | None:
 
 
 def detection(
-    flagged: np.ndarray, scores: np.ndarray, participating: np.ndarray, attacking: np.ndarray
+    flagged: np.ndarray, scores: np.ndarray, participating: np.ndarray, attacking: np.ndarray, flags: bool = True
 ) -> dict[str, float | None]:
     """How the verdict of one round, or of several joined, agrees with the truth; undefined = None.
 
     Args:
         flagged, participating, attacking: [K] bool, by row.
         scores: [K] float, larger = more suspicious.
+        flags: whether the rule flags clients at all; else everything but auc is undefined.
 
     Returns:
         tpr, fpr, precision, f1 of the flags in percent, among the participants; auc of the scores in [0, 1], the
@@ -131,13 +132,13 @@ def detection(
     if bad.any() and good.any() and np.ptp(scores[participating]) > 0:
         gaps = scores[bad][:, None] - scores[good][None, :]
         auc = float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
-    return {
+    found: dict[str, float | None] = {
         "tpr": _percent(hits, bad.sum()),
         "fpr": _percent(false_alarms, good.sum()),
         "precision": _percent(hits, hits + false_alarms),
         "f1": _percent(2 * hits, hits + false_alarms + bad.sum()) if bad.any() else None,
-        "auc": auc,
     }
+    return (found if flags else dict.fromkeys(found)) | {"auc": auc}
 
 
 def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -148,7 +149,7 @@ def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | N
 
     Returns:
         tpr, fpr, precision, f1, auc as in `detection`, and perfect_rounds, the percentage of rounds in which exactly
-        the attacking participants were flagged.
+        the attacking participants were flagged; None where the rule never flags.
     """
     if not history:
         return dict.fromkeys((*DETECTION, "perfect_rounds"))
@@ -156,7 +157,8 @@ def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | N
         np.concatenate([np.array(line[name], bool) for line in history])
         for name in ("flagged", "participating", "attacking")
     )
-    pooled = detection(flagged, np.zeros(len(flagged)), participating, attacking)
+    flags = all(line.get("rule_flags", True) for line in history)
+    pooled = detection(flagged, np.zeros(len(flagged)), participating, attacking, flags)
     areas = [line["auc"] for line in history if line["auc"] is not None]
     perfect = [
         np.array_equal(line["flagged"], np.array(line["participating"], bool) & np.array(line["attacking"], bool))
@@ -165,19 +167,26 @@ def detection_over_run(history: Sequence[dict[str, Any]]) -> dict[str, float | N
     return {
         **pooled,
         "auc": float(np.mean(areas)) if areas else None,
-        "perfect_rounds": 100.0 * float(np.mean(perfect)),
+        "perfect_rounds": 100.0 * float(np.mean(perfect)) if flags else None,
     }
 
 
 def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of the last five evaluated rounds of each percentage (`A`, ...) and the last round's (`A_last`, ...)."""
-    summary: dict[str, Any] = {}
+    """Mean of the last five evaluated rounds of each percentage (`A`, ...), of how many (`mean_of`: fewer where no more
+    were evaluated), and the last round's (`A_last`, ...)."""
+    summary: dict[str, Any] = {"mean_of": len(history[-LAST_ROUNDS:])}
     for name in MEANS:
         values = [line.get(name) for line in history[-LAST_ROUNDS:]]
         known = [value for value in values if value is not None]
         summary[name] = float(np.mean(known)) if known else None
         summary[f"{name}_last"] = values[-1] if values else None
     return summary
+
+
+def mean_of_last(count: int) -> str:
+    """What a mean over the last `count` evaluated rounds is called."""
+    words = ("no round", "the last round alone", "the last two", "the last three", "the last four", "the last five")
+    return f"mean of {words[count]}" if count > 1 else words[count]
 
 
 def paper_report(accuracy: np.ndarray, attack_success: np.ndarray) -> dict[str, Any]:

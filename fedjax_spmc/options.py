@@ -10,17 +10,18 @@ import ast
 import inspect
 import math
 import numbers
+import re
+import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.nearest import did_you_mean
 
 
 class Range(NamedTuple):
@@ -61,6 +62,17 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of JAX, which this module need not import: without it nobody holds one."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.Array)
+
+
+def _is_traced(value: Any) -> bool:
+    core = sys.modules.get("jax.core")
+    return core is not None and isinstance(value, core.Tracer)
+
+
 DEEPEST = 32
 """Lists within each other at most."""
 
@@ -83,7 +95,7 @@ def plain(value: Any, label: str = "a value", depth: int = 0) -> Any:
             raise ConfigError(f"{label} is not allowed: it must not hold lists more than {DEEPEST} deep in each other.")
         items = [plain(item, label, depth + 1) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, Tracer) or not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if _is_traced(value) or not (isinstance(value, (np.ndarray, np.generic)) or is_array(value)):
         return value
     try:
         array = np.asarray(value)
@@ -94,6 +106,8 @@ def plain(value: Any, label: str = "a value", depth: int = 0) -> Any:
     return plain(array.tolist(), label, depth + 1) if array.dtype == object else array.tolist()
 
 
+MANY = 12
+"""So many choices at most are listed in an error."""
 LARGEST = 1e38
 """About the largest number that float32 holds."""
 POSITIVE = Range(0, LARGEST, low_open=True)
@@ -115,6 +129,8 @@ class Option(NamedTuple):
         range: the allowed interval of a number, or None.
         traced: whether a traced scalar is accepted.
         note: what None means, or anything else to add after "must be".
+        group: of `fedjax-spmc list`, where the choices stand.
+        items: of a list, the type of what is in it; None = any.
     """
 
     name: str
@@ -125,11 +141,19 @@ class Option(NamedTuple):
     range: Range | None = None
     traced: bool = False
     note: str = ""
+    group: str = ""
+    items: type | None = None
 
-    def allowed(self) -> str:
-        """The allowed values as text."""
-        choices = self.choices() if callable(self.choices) else self.choices
-        if choices is not None:
+    def known(self) -> tuple[Any, ...] | None:
+        """The choices; None where there are none."""
+        return self.choices() if callable(self.choices) else self.choices
+
+    def allowed(self, short: bool = False) -> str:
+        """The allowed values as text; `short` names the list that has them where they are many."""
+        choices = self.known()
+        if choices is not None and short and self.group and len(choices) > MANY:
+            words = f"one of the {len(choices)} that `fedjax-spmc list {self.group}` names"
+        elif choices is not None:
             words = "one of " + ", ".join(str(choice) for choice in choices)
         elif self.kind is bool:
             words = "True or False"
@@ -138,14 +162,41 @@ class Option(NamedTuple):
         elif self.kind is float:
             words = f"a finite number in {self.range}" if self.range else "a finite number"
         elif self.kind is tuple:
-            words = "a list"
+            words = "a list of whole numbers" if self.items is int else "a list"
         else:
             words = "a text"
         return words + (" or None" if self.optional else "") + (f" ({self.note})" if self.note else "")
 
-    def refusal(self, value: Any, label: str = "") -> ConfigError:
+    def refusal(self, value: Any, label: str = "", verdict: str = "is not allowed") -> ConfigError:
         """The error that says that `value` is not allowed here."""
-        return ConfigError(f"{label or self.name} = {quoted(value)} is not allowed: it must be {self.allowed()}.")
+        meant = self._meant(value)
+        asked = f" ({meant})" if meant else ""
+        said = f"{label or self.name} = {quoted(value)} {verdict}: it must be {self.allowed(short=True)}"
+        return ConfigError(f"{said}{asked}.")
+
+    def _meant(self, value: Any) -> str:
+        """What a value that is not allowed may stand for, as a question; "" where nobody can tell."""
+        choices = self.known()
+        if choices is not None:
+            words = [value] if isinstance(value, str) else value if self.kind is tuple else []
+            strange = [word for word in words if isinstance(word, str) and word not in choices]
+            return did_you_mean(strange[0], [one for one in choices if isinstance(one, str)]) if strange else ""
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        if self.kind is bool:
+            meant = TRUTH.get(value.strip().lower()) if isinstance(value, str) else TRUTH.get(quoted(value))
+        elif self.kind is int and isinstance(value, float) and value.is_integer() and self._takes(int(value)):
+            meant = int(value)
+        elif self.kind is float and isinstance(value, str):
+            meant = _number_with_comma(value)
+            meant = meant if meant is not None and self._takes(meant) else None
+        elif number is not None and self.range is not None and self.range.high <= 1 < number <= 100:
+            meant = f"{number / 100:g}, which is {number:g} %" if number / 100 in self.range else None
+        else:
+            meant = None
+        return "" if meant is None else f"did you mean {meant}?"
+
+    def _takes(self, number: float) -> bool:
+        return self.range is None or number in self.range
 
     def check(self, value: Any, label: str = "") -> Any:
         """Returns `value` in the option's own type.
@@ -155,13 +206,15 @@ class Option(NamedTuple):
         """
         if value is None and self.optional:
             return None
-        if self.traced and isinstance(value, jax.Array):
+        if self.traced and is_array(value):
             return value
         value = plain(value, label or self.name)
         if self.kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise self.refusal(value, label)
             value = _as_tuple(value)
+            if self.items is not None and any(type(item) is not self.items for item in value):
+                raise self.refusal(value, label)
         elif self.kind is bool:
             if not isinstance(value, bool):
                 raise self.refusal(value, label)
@@ -181,7 +234,7 @@ class Option(NamedTuple):
             value = number
         elif not isinstance(value, str):
             raise self.refusal(value, label)
-        choices = self.choices() if callable(self.choices) else self.choices
+        choices = self.known()
         items: Any = value if self.kind is tuple else (value,)
         if choices is not None and any(item not in choices for item in items):
             raise self.refusal(value, label)
@@ -213,6 +266,19 @@ class Option(NamedTuple):
         if self.kind is tuple and isinstance(value, (bool, int, float, str)) and value is not text:
             value = (value,)
         return self.check(value, label)
+
+
+TRUTH: dict[str, bool] = {
+    **dict.fromkeys(("yes", "y", "on", "1", "t"), True),
+    **dict.fromkeys(("no", "n", "off", "0", "f"), False),
+}
+"""What people write for True and False."""
+
+
+def _number_with_comma(text: str) -> float | None:
+    """The number that a text with a decimal comma stands for."""
+    parted = re.fullmatch(r"\s*(\d+),(\d+)\s*", text)
+    return float(f"{parted[1]}.{parted[2]}") if parted else None
 
 
 def _as_tuple(value: Any) -> Any:
@@ -271,8 +337,10 @@ def check_options(
     """
     for name in options:
         if name not in known:
+            meant = did_you_mean(name, known)
             raise ConfigError(
-                f"{prefix}{name} is no option of {owner}; it knows {', '.join(sorted(known)) or 'no options'}."
+                f"{prefix}{name} is no option of {owner}; it knows {', '.join(sorted(known)) or 'no options'}"
+                f"{f' ({meant})' if meant else ''}."
             )
     return {name: known[name].check(value, f"{prefix}{name}") for name, value in options.items()}
 
@@ -293,7 +361,7 @@ def refuse_unused(
     """
     for name, value in given.items():
         default = inspect.signature(factory).parameters[name].default
-        changed = default is None if isinstance(value, jax.Array) else value != default
+        changed = default is None if is_array(value) else value != default
         if changed:
             raise ConfigError(
                 f"{section}.options.{name} = {quoted(value)} is not allowed with {setting}, where it has no effect: it "

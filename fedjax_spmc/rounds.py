@@ -40,7 +40,11 @@ def place_inputs(arrays: Any, sizes: Array, held: Any, devices: Sequence[Any]) -
 
 
 def make_round(
-    federation: Federation, arrays: Any, sizes: Array, devices: Sequence[Any] | None = None
+    federation: Federation,
+    arrays: Any,
+    sizes: Array,
+    devices: Sequence[Any] | None = None,
+    program: Callable[..., tuple[FederationState, RoundReport]] | None = None,
 ) -> Callable[[FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
     """The round as two jitted programs, training on all devices and the server's part on the first.
 
@@ -53,12 +57,14 @@ def make_round(
             the compiled program and no constant.
         sizes: [N] length of every client's index list.
         devices: at least one; they share the clients. States and reports stay on the first. None = JAX's first device.
+        program: of `make_program`, of an equal federation on these devices; None makes one.
 
     Returns:
         (state, key) -> (state, report).
     """
     devices = jax.local_devices()[:1] if devices is None else devices
-    play, placed = make_program(federation, devices), place_inputs(arrays, sizes, federation.held, devices)
+    play = make_program(federation, devices) if program is None else program
+    placed = place_inputs(arrays, sizes, federation.held, devices)
     return numerics.pinned()(lambda state, key: play(placed, state, key))
 
 
@@ -107,18 +113,19 @@ def _training(
         in_shardings=everywhere,
         out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
     )
-    compiled: list[Any] = []
+    compiled: dict[Any, Any] = {}  # by the shapes of what goes in
 
     @jax.jit
     def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
         return trees.take_rows(trained, balanced_order(sizes[client_ids], len(devices))[1])
 
     def train_all(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> Trainings:
-        if not compiled:
-            # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
-            compiled.append(jitted.lower(*shapes).compile())
-        client_ids, attack, trained = compiled[0](*placed.shared, *jax.device_put((state, key), everywhere))
+        # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
+        kind = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
+        if kind not in compiled:
+            compiled[kind] = jitted.lower(*shapes).compile()
+        client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
         return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, placed.first[1]))
 

@@ -1,7 +1,7 @@
 """Runs one experiment: flags only, everything else is in `experiment.py`.
 
-    python -m fedjax_spmc.run --config=FILE[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR]
-    python -m fedjax_spmc.run --list
+    python -m fedjax_spmc.run --config=CONFIG[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR]
+    python -m fedjax_spmc.run --list[=GROUP]
 
 Exit codes: 0 finished, 2 bad input (one sentence says what), 3 training stopped being finite, 130 interrupted.
 """
@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_spmc import config as configs
-from fedjax_spmc import durability
-from fedjax_spmc.command import Flags, Parser, read_config, run_command, use_compilation_cache
-from fedjax_spmc.options import Option
+from fedjax_spmc import commands
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import note, show
@@ -24,21 +23,23 @@ from fedjax_spmc.terminal import note, show
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("run", __doc__, overrides=True, resumes=True)
-    parser.flag(Option("--config", str, None, optional=True), "FILE[:PRESETS]", "a config file, and presets by name")
-    parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the run folder (default: named by the config)")
-    parser.switch("--list", "prints data sets, models, rules, attacks, presets and fields")
+    parser = commands.make("run")
     return run_command(parser, lambda flags: _run(parser, flags), arguments)
 
 
 def _run(parser: Parser, flags: Flags) -> int:
-    if flags["list"]:
+    with Imports():
+        from fedjax_spmc import config as configs
+        from fedjax_spmc.config.files import read_config, use_compilation_cache
         from fedjax_spmc.config.listing import listing
 
-        show(listing())
+    if flags["list"] is not None:
+        show(listing(flags["list"]))
         return 0
     if flags["config"] is None:
-        raise parser.refusal("--config is missing")
+        raise ConfigError(
+            f"--config is missing: {parser.examples[0]} is an example, `fedjax-spmc list configs` has all."
+        )
     config, label = read_config(flags["config"])
     for notice in configs.override(config, flags.overrides):
         note(notice)
@@ -55,22 +56,24 @@ def _run(parser: Parser, flags: Flags) -> int:
     return 0
 
 
-def short_hash(config: configs.Config) -> str:
+def short_hash(config: Any) -> str:
     """Names a config's default run folder: eight hex digits over the fields that touch the numbers."""
+    from fedjax_spmc import config as configs
+
     flat = {path: value for path, value in configs.flatten(config).items() if path not in configs.CHANGEABLE_FIELDS}
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def summary_text(workdir: Path) -> str:
     """The text at the end of a run: the summary as a small table, and the paths of the results."""
-    from fedjax_spmc.metrics import PRINTED
+    from fedjax_spmc.metrics import PRINTED, mean_of_last
 
     summary = json.loads((workdir / "summary.json").read_text())
-    lines = ["  ".join(["percent            ", *[f"{name:>7}" for name in PRINTED]])]
-    for title, suffix in (("mean of last five", ""), ("last round", "_last")):
+    lines = ["  ".join(["percent               ", *[f"{name:>7}" for name in PRINTED]])]
+    for title, suffix in ((mean_of_last(summary["mean_of"]), ""), ("last round", "_last")):
         values = [summary[name + suffix] for name in PRINTED]
         cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
-        lines.append("  ".join([f"{title:<19}", *cells]))
+        lines.append("  ".join([f"{title:<22}", *cells]))
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
     mark = (
         " ORACLE: the aggregator was told who is malicious, or clients where the trigger is."
@@ -89,6 +92,7 @@ def summary_text(workdir: Path) -> str:
 def _measured_text(summary: Mapping[str, Any]) -> list[str]:
     """What next tokens are measured by, what was rejected, and how long the backdoor outlived an attack that has ended;
     each where there is any."""
+    from fedjax_spmc import durability
 
     def percent(name: str) -> str:
         return "-" if summary[name] is None else f"{summary[name]:.2f}"

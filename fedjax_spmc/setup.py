@@ -1,6 +1,6 @@
 """What an experiment has on the host, each from a resolved config: data, partition, roster, the settings in arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +53,7 @@ class Experiment(NamedTuple):
         dataset: on the host.
         evaluate: (variables, test, roster, own) -> evaluation.Counts, jitted.
         start_sha256: of the saved model with which the run begins; None where weights are drawn.
+        program_key: what its programs depend on, see `compiled.key_of`; None = they are made anew.
     """
 
     federation: Federation
@@ -67,6 +68,7 @@ class Experiment(NamedTuple):
     dataset: data.Dataset
     evaluate: Callable[..., Any]
     start_sha256: str | None = None
+    program_key: Hashable = None
 
 
 def load_data(config: Any) -> data.Dataset:

@@ -1,18 +1,23 @@
 """What holds for a command from its first moment, before its own code is there; importing this module sets it up.
 
-Seconds go by between `python -m fedjax_spmc.run` and the command's first line, in which JAX and the rest are imported.
-An exception that Ctrl-C raises among imports is lost in a callback or ends in a crash: so it ends the process at once,
-in one line. A program that imports the package as a library is left alone.
+Seconds go by between `python -m fedjax_spmc.run` and the first round, in which JAX and the rest are imported. An
+exception that Ctrl-C raises among imports is lost in a callback or ends in a crash: so it ends the process at once, in
+one line. A command imports JAX when it has read its flags (`ready`), so that its help and its refusals come at once. A
+program that imports the package as a library is left alone.
 """
 
 import os
 import signal
 import sys
+from pathlib import PurePath
 
 INTERRUPTED = 130
 """Exit code of a command that was interrupted."""
-COMMAND = getattr(sys, "argv", [""])[:1] == ["-m"]
-"""Whether this process is a command of the package: so it is while Python looks for the module that it is to run."""
+_STARTED = (getattr(sys, "argv", None) or [""])[0]
+SCRIPT = PurePath(_STARTED).stem == "fedjax-spmc"
+"""Whether this process is the script that an installation brings."""
+COMMAND = _STARTED == "-m" or SCRIPT
+"""Whether this process is a command of the package: "-m" stands there while Python looks for the module to run."""
 
 
 def _leave(number: int, frame: object) -> None:
@@ -55,8 +60,9 @@ def _tell(kind, error, trace) -> None:
 
     if issubclass(kind, KeyboardInterrupt):
         _leave(signal.SIGINT, None)
-    if issubclass(kind, UserError):
-        os.write(2, f"error: {error}\n".encode(errors="replace"))
+    refused = str(error) if issubclass(kind, UserError) else refusal_of_jax(error)
+    if refused:
+        os.write(2, f"error: {refused}\n".encode(errors="replace"))
         os._exit(2)
     sys.__excepthook__(kind, error, trace)
 
@@ -73,7 +79,7 @@ def _tell_unraisable(found) -> None:
         sys.__unraisablehook__(found)
 
 
-def _check_jax() -> None:
+def ready() -> None:
     """Imports JAX, which reads its settings in the environment.
 
     Raises:
@@ -84,17 +90,27 @@ def _check_jax() -> None:
     except ValueError as error:
         from fedjax_spmc.errors import ConfigError
 
-        said = str(error)
-        if "JAX" not in said:
+        refused = refusal_of_jax(error)
+        if not refused:
             raise
-        raise ConfigError(
-            f"JAX refuses a variable of the environment: {said}; it must be set otherwise or not at all."
-        ) from None
+        raise ConfigError(refused) from None
     del jax
+
+
+def refusal_of_jax(error: BaseException) -> str:
+    """What is said where JAX refuses a variable of the environment while it is imported; "" of any other error."""
+    trace, within = error.__traceback__, False
+    while trace is not None:
+        within = within or trace.tb_frame.f_globals.get("__name__") == "jax"
+        trace = trace.tb_next
+    if not (within and isinstance(error, ValueError) and "JAX" in str(error)):
+        return ""
+    return f"JAX refuses a variable of the environment: {error}; it must be set otherwise or not at all."
 
 
 if COMMAND:
     _keep_streams()
     sys.excepthook = _tell
     sys.unraisablehook = _tell_unraisable
-_check_jax()
+else:
+    ready()

@@ -148,8 +148,15 @@ def step_of_sgd(
     key: PRNGKey,
     hooks: Hooks,
     keep_last: bool = False,
+    moving: Any = None,
 ) -> tuple[Callable[[Array, Carry], Carry], Carry]:
     """What the loop of `sgd` repeats, for loops that end by themselves.
+
+    Args:
+        rule, ctx, variables, client_state, data, key, hooks: see `types.LocalRule.train`.
+        keep_last: whether the last gradient is kept.
+        moving: bools like the parameters, known when the program is made: the others stay as they are, but for what
+            `hooks.after_step` does. None = all move.
 
     Returns:
         (step, carry) -> carry, and the carry before the first step, with a fresh optimiser.
@@ -175,6 +182,8 @@ def step_of_sgd(
         if hooks.rate is not None:
             factor = hooks.rate(step)
             updates = jax.tree.map(lambda x: factor * x, updates)
+        if moving is not None:
+            updates = jax.tree.map(lambda moves, x: x if moves else jnp.zeros_like(x), moving, updates)
         params = hooks.after_step(optax.apply_updates(params, updates), step)
         return params, stats, moments, jax.tree.map(jnp.add, sums, metrics), grads if keep_last else ()
 

@@ -185,6 +185,8 @@ class Aggregator(NamedTuple):
         needs: the `Upload.extras` that the rule reads; the local rule must send them.
         details: Upload -> small arrays, what the rule's own pictures show; recorded of the last evaluated round.
         pictures: of these arrays.
+        flags: whether the rule judges clients at all. One that never flags any has no TPR and no FPR, where one that
+            flagged nobody this time has 0; the rows that the guard rejects are not its doing.
     """
 
     init: Callable[[Params, int], State]
@@ -196,6 +198,7 @@ class Aggregator(NamedTuple):
     needs: tuple[str, ...] = ()
     details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
     pictures: tuple[Picture, ...] = ()
+    flags: bool = True
 
 
 class PreAggregator(NamedTuple):
@@ -260,8 +263,8 @@ class ClientData(NamedTuple):
         size: int32 scalar, examples of the client; 0 where it is not known.
         take: (positions [B], key) -> Batch of the client's list in stored order, for loops of many passes, which draw
             an order of their own; augmentation is drawn from the key. None where there is none.
-        capacity: static, at least `size`, the same for all clients: how many positions `take` knows, of which those
-            from `size` on are not the client's. 0 where it is not known.
+        order: key -> [M] int32, a random order of the list's positions 0..size-1, followed by padding, for such loops.
+            None where there is none.
     """
 
     gather: Callable[[Array, PRNGKey], Batch]
@@ -269,7 +272,7 @@ class ClientData(NamedTuple):
     client_id: Array
     size: Any = 0
     take: Callable[[Array, PRNGKey], Batch] | None = None
-    capacity: int = 0
+    order: Callable[[PRNGKey], Array] | None = None
 
 
 class Context(NamedTuple):

@@ -45,6 +45,15 @@ def forget_programs():
         gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def forget_kept_programs():
+    """A test may change what a program is made of without saying so: none takes one that another has made."""
+    yield
+    module = sys.modules.get("fedjax_spmc.compiled")
+    if module is not None:
+        module.forget()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with golden vectors and prepared data sets; tests that need it are skipped where it is absent."""

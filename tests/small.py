@@ -28,6 +28,8 @@ FIELDS: dict[str, Any] = {
     "local.batch_size": 8,
     "attack.malicious_fraction": 0.25,
 }
+PHASES = ("round ", "reading data", "compiling ...")
+"""How the lines of progress begin."""
 CONFIG = str(Path(__file__).parent.parent / "configs" / "synthetic.py")
 
 
@@ -62,7 +64,7 @@ def refused(capsys, argv: list[str], *words: str, code: int = 2) -> str:
     assert run.main(argv) == code
     out, err = capsys.readouterr()
     assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith("round ")]
+    lines = [line for line in err.splitlines() if not line.startswith(PHASES)]
     assert len(lines) == 1, err
     assert lines[0].endswith(".")
     assert "Traceback" not in err

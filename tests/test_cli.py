@@ -15,6 +15,7 @@ import pytest
 from fedjax_spmc import compare, evaluate, experiment, run
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import presets
+from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.config.listing import PART_KINDS
 from fedjax_spmc.errors import DataError
 from fedjax_spmc.record.progress import Progress
@@ -45,7 +46,7 @@ def test_list_names_every_part_with_its_options(capsys):
 @pytest.mark.parametrize("main", [run.main, evaluate.main, compare.main])
 def test_help(main, capsys):
     assert main(["--help"]) == 0
-    assert "python -m fedjax_spmc." in capsys.readouterr().out
+    assert "python -m fedjax_spmc " in capsys.readouterr().out
 
 
 # Bad input.
@@ -54,7 +55,7 @@ def test_help(main, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ("--config is missing", "usage")),
+        ([], ("--config is missing", "--config=digits:fedavg")),
         (["--bogus"], ("--bogus", "usage")),
         (["word"], ("word", "usage")),
         (["--config"], ("--config needs a value",)),
@@ -64,7 +65,7 @@ def test_help(main, capsys):
         (["--config=/nowhere/x.py"], ("/nowhere/x.py", "config file")),
         (["--config=" + "x" * 5000], ("config file", "5002 characters")),
         (["--config=configs"], ("'configs'", "config file")),
-        (["--config=configs/cifar10.py:bogus"], ("'bogus'", "fedavg")),
+        (["--config=configs/cifar10.py:bogus"], ("'bogus'", "fedjax-spmc list presets")),
         (["--config=configs/cifar10.py:fedavg,spmc"], ("fedavg, spmc", "exclude")),
     ],
 )
@@ -77,10 +78,10 @@ def test_flags_that_cannot_be_read(argv, words, capsys, monkeypatch):
     ("text", "words"),
     [
         ("def get_config(\n", ("SyntaxError",)),
-        ("x = 1\n", ("AttributeError", "get_config")),
-        ("import no_such_module\n", ("ModuleNotFoundError",)),
+        ("x = 1\n", ("was not executed", "get_config")),
+        ("import no_such_module as get_config\n", ("ModuleNotFoundError",)),
         ("def get_config(arg=''): raise RuntimeError('one\\ntwo')\n", ("RuntimeError: one two",)),
-        ("import sys\nsys.exit(7)\n", ("SystemExit: 7",)),
+        ("import sys\nget_config = sys.exit(7)\n", ("SystemExit: 7",)),
         ("def get_config(arg=''): return None\n", ("None", "ConfigDict")),
         ("def get_config(arg=''): return {'local': {'learning_rate': True}}\n", ("local.learning_rate = True",)),
         ("def get_config(arg=''): return {'seed': {}}\n", ("seed = {}", "[0, 4294967295]")),
@@ -98,12 +99,12 @@ def test_a_config_file_that_cannot_be_used(text, words, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.name=bogus", ("'bogus'", "synthetic")),
+        ("data.name=bogus", ("'bogus'", "fedjax-spmc list data")),
         ("model.name=bogus", ("'bogus'", "mlp, mnist_net, resnet10, resnet18, resnet18_thin, resnet9, simple_cnn")),
-        ("aggregator.name=bogus", ("'bogus'", "mean")),
+        ("aggregator.name=bogus", ("'bogus'", "fedjax-spmc list aggregators")),
         ("local.rule=bogus", ("'bogus'", "sgd")),
-        ("attack.name=bogus", ("'bogus'", "badnets")),
-        ("attack.name=badnets,bogus", ("'bogus'", "badnets")),
+        ("attack.name=bogus", ("'bogus'", "fedjax-spmc list attacks")),
+        ("attack.name=badnets,bogus", ("'bogus'", "fedjax-spmc list attacks")),
         ("partition.name=bogus", ("'bogus'", "dirichlet")),
         ("bogus=3", ("no field",)),
         ("local.bogus=3", ("no field", "local.epochs")),
@@ -197,7 +198,7 @@ def test_overrides_presets_and_notices(tmp_path, capsys, monkeypatch):
 def test_an_unusable_cache_costs_nothing_but_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     before = jax.config.jax_compilation_cache_dir
-    run.use_compilation_cache(configs.resolve(small.config(data__cache_dir=str(tmp_path / "file"))))
+    use_compilation_cache(configs.resolve(small.config(data__cache_dir=str(tmp_path / "file"))))
     assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -207,9 +208,11 @@ LINE = {"round": 8, "A": 100.0, "ASR": None, "R": None, "V": None, "round_second
 def test_plain_lines_where_the_output_is_no_terminal():
     stream = io.StringIO()
     progress = Progress(100, stream)
-    progress.update(LINE)
+    progress.update(LINE)  # it compiled: its time is no measure
+    progress.update({**LINE, "round": 9, "round_seconds": 1.0})
     progress.close()
-    expected = "round   9/100  A 100.00  ASR     -  R     -  V     -   60.00 s/round  1:34:02 left\n"
+    expected = "round   9/100  A 100.00  ASR     -  R     -  V     -   60.00 s/round\n"
+    expected += "round  10/100  A 100.00  ASR     -  R     -  V     -    1.00 s/round  4:30 left\n"
     assert stream.getvalue() == expected
 
 
@@ -255,8 +258,12 @@ def test_the_command_in_a_process_of_its_own(finished_run, tmp_path):
         out, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = [first, *rest.splitlines(keepends=True)]
-    shape = r"round +\d+/10000  A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round  [\d:]+ left\n"
-    assert all(re.fullmatch(shape, line) for line in lines[:-1]), lines
+    shape = (
+        r"round +\d+/10000  (at chance  )?A +[\d.]+  ASR +[\d.]+  R +[\d.]+  V +[\d.]+ +[\d.]+ s/round"
+        r"(  [\d:]+ left)?\n"
+    )
+    assert lines[:2] == ["reading data: synthetic ...\n", "compiling ...\n"][: len(lines) - 1]
+    assert all(re.fullmatch(shape, line) for line in lines[2:-1]), lines
     assert lines[-1].startswith("interrupted: ")
     assert out == ""
     played = small.lines(tmp_path / "run")
@@ -292,6 +299,13 @@ def test_compare_prints_a_row_for_each_run(finished_run, tmp_path, capsys):
     twice = shutil.copytree(finished_run, tmp_path / "twice")
     assert compare.main([str(finished_run), str(twice), f"--png={tmp_path / 'curves.png'}"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows] == ["mean", "method", "spmc", "spmc", "curves:"]
+    assert [row.split()[0] for row in rows] == [
+        "mean",
+        "method",
+        "spmc",
+        "spmc",
+        *[f"{one}:" for one in (finished_run, twice)],
+        "curves:",
+    ]
     assert rows[2].endswith(str(finished_run))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

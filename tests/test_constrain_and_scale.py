@@ -11,8 +11,9 @@ import pytest
 
 from fedjax_spmc import attacks
 from fedjax_spmc import config as configs
+from fedjax_spmc.attacks._stopping import stopping
 from fedjax_spmc.attacks._success import Success, success_of
-from fedjax_spmc.attacks.constrain_and_scale import constraint, stopping
+from fedjax_spmc.attacks.constrain_and_scale import constraint
 from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import train
 from fedjax_spmc.training import Hooks

@@ -28,6 +28,9 @@ EXPLAINED = {
 """Pairs that give the same model on the crafted upload, and why."""
 
 
+FLAG_WITH: dict[str, dict] = {"sageflow-reference": {"threshold": 0.1}}
+"""Options with which a rule flags somebody on the uploads at hand: three classes have less entropy than its 2 nats."""
+
 LABELS = [label for name in aggregators.names() for label in labels_of(aggregators.describe(name), name)]
 
 
@@ -151,6 +154,15 @@ def test_with_nobody_left_the_global_model_and_the_state_are_kept(case):
     chex.assert_trees_all_equal(state, case.start(upload))
     np.testing.assert_array_equal(verdict.weights, 0.0)
     assert np.asarray(verdict.flagged).all()
+
+
+def test_a_rule_that_flags_nobody_says_so_and_another_flags_somebody(case):
+    """Else "flagged nobody" and "never flags anybody" are one number, 0, where the second has none."""
+    upload = case.upload(9, seed=1)
+    others = [scale_row(upload, 2, 10.0), scale_row(upload, 2, -10.0), set_row(upload, 2, 0.0)]
+    rule = case if case.label not in FLAG_WITH else make(case.label, **FLAG_WITH[case.label]).aggregate
+    found = [rule(one, case.start(one), KEY)[1] if rule is not case else case(one)[1] for one in (upload, *others)]
+    assert any(np.asarray(verdict.flagged).any() for verdict in found) == case.rule.flags
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_list(tmp_path, capsys):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert str(folder) in lines["cifar100"]
     assert "not prepared" in lines["cifar10"]
-    assert "scikit-learn" in lines["digits"]
+    assert "part of the package" in lines["digits"]
 
 
 def test_as_a_program(tmp_path):

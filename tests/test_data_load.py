@@ -119,7 +119,7 @@ def test_the_default_split_is_the_references_for_every_size():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"name": "cifar11"}, ["cifar11", "cifar10", "digits"]),
+        ({"name": "cifar11"}, ["cifar11", "did you mean cifar10 or cifar100?", "fedjax-spmc list data"]),
         ({"order": "sorted"}, ["data.order = 'sorted'", "original, stored"]),
         ({"limit_train": 0}, ["data.limit_train = 0"]),
         ({"limit_test": -1}, ["data.limit_test = -1"]),

@@ -157,7 +157,7 @@ def test_columns_that_come_from_the_code():
     assert [make_docs.span(numbers) for numbers in ([0, 2, 1, 1], [0, 1], [3, 5, 4, 7])] == [
         "0 to 2",
         "0, 1",
-        "3, 4, 5, 7",
+        "3 to 5, 7",
     ]
 
 

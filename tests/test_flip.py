@@ -12,7 +12,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import local_rules, models, trees
 from fedjax_spmc.config import make_config
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.flip import Triggers, memory, parallel, pattern
+from fedjax_spmc.flip import Triggers, memory, parallel
 from fedjax_spmc.flip.hardening import chosen, counts_of, hardened
 from fedjax_spmc.flip.options import PRESETS, Options
 from fedjax_spmc.flip.searching import Own, noise, universal_samples
@@ -161,15 +161,6 @@ def test_noise_has_as_many_pixels_as_asked():
     found = noise(Options(triggers="noise", noise_pixels=7), KEY, 3, SHAPE)
     assert np.asarray(found.sizes()).tolist() == [7, 7, 7]
     assert not np.asarray(noise(Options(triggers="none"), KEY, 2, SHAPE).masks).any()
-
-
-def test_the_attacks_trigger_is_four_bars():
-    assert len(pattern.positions(1)) == 16
-    assert len(pattern.positions(3)) == 3 * 24
-    for part in range(4):
-        mine = pattern.positions(3)[18 * part : 18 * (part + 1)]
-        assert len({row for _, row, _ in mine}) == 1
-        assert {channel for channel, _, _ in mine} == {0, 1, 2}
 
 
 # A client in a round.

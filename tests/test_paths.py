@@ -12,6 +12,7 @@ import pytest
 
 from fedjax_spmc import compare, data, evaluate, experiment, paths, run, sweep
 from fedjax_spmc import config as configs
+from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.data import cache, tfds_layout
 from fedjax_spmc.errors import DataError, UserError
 from fedjax_spmc.parity.__main__ import main as parity
@@ -104,7 +105,7 @@ def test_without_a_home_folder_nothing_is_cached_and_the_run_goes_on(homeless, c
     built = cache.fetch("toy", "0" * 64, None, lambda: {"x": np.arange(3)})
     assert built["x"].tolist() == [0, 1, 2]
     assert "FEDJAX_SPMC_CACHE = '~/.cache/fedjax_spmc'" in capsys.readouterr().err
-    run.use_compilation_cache(configs.resolve(small.config()))
+    use_compilation_cache(configs.resolve(small.config()))
     assert len(data.load("synthetic", num_train=20, num_test=5).test_labels) == 5
     with pytest.raises(DataError, match="TFDS_DATA_DIR = '~/tensorflow_datasets'"):
         data.load("usps")

@@ -49,10 +49,28 @@ def test_every_word_makes_a_config(name, more):
     assert made("krum").aggregator.name == "krum"
 
 
+def test_dba_of_its_authors_is_four_shots_or_goes_on():
+    shot, kept = config_of("dba_mnist"), config_of("dba_mnist", "kept")
+    assert configs.flatten(shot) == configs.flatten(config_of("dba_mnist", "single_shot"))
+    assert [configs.num_malicious(one) for one in (shot, kept)] == [4, 4]
+    attack = shot.attack
+    assert dict(attack.schedule) == {"first": 12, "last": 18, "every": 2, "turns": 1}
+    assert dict(kept.attack.schedule) == {"first": 2, "last": 8, "every": 2, "turns": 1}
+    assert attack.options.factor * shot.server.learning_rate == shot.federation.clients_per_round
+    assert (attack.trigger, attack.options.poison_per_batch, attack.local.milestones) == ("dba_mnist", 20, (2, 8))
+    on, start = config_of("dba_mnist", "continuous,krum"), config_of("dba_mnist", "start")
+    assert (on.attack.name, on.attack.schedule.first, on.attack.schedule.every) == ("dba", 11, 1)
+    assert (on.aggregator.name, on.server.learning_rate, shot.aggregator.options.weights) == ("krum", 1.0, "uniform")
+    assert config_of("dba_mnist", "continuous,kept").attack.schedule.first == 1
+    assert (start.attack.name, start.federation.rounds, start.server.learning_rate) == ("none", 10, 1.0)
+    with pytest.raises(ConfigError, match=r"exclude each other: both set attack\.name"):
+        config_of("dba_mnist", "continuous,single_shot")
+
+
 def test_words_that_say_different_things_exclude_each_other():
     with pytest.raises(ConfigError, match=r"^presets baseline, neurotoxin exclude each other: both set attack\.name"):
         config_of("neurotoxin_cifar10", "baseline,neurotoxin")
-    with pytest.raises(ConfigError, match=r"^preset 'nothing' is unknown: it must be one of neurotoxin, matched, "):
+    with pytest.raises(ConfigError, match=r"^preset 'nothing' is unknown: it must be neurotoxin, matched, "):
         config_of("neurotoxin_cifar10", "nothing")
     words = {"a": {"seed": 3}, "b": {"seed": 3, "local.epochs": 2}}
     made = configs.make_config("a,b", words=words, fields={"seed": 1, "local.epochs": 1})

@@ -225,7 +225,7 @@ def test_options_are_written_out_and_chosen_ones_recorded():
     recorded = configs.with_chosen_options(config)
     assert configs.options_in(recorded, configs.PRE) == {"bucketing.size": 2, "nnm.attackers": 2}, "of five buckets"
     assert recorded.aggregator.options.attackers == 1
-    assert configs.method_title(config) == "sgd + krum behind bucketing, nnm"
+    assert configs.method_title(config) == "krum behind bucketing, nnm"
     plain = json.loads(json.dumps(configs.to_plain(recorded)))
     assert configs.options_in(configs.resolve(plain), configs.PRE)["nnm.attackers"] == 2
 

@@ -33,6 +33,7 @@ FAILED_ALL = (
     "the aggregation failed in 5 of 5 rounds, in which the global model was kept: the model is the one that the run "
     "began with, and R and V show no defence."
 )
+GUESSES = "in the last evaluated round the model is hardly better than guessing: R and V show no defence."
 BAD = np.array([False, False, False, True])
 NONE_IDLE = np.zeros(4, bool)
 
@@ -139,6 +140,29 @@ def test_remarks_that_are_known_before_the_first_round_are_told_then():
     assert letters(remarks.remarks_ahead(made, np.array([True, False, False]), np.zeros(3, bool))) == ""
 
 
+def test_a_model_at_chance():
+    """Classes count equally: one that always answers the same is at chance however many examples that class has."""
+    always_the_first = [100.0, *[0.0] * 9]
+    for rates, expected in (
+        (always_the_first, 1),
+        ([19.0] * 10, 1),
+        ([19.1] * 10, 0),
+        ([*[None] * 8, 54.0, 56.0], 1),
+        ([55.0, 56.0], 0),
+        ([2.0] * 100, 1),
+        ([2.1] * 100, 0),
+        ([], None),
+        (None, None),
+    ):
+        assert remarks.at_chance({"per_class": rates}) == expected, rates
+    facts = facts_of(fields(), [line(0, per_class=[90.0] * 10), line(5, per_class=always_the_first)], BAD, NONE_IDLE)
+    (remark,) = remarks_of(fields(), facts)
+    assert remark == ("g", "at chance", GUESSES, False)
+    assert remarks.in_progress(3, 0, 0, 1) == "at chance"
+    kept = remarks.with_stated(facts_of(fields(), [line(5)], BAD, NONE_IDLE), {"at_chance": 1})
+    assert letters(remarks_of(fields(), kept)) == "g"
+
+
 # A run in which every aggregation fails.
 
 
@@ -182,25 +206,26 @@ def test_every_round_counts_once_where_a_run_is_extended(failed):
     assert sum(missed) == 1
     summary = json.loads((failed[0] / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert remarks.facts_of_summary(summary) == Facts(5, 5, 0, 2, 0, 0, 5, 1)
-    assert [remark.sentence for remark in remarks.remarks_in(summary)] == [FAILED_ALL]
+    assert remarks.facts_of_summary(summary) == Facts(5, 5, 0, 2, 0, 0, 5, 1, 1)
+    assert [remark.sentence for remark in remarks.remarks_in(summary)] == [FAILED_ALL, GUESSES]
 
 
 def test_progress_the_end_of_a_run_and_compare_say_so(failed, finished_run, capsys):
     folder, printed = failed
     assert [text.partition("  A ")[0] for text in printed.splitlines() if text.startswith("round ")] == [
-        "round 2/3  2 of 2 aggregations failed",
-        "round 3/3  3 of 3 aggregations failed",
-        "round 4/5  4 of 4 aggregations failed",
-        "round 5/5  5 of 5 aggregations failed",
+        "round 2/3  2 of 2 aggregations failed, at chance",
+        "round 3/3  3 of 3 aggregations failed, at chance",
+        "round 4/5  4 of 4 aggregations failed, at chance",
+        "round 5/5  5 of 5 aggregations failed, at chance",
     ]
     assert f"note: {FAILED_ALL}" in run.summary_text(folder).splitlines()
     assert "note: " not in run.summary_text(finished_run)
     assert compare.main([str(folder), str(finished_run)]) == 0
-    _, _, bad, good, note = capsys.readouterr().out.splitlines()
-    assert bad.split()[-2:] == ["k", str(folder)]
-    assert good.split()[-2:] == ["4", str(finished_run)]
+    _, _, bad, good, note, guesses, *_ = capsys.readouterr().out.splitlines()
+    assert bad.split()[-4:] == ["5", "3", "kg", str(folder)]  # three evaluated rounds
+    assert good.split()[-3:] == ["4", "4", str(finished_run)]
     assert note == f"k  {folder}: {FAILED_ALL}"
+    assert guesses == f"g  {folder}: {GUESSES}"
 
 
 def test_a_cell_of_a_sweep_says_the_same(failed, small_cache, tmp_path, capsys):
@@ -214,13 +239,13 @@ def test_a_cell_of_a_sweep_says_the_same(failed, small_cache, tmp_path, capsys):
     (tmp_path / "row").mkdir()
     (tmp_path / "row" / "results.jsonl").write_text(json.dumps(row | {"folder": None}) + "\n")
     runs = read.read([failed[0], tmp_path / "sweep", tmp_path / "row"]).runs
-    assert [letters(one.remarks) for one in runs] == ["k"] * 3
+    assert [letters(one.remarks) for one in runs] == ["kg"] * 3
     assert report.main([str(tmp_path / "sweep"), f"--out={tmp_path / 'page'}"]) == 0
     capsys.readouterr()
     page = (tmp_path / "page" / "index.html").read_text()
-    assert page.count(FAILED_ALL) == 2  # at the top and with the run
-    assert "finished; 5 of 5 aggregations failed" in page
-    assert "<sup>sk</sup>" in page
+    assert page.count(FAILED_ALL) == 4  # at the top, with the run, and in the table, which sorts by it
+    assert "finished; 5 of 5 aggregations failed; at chance" in page
+    assert "<sup>smkg</sup>" in page
 
 
 # Tables.
@@ -240,9 +265,9 @@ def test_a_run_that_failed_in_every_round_is_never_best(tmp_path):
     grouped, _ = settings.group(read.read([tmp_path]).runs)
     table = next(one for one in published.tables(grouped) if one.name == "spmc2")
     shown = {row.labels[0]: row.cells for row in table.rows}
-    assert [(cell.rank, cell.marks) for cell in shown["Sageflow"]] == [(0, "k")] * 3
-    assert [(cell.rank, cell.marks) for cell in shown["DnC"]] == [(1, "r")] * 3
-    assert [(cell.rank, cell.marks) for cell in shown["FedAvg"]] == [(2, "")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["sageflow"]] == [(0, "k")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["dnc"]] == [(1, "r")] * 3
+    assert [(cell.rank, cell.marks) for cell in shown["fedavg"]] == [(2, "")] * 3
     assert [line.partition(":")[0] for line in table.legend()] == ["k", "r"]
     said = overview.remarks_on(grouped)
     assert said == [

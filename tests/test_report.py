@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc.report import __main__ as command
-from fedjax_spmc.report import fields, figures, overview, published, read, settings, tables
+from fedjax_spmc.report import fields, figures, matrix, overview, published, read, settings, tables
 from fedjax_spmc.report.settings import Estimate
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
@@ -113,6 +113,45 @@ def test_a_run_that_was_found_twice_counts_once(tmp_path):
     assert "same experiment" in note
 
 
+def test_attacks_against_methods_are_a_heat_map(tmp_path):
+    """A line per attack, a column per method; conditions of its own make no part of it, nor does a lone attack."""
+    under = {"attack__malicious_fraction": 0.3, "attack__schedule__last": 3}
+    for attack in ("badnets", "dba"):
+        for method, asr in (("fedavg", 80.0), ("spmc", 20.0)):
+            for seed in (0, 1):
+                folder = tmp_path / attack / f"{method}{seed}"
+                make_run(folder, method, asr=asr + 10 * seed, attack__name=attack, seed=seed, **under)
+    make_run(tmp_path / "alone", "fedavg", attack__name="alie", partition__beta=0.1, **under)
+    ends = tmp_path / "dba" / "fedavg0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in ends.read_text().splitlines()]
+    lines[3]["ASR"], lines[5]["ASR"] = 60.0, 10.0
+    ends.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = {one.name: one for one in matrix.matrix_tables(grouped(tmp_path))}
+    assert list(made) == [f"matrix_{name}" for name in matrix.QUANTITIES]
+    asr = made["matrix_asr_end"]
+    assert asr.columns == ["fedavg", "spmc"]
+    assert [row.labels for row in asr.rows] == [("badnets",), ("dba",)]
+    assert [[cell.estimate.mean for cell in row.cells] for row in asr.rows] == [[85, 25], [75, 25]]
+    heats = [[cell.heat for cell in row.cells] for row in asr.rows]
+    assert heats == [[1, 0], [pytest.approx(5 / 6), 0]]  # over the range of the table
+    assert asr.rows[0].cells[0].interval() == "[80.0, 90.0]"
+    assert made["matrix_asr_later"].rows[1].cells[0].estimate.mean == 50
+    assert made["matrix_tpr"].rows[0].cells[0].estimate.mean == 50
+
+
+def test_a_matrix_names_options_that_differ(tmp_path):
+    for attack in ("badnets", "dba"):
+        for fraction in (0.1, 0.5):
+            for method in ("fedavg", "krum"):
+                folder = tmp_path / f"{attack}{fraction}{method}"
+                make_run(folder, method, attack__name=attack, attack__poison_fraction=fraction)
+    shutil.rmtree(tmp_path / "dba0.1fedavg")
+    (found,) = matrix.matrices(grouped(tmp_path))
+    assert found.attacks == [f"{name}, poison_fraction={f}" for name in ("badnets", "dba") for f in (0.1, 0.5)]
+    table = matrix.matrix_tables(grouped(tmp_path))[0]
+    assert not table.rows[2].cells[found.methods.index("fedavg")].estimate.known
+
+
 def test_detection_is_told_by_thirds_of_the_run(tmp_path):
     folder = make_run(tmp_path / "flags")
     lines = [line_of(index, 60.0, 40.0) for index in range(6)]
@@ -140,7 +179,13 @@ def test_detection_is_told_by_thirds_of_the_run(tmp_path):
         for name, value in zip(("run", "first", "middle", "last"), values, strict=True):
             assert found[group, name] == pytest.approx(value), (group, name)
     assert found["rounds", "perfect"] == pytest.approx(100 / 3)
-    assert [one.name for one in overview.tables(grouped(nobody))] == ["settings", "runs"]
+    assert [one.name for one in overview.tables(grouped(nobody))] == ["main", "settings", "runs"]
+    never = make_run(tmp_path / "never" / "run", "rfa")  # an old run of it flagged nobody, as it never does
+    (never / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in quiet))
+    for folder, shown in ((nobody, "0.00"), (never, "–")):
+        table = overview.settings_table(grouped(folder))
+        assert table.columns[-4:-2] == ["TPR", "FPR"]
+        assert [cell.value() for cell in table.rows[0].cells[-4:-2]] == [shown] * 2
 
 
 # What is found.
@@ -227,7 +272,7 @@ def test_published_figures_have_a_row_in_every_layout():
 
 
 def test_every_row_of_every_table_is_what_its_sweep_plays():
-    from fedjax_spmc.command import call_config
+    from fedjax_spmc.config.files import call_config
     from fedjax_spmc.sweep import expand
 
     files = {"spmc2": ["spmc_table2"], "fdcr1": ["fdcr_table1"], "fdcr2": ["fdcr_table2"]}
@@ -258,16 +303,21 @@ def test_a_papers_table_shows_what_was_run_beside_the_published_figures(tmp_path
     make_run(tmp_path / "runs" / "dnc", "dnc", 99.0, rounds=50)
     leak = {"aggregator__options__oracle_fisher_noise": True}
     make_run(tmp_path / "runs" / "leak", "fdcr", 98.0, rounds=50, **leak)
-    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}")
+    make_run(tmp_path / "runs" / "short", "rfa", 97.0, rounds=49)
+    report(capsys, str(tmp_path / "runs"), f"--out={tmp_path / 'out'}", "--tables=fdcr4")
     found = cells(tmp_path / "out", "spmc2")
-    ours = found["Ours (SPMC)", "CIFAR-10", "A"]
+    ours = found["spmc (Ours)", "CIFAR-10", "A"]
     assert (float(ours["mean"]), float(ours["published"])) == (70.5, 65.83)
     assert float(ours["difference"]) == pytest.approx(4.67)
     assert (ours["marks"], ours["rank"], ours["seeds"]) == ("j", "1", "2")
-    assert found["FedAvg", "CIFAR-10", "A"]["rank"] == "2"
-    assert (found["DnC", "CIFAR-10", "A"]["rank"], found["DnC", "CIFAR-10", "A"]["marks"]) == ("", "s")
-    assert found["RFA", "CIFAR-10", "A"]["mean"] == ""
-    assert ("Ours (SPMC)", "MNIST", "A") not in found
+    assert found["fedavg", "CIFAR-10", "A"]["rank"] == "2"
+    assert (found["dnc", "CIFAR-10", "A"]["rank"], found["dnc", "CIFAR-10", "A"]["marks"]) == ("", "s")
+    assert found["rfa", "CIFAR-10", "A"]["mean"] == ""  # one round fewer than the paper's is another setting
+    assert ("spmc (Ours)", "MNIST", "A") not in found
+    assert not any("oracle" in row for row, *_ in found)
+    (beside,) = (tmp_path / "out" / "tables").glob("fdcr4_2.md")
+    assert beside.read_text().startswith("## FDCR, Table 4, beside runs under other settings")
+    assert not list((tmp_path / "out" / "tables").glob("spmc2_*"))
     leaked = next(row for key, row in cells(tmp_path / "out", "fdcr4").items() if "oracle" in key[0] and key[2] == "A")
     assert set(leaked["marks"]) == set("os")
     assert leaked["published"] == ""
@@ -330,10 +380,12 @@ def test_a_report_is_replaced_and_its_old_tables_go(tmp_path, capsys):
     assert (out / "tables" / "spmc2.csv").exists()
     (out / "tables" / "mine.txt").write_text("kept")
     report(capsys, str(tmp_path / "b"), f"--out={out}")
-    assert sorted(path.name for path in (out / "tables").iterdir()) == [
-        "detection.csv", "detection.md", "detection.tex", "mine.txt", "runs.csv", "runs.md", "runs.tex",
-        "settings.csv", "settings.md", "settings.tex",
-    ]  # fmt: skip
+    names = [
+        f"{name}.{end}"
+        for name in ("detection", "main", "runs", "settings")
+        for end in ("csv", "md", "tex", "wide.csv")
+    ]
+    assert sorted(path.name for path in (out / "tables").iterdir()) == sorted([*names, "all.tex", "mine.txt"])
 
 
 # The whole.

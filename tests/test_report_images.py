@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import models
-from fedjax_spmc.report import gradcam, images, read
+from fedjax_spmc.report import examples, gradcam, images, read
 from fedjax_spmc.types import Variables
 
 SHAPE = (32, 32, 3)
@@ -94,6 +94,21 @@ def test_clean_and_triggered_images_are_shown_or_it_says_why_not(finished_run, t
 
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
+    with np.load(copy / "model.npz") as stored:
+        weights = dict(stored)
+    weights["cls.bias"] = weights["cls.bias"] + 1e6 * (np.arange(10) == 2)  # a model that predicts the target alone
+    np.savez(copy / "model.npz", **weights)  # pyright: ignore[reportArgumentType]
+    (collapsed,) = read.read([copy]).runs
+    found = drawer.test_images(collapsed)
+    assert isinstance(found, images.TestImages)
+    assert [images.class_of(one) for one in found.triggered] == ["2"] * images.NUM_IMAGES
+    assert {one.kind for one in found.triggered} == {"anyway"}
+    assert "no doing of the trigger" in found.triggered[0].prediction
+    own = found._replace(
+        triggered=[one._replace(kind="hit") for one in found.triggered]
+    )  # no clean ones to compare with
+    assert {one.kind for one in examples.without_credit(own).triggered} == {"anyway"}
+    assert examples.without_credit(own).note.startswith(examples.AT_CHANCE)
     (copy / "model.npz").write_bytes(b"PK damaged")
     (damaged,) = read.read([copy]).runs
     assert "is damaged" in str(images.RunImages().test_images(damaged))

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, numerics, registry, setup, sweep
-from fedjax_spmc.command import call_config
+from fedjax_spmc.config.files import call_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.sweep import __main__ as command
 from fedjax_spmc.sweep import engine, player, program
@@ -477,7 +477,7 @@ def test_a_cell_that_diverges_says_so_and_leaves_the_others_alone(tmp_path):
     made = small_sweep(rounds=3, fields=fields, local__learning_rate=[1e30, 0.01])
     lost, sound = sweep.run(made, tmp_path)
     assert (lost["status"], sound["status"]) == ("diverged", "finished")
-    assert f"in round {lost['diverged_round']}" in lost["error"]
+    assert f"in round {lost['diverged_round'] + 1}:" in lost["error"]
     assert [line["round"] for line in curve(tmp_path, sound)] == [1, 2]
     alone = small.config(rounds=3, local__learning_rate=1e30, **fields)
     with pytest.raises(RuntimeError, match="stopped being finite"):

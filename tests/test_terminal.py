@@ -179,10 +179,10 @@ import builtins, os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["-m"]  # as Python has it while it looks for the module behind -m
 imported = builtins.__import__
-def importing(name, *rest):
+def importing(name, *rest, **named):
     if name == {at!r}:
         os.kill(os.getpid(), signal.SIGINT)
-    return imported(name, *rest)
+    return imported(name, *rest, **named)
 builtins.__import__ = importing
 runpy.run_module("fedjax_spmc.run", run_name="__main__", alter_sys=True)
 """
@@ -301,6 +301,7 @@ def test_a_full_disk_before_round_1_names_the_file(name, tmp_path, monkeypatch, 
     assert run.main(small.arguments(tmp_path / "run", rounds=1)) == 2
     err = capsys.readouterr().err
     assert err == (
+        "reading data: synthetic ...\n"
         f"error: workdir = '{tmp_path / 'run'}' cannot be written ({name}: No space left on device): it needs more "
         "room, and the same command then goes on.\n"
     )

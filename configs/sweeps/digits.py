@@ -1,4 +1,4 @@
-"""A sweep in a minute, on the handwritten digits inside scikit-learn: two methods, two fractions, two seeds.
+"""A sweep in a minute, on the handwritten digits of the package: two methods, two fractions, two seeds.
 
     python -m fedjax_spmc.sweep --config=configs/sweeps/digits.py --workdir=sweeps/digits
     python -m fedjax_spmc.sweep --config=configs/sweeps/digits.py --dry-run --estimate

@@ -10,12 +10,11 @@ compiler reports it. A size is left out where one call is expected to take more 
 Rules that train or evaluate on the server (256 images, batches of 64, one epoch) have no plain statement.
 """
 
-import argparse
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import plain_rules
 
 from fedjax_spmc import aggregators, models, registry, trees
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.types import Aggregator, Model, Params, ServerData, Upload
 
 
@@ -125,38 +126,48 @@ def measure(name: str, model: Model, upload: Upload, repeats: int, with_peer: bo
     return Row(name, num_clients, ms, temp, peer, None if peer is None else ms / peer, gap)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rules", default=",".join(aggregators.names()), help="names joined by commas (default all)")
-    parser.add_argument("--sizes", default="10,100,1000", help="numbers of clients (default 10,100,1000)")
-    parser.add_argument("--peer-size", type=int, default=100, help="number of clients beside the plain statement")
-    parser.add_argument("--repeats", type=int, default=5, help="counted repetitions (default 5)")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that one call may be expected to take")
-    parser.add_argument("--tiny", action="store_true", help="482 numbers for each client, to see that all runs")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON for each row")
-    arguments = parser.parse_args()
-    sizes = sorted(int(size) for size in arguments.sizes.split(","))
-    model = make_model(arguments.tiny)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--rules", tuple, aggregators.names(), choices=aggregators.names), "NAME,...", "which rules")
+    parser.flag(Option("--sizes", tuple, (10, 100, 1000), items=int), "N,...", "numbers of clients")
+    parser.flag(
+        Option("--peer-size", int, 100, range=Range(1, 10**9)), "N", "number of clients beside the plain statement"
+    )
+    parser.flag(Option("--repeats", int, 5, range=Range(1, 10**9)), "N", "counted repetitions")
+    parser.flag(
+        Option("--limit", float, 60.0, range=Range(0, 10**9)),
+        "SECONDS",
+        "seconds that one call may be expected to take",
+    )
+    parser.switch("--tiny", "482 numbers for each client, to see that all runs")
+    parser.switch("--json", "prints one line of JSON for each row")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
+    sizes = sorted(flags["sizes"])
+    model = make_model(flags["tiny"])
     expected: dict[str, float] = {}
-    if not arguments.json:
+    if not flags["json"]:
         print(f"{'rule':<14} {'K':>5} {'ms':>10} {'temp MB':>9} {'plain ms':>10} {'ratio':>6} {'gap':>9}")
     for size in sizes:
         upload = make_upload(model, size)
-        for name in arguments.rules.split(","):
-            if expected.get(name, 0.0) > arguments.limit * 1e3:
-                print(f"{name:<14} {size:>5} left out: more than {arguments.limit:g} s expected", file=sys.stderr)
+        for name in flags["rules"]:
+            if expected.get(name, 0.0) > flags["limit"] * 1e3:
+                print(f"{name:<14} {size:>5} left out: more than {flags['limit']:g} s expected", file=sys.stderr)
                 continue
-            row = measure(name, model, upload, arguments.repeats, size == arguments.peer_size)
+            row = measure(name, model, upload, flags["repeats"], size == flags["peer_size"])
             larger = [other for other in sizes if other > size]
             if larger:
                 expected[name] = row.ms * (larger[0] / size) ** 2
-            if arguments.json:
+            if flags["json"]:
                 print(json.dumps(row._asdict()), flush=True)
             else:
                 peer = "" if row.plain_ms is None else f"{row.plain_ms:10.2f} {row.ratio:6.2f}"
                 gap = "" if row.gap is None else f"{row.gap:9.1e}"
                 print(f"{name:<14} {size:>5} {row.ms:10.2f} {row.temp_mb:9.1f} {peer:>17} {gap:>9}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,20 +7,23 @@ SGD of all clients and one pass of each kind of Fisher over the same data, clien
 compared. All on one core, as every CPU device of a run has one. `--limit` takes only so many training images.
 """
 
-import argparse
 import json
 import os
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import fisher
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
 from fedjax_spmc.federation import data_of_client
 from fedjax_spmc.local_rules import make as make_rule
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.training import map_clients, train_client
 from fedjax_spmc.types import Context
 
@@ -53,33 +56,37 @@ def programs(data: str, limit: int):
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--data", str, "cifar10"), "NAME", "data set")
+    parser.flag(Option("--repeats", int, 5, range=Range(1, 10**9)), "N", "counted repetitions")
+    parser.flag(Option("--limit", int, 0, range=Range(0, 10**9)), "N", "so many training images; 0 = all")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    found = programs(arguments.data, arguments.limit)
+    found = programs(flags["data"], flags["limit"])
     times: dict[str, list[float]] = {name: [] for name in found}
     for program in found.values():
         program()
-    for _ in range(arguments.repeats):
+    for _ in range(flags["repeats"]):
         for name, program in found.items():
             start = time.perf_counter()
             program()
             times[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     ratios = {name: seconds[name] / seconds["train"] for name in fisher.KINDS}
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps({"seconds": seconds, **{f"ratio_{name}": ratio for name, ratio in ratios.items()}}))
-        return
+        return 0
     print(f"one local epoch of all clients: {seconds['train']:.2f} s")
     for name, ratio in ratios.items():
         print(f"Fisher {name:<11} {seconds[name]:.2f} s   {ratio:.2f} of an epoch")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

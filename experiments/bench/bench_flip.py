@@ -11,7 +11,6 @@ that its count of steps is an upper bound. Ours is the whole round, server inclu
 run in turn in one process (torch on --threads); the medians are compared.
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -29,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data import Dataset, DatasetInfo
 from fedjax_spmc.experiment import build
 from fedjax_spmc.flip.options import PRESETS
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parity.torch_reference.flip import MnistNet, Work, client_round
 from fedjax_spmc.rounds import make_round
 
@@ -148,34 +149,34 @@ def measure(setting: Setting, clients: int, visits: Sequence[str], repeats: int)
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", default=",".join(SETTINGS), help="names joined by commas (default all)")
-    parser.add_argument("--visits", default=",".join(VISITS), help="first, returning or both (default both)")
-    parser.add_argument("--clients", default="1,10", help="clients of a round, numbers joined by commas")
-    parser.add_argument("--repeats", type=int, default=3, help="counted repetitions of each (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args(argv)
-    for flag, given, known in (("settings", arguments.settings, SETTINGS), ("visits", arguments.visits, VISITS)):
-        for name in given.split(","):
-            if name not in known:
-                parser.error(f"--{flag}: {name!r} is none of {', '.join(known)}")
-    torch.set_num_threads(arguments.threads)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--settings", tuple, tuple(SETTINGS), choices=tuple(SETTINGS)), "NAME,...", "which")
+    parser.flag(Option("--visits", tuple, VISITS, choices=VISITS), "NAME,...", "a client's first round, a later one")
+    parser.flag(Option("--clients", tuple, (1, 10), choices=tuple(range(1, 1001))), "K,...", "clients of a round")
+    parser.flag(Option("--repeats", int, 3, range=Range(1, 10**9)), "N", "counted repetitions of each")
+    parser.flag(Option("--threads", int, 2, range=Range(1, 10**9)), "N", "threads of torch")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
+    torch.set_num_threads(flags["threads"])
     devices.use_cores()
     results: dict[str, float] = {}
-    for name in arguments.settings.split(","):
-        for clients in map(int, arguments.clients.split(",")):
-            measured = measure(SETTINGS[name], clients, arguments.visits.split(","), arguments.repeats)
+    for name in flags["settings"]:
+        for clients in flags["clients"]:
+            measured = measure(SETTINGS[name], clients, flags["visits"], flags["repeats"])
             for visit, (mine, peer) in measured.items():
                 case = f"{name}_{visit}_{clients}"
                 results |= {f"seconds_{case}": mine, f"torch_seconds_{case}": peer, f"ratio_{case}": peer / mine}
-                if not arguments.json:
+                if not flags["json"]:
                     words = f"{name:<10} {visit:<10} {clients:>3} clients   ours {mine:8.3f} s   torch {peer:8.3f} s"
                     print(f"{words}   ratio {peer / mine:5.2f}")
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

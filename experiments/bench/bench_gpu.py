@@ -26,14 +26,13 @@ wheel, which is plain Python and can be imported as it is (it needs absl-py and 
 --toy shrinks everything until it runs on a CPU: a check of the bench, its numbers mean nothing.
 """
 
-import argparse
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +189,7 @@ def against_goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def bench(flags: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """All sections; one dict of what was found."""
     import ceilings
     import counting
@@ -200,7 +199,7 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
     from fedjax_spmc import local_rules, models
 
-    budget, toy = Budget(arguments.seconds), arguments.toy
+    budget, toy = Budget(flags["seconds"]), flags["toy"]
     size = rounds.TOY if toy else rounds.Size()
     began = time.monotonic()
     machine = ceilings.ceilings(small=toy)
@@ -240,22 +239,14 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str
                 f"torch: {row['method']} {times[row['method']]:.3f} ms, {row['torch_ratio']:.1f} x {row['experiments']}"
             )
     largest = max(kept, default=None, key=lambda key: key[1])
-    if arguments.profile and largest is not None:
-        with jax.profiler.trace(arguments.profile):
+    if flags["profile"] and largest is not None:
+        with jax.profiler.trace(flags["profile"]):
             rounds.play(kept[largest], 1 / 16)
-        say(f"profile: {arguments.profile}, {largest[0]} x {largest[1]}")
+        say(f"profile: {flags['profile']}, {largest[0]} x {largest[1]}")
     return {**found, "skipped": budget.skipped, "seconds": time.monotonic() - began}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=280, help="for everything (default 280)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
-    parser.add_argument("--out", help="keep the JSON in this file")
-    parser.add_argument("--profile", help="keep a trace of a short round in this folder")
-    parser.add_argument("--toy", action="store_true", help="a check of the bench; runs on a CPU")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
@@ -266,22 +257,37 @@ def main() -> int:
     # The process with deterministic operations and torch take memory of the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+    from fedjax_spmc.command import Parser, run_command
+    from fedjax_spmc.options import NON_NEGATIVE, Option
+
+    parser = Parser("", __doc__)
+    parser.flag(Option("--seconds", float, 280.0, range=NON_NEGATIVE), "SECONDS", "for everything")
+    parser.switch("--json", "prints one line of JSON and nothing else")
+    parser.flag(Option("--out", str, None, optional=True), "FILE", "keeps the JSON in this file")
+    parser.flag(Option("--profile", str, None, optional=True), "DIR", "keeps a trace of a short round in this folder")
+    parser.switch("--toy", "a check of the bench; runs on a CPU")
+    parser.switch("--child", "what the bench itself calls: the section with deterministic operations alone")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Any) -> int:
     import jax
 
-    if jax.default_backend() != "gpu" and not arguments.toy:
-        print("error: this bench needs a GPU that JAX sees (a toy size runs anywhere: --toy).", file=sys.stderr)
-        return 2
-    if arguments.child:
+    from fedjax_spmc.errors import ConfigError
+
+    if jax.default_backend() != "gpu" and not flags["toy"]:
+        raise ConfigError("this bench needs a GPU that JAX sees (a toy size runs anywhere: --toy).")
+    if flags["child"]:
         import gpu_rounds as rounds
 
-        size = rounds.TOY if arguments.toy else rounds.Size()
+        size = rounds.TOY if flags["toy"] else rounds.Size()
         print(json.dumps(rounds.deterministic_rows(size, rounds.made_up(size), {})))
         return 0
-    found = bench(arguments, (lambda text: None) if arguments.json else (lambda text: print(text, flush=True)))
+    found = bench(flags, (lambda text: None) if flags["json"] else (lambda text: print(text, flush=True)))
     line = json.dumps(found)
-    if arguments.out:
-        Path(arguments.out).write_text(line + "\n")
-    if arguments.json:
+    if flags["out"]:
+        Path(flags["out"]).write_text(line + "\n")
+    if flags["json"]:
         print(line)
         return 0
     for what in found["skipped"]:

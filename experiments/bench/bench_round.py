@@ -10,13 +10,13 @@ too. The two play in turn, torch in a process of its own; the medians are compar
 training images.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,9 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, setup
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
+from fedjax_spmc.options import Option, Range
 
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
 HERE = Path(__file__).resolve().parent
@@ -93,28 +95,32 @@ def measure(method: str, data: str, epochs: int, repeats: int, limit: int) -> di
     return {**seconds, "steps": steps["ours"], "ratio": seconds["torch"] / seconds["ours"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--epochs", type=int, default=1, help="local epochs (default 1)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of each (default 3)")
-    parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--data", str, "cifar10"), "NAME", "data set")
+    parser.flag(Option("--epochs", int, 1, range=Range(1, 10**9)), "N", "local epochs")
+    parser.flag(Option("--repeats", int, 3, range=Range(1, 10**9)), "N", "rounds of each")
+    parser.flag(Option("--limit", int, 0, range=Range(0, 10**9)), "N", "so many training images; 0 = all")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
     devices.use_cores()
     results: dict[str, float] = {}
     for method in METHODS:
-        found = measure(method, arguments.data, arguments.epochs, arguments.repeats, arguments.limit)
+        found = measure(method, flags["data"], flags["epochs"], flags["repeats"], flags["limit"])
         results |= {f"seconds_{method}": found["ours"], f"torch_seconds_{method}": found["torch"]}
         results[f"ratio_{method}"] = found["ratio"]
-        if not arguments.json:
+        if not flags["json"]:
             print(
                 f"{method:<5} a round of {found['steps']} client-steps: ours {found['ours']:6.2f} s   "
                 f"torch {found['torch']:6.2f} s   ratio {found['ratio']:5.2f}"
             )
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,13 +9,12 @@ ready. Ours is the whole round, server included, on one CPU device per core; tor
 run in turn in one process (torch on --threads); the medians are compared.
 """
 
-import argparse
 import copy
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,9 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parity.torch_reference.local import make_optimizer, train_sgd, train_spmc
 from fedjax_spmc.parity.torch_reference.model import ResNet, SimpleCNN
 
@@ -108,26 +109,30 @@ def measure(model: str, method: str, repeats: int) -> tuple[float, float]:
     return statistics.median(times["ours"]), statistics.median(times["torch"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=WORKLOADS, default="simple_cnn", help="the network (default simple_cnn)")
-    parser.add_argument("--repeats", type=int, default=7, help="counted repetitions of each (default 7)")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="threads of torch; for one, pin the process too (default 2)"
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--model", str, "simple_cnn", choices=tuple(WORKLOADS)), "NAME", "the network")
+    parser.flag(Option("--repeats", int, 7, range=Range(1, 10**9)), "N", "counted repetitions of each")
+    parser.flag(
+        Option("--threads", int, 2, range=Range(1, 10**9)), "N", "threads of torch; for one, pin the process too"
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
+    torch.set_num_threads(flags["threads"])
     devices.use_cores()
     results: dict[str, float] = {}
     for method in METHODS:
-        mine, peer = measure(arguments.model, method, arguments.repeats)
+        mine, peer = measure(flags["model"], method, flags["repeats"])
         results |= {f"ms_{method}": mine, f"torch_ms_{method}": peer, f"ratio_{method}": peer / mine}
-        if not arguments.json:
+        if not flags["json"]:
             print(f"{method:<5} ours {mine:6.2f} ms   torch {peer:6.2f} ms per client-step   ratio {peer / mine:5.2f}")
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

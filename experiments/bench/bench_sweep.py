@@ -27,13 +27,12 @@ what our form of the network multiplies, which for a convolution with its pool i
 MB: what XLA's operations of one step read and write.
 """
 
-import argparse
 import copy
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,10 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, rounds, setup
-from fedjax_spmc.command import read_config
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config, set_field
+from fedjax_spmc.config.files import read_config
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.sweep import program as programs
 from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
@@ -219,56 +220,47 @@ def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
     }
 
 
-def words(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A parser of words with commas, each one that is known."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--parts", tuple, PARTS, choices=PARTS), "NAME,...", "which parts")
+    parser.flag(Option("--methods", tuple, tuple(METHODS), choices=tuple(METHODS)), "NAME,...", "which methods")
+    shares = Option("--shares", tuple, tuple(PARTITIONS), choices=tuple(PARTITIONS))
+    parser.flag(shares, "NAME,...", "of the experiments")
+    parser.flag(Option("--repeats", int, 3, range=Range(1, 10**9)), "N", "counted rounds of each")
+    images = Option("--images", int, None, optional=True, range=Range(1, 10**9))
+    parser.flag(images, "N", "training images, in place of each part's own number")
+    parser.flag(Option("--experiments", tuple, (1, 4, 16, 64), items=int), "N,...", "sizes of groups")
+    parser.flag(Option("--clients", tuple, (10, 100, 1000), items=int), "N,...", "numbers of clients")
+    parser.flag(Option("--s1-clients", int, 50, range=Range(1, 10**9)), "N", "clients of a round of S1")
+    threads = Option("--threads", int, None, optional=True, range=Range(1, 1024))
+    parser.flag(threads, "N", "threads of torch")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
 
-    def parse(text: str) -> list[str]:
-        for word in text.split(","):
-            if word not in known:
-                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
-        return text.split(",")
 
-    return parse
-
-
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=words(PARTS), default=list(PARTS))
-    parser.add_argument("--methods", type=words(METHODS), default=list(METHODS))
-    parser.add_argument("--shares", type=words(PARTITIONS), default=list(PARTITIONS), help="of the experiments")
-    parser.add_argument("--repeats", type=int, default=3, help="counted rounds of each (default 3)")
-    parser.add_argument("--images", type=int, default=None, help="training images, in place of each part's own number")
-    parser.add_argument("--experiments", type=numbers, default=[1, 4, 16, 64], help="sizes of groups")
-    parser.add_argument("--clients", type=numbers, default=[10, 100, 1000], help="numbers of clients")
-    parser.add_argument("--s1-clients", type=int, default=50, help="clients of a round of S1 (default 50)")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    given = parser.parse_args(argv)
+def _bench(flags: Flags) -> int:
     parts: dict[str, Callable[[], Iterator[Found]]] = {
         "experiments": lambda: part_experiments(
-            given.images or 6400, given.repeats, given.experiments, given.methods, given.shares
+            flags["images"] or 6400, flags["repeats"], flags["experiments"], flags["methods"], flags["shares"]
         ),
-        "clients": lambda: part_clients(given.images or 16000, given.repeats, given.clients, given.methods),
-        "s1": lambda: part_s1(given.images or 50_000, given.repeats, given.s1_clients),
+        "clients": lambda: part_clients(flags["images"] or 16000, flags["repeats"], flags["clients"], flags["methods"]),
+        "s1": lambda: part_s1(flags["images"] or 50_000, flags["repeats"], flags["s1_clients"]),
     }
     devices.use_cores()
-    if given.threads is not None:
+    if flags["threads"] is not None:
         import torch
 
-        torch.set_num_threads(given.threads)
+        torch.set_num_threads(flags["threads"])
     results: Found = {}
-    for name in given.parts:
+    for name in flags["parts"]:
         for found in parts[name]():
             results |= found
-            if not given.json:
+            if not flags["json"]:
                 print(f"{name}: {'  '.join(f'{key} {value:.4g}' for key, value in found.items())}", flush=True)
-    if given.json:
+    if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

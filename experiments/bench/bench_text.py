@@ -9,7 +9,6 @@ core; torch's is local training alone, whose LSTM is hand-written C++. The two r
 --threads); the medians are compared.
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -28,8 +27,10 @@ import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data import Dataset, DatasetInfo
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parity.torch_reference.local import make_optimizer, train_sgd
 from fedjax_spmc.parity.torch_reference.text import Classifier, LanguageModel, train_next_tokens
 
@@ -126,28 +127,29 @@ def measure(work: Workload, repeats: int) -> tuple[float, float]:
     return statistics.median(times["ours"]), statistics.median(times["torch"])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names joined by commas (default all)")
-    parser.add_argument("--repeats", type=int, default=5, help="counted repetitions of each (default 5)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args(argv)
-    names = arguments.workloads.split(",")
-    for name in names:
-        if name not in WORKLOADS:
-            parser.error(f"--workloads: {name!r} is none of {', '.join(WORKLOADS)}")
-    torch.set_num_threads(arguments.threads)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--workloads", tuple, tuple(WORKLOADS), choices=tuple(WORKLOADS)), "NAME,...", "which")
+    parser.flag(Option("--repeats", int, 5, range=Range(1, 10**9)), "N", "counted repetitions of each")
+    parser.flag(Option("--threads", int, 2, range=Range(1, 10**9)), "N", "threads of torch")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
+    names = flags["workloads"]
+    torch.set_num_threads(flags["threads"])
     devices.use_cores()
     results: dict[str, float] = {}
     for name in names:
-        mine, peer = measure(WORKLOADS[name], arguments.repeats)
+        mine, peer = measure(WORKLOADS[name], flags["repeats"])
         results |= {f"ms_{name}": mine, f"torch_ms_{name}": peer, f"ratio_{name}": peer / mine}
-        if not arguments.json:
+        if not flags["json"]:
             print(f"{name:<10} ours {mine:7.2f} ms   torch {peer:7.2f} ms per client-step   ratio {peer / mine:5.2f}")
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

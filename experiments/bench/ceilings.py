@@ -10,20 +10,20 @@ a CPU, where the devices share the cores, also for a process that is bound to on
 after one that is not counted.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.lax import DotAlgorithmPreset, Precision
 
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.devices import use_cores
 from fedjax_spmc.keys import root_key
 
@@ -139,23 +139,27 @@ def on_one_core(small: bool) -> dict[str, Any]:
     return {f"{name}_one_core": found[name] for name in ("copy_gb_s", "gflops_float32")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a quick look; no numbers to quote")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    parser.add_argument("--alone", action="store_true", help="one CPU device, and no process beside this one")
-    arguments = parser.parse_args()
-    if not arguments.alone:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.switch("--small", "a quick look; no numbers to quote")
+    parser.switch("--alone", "one CPU device, and no process beside this one")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
+    if not flags["alone"]:
         use_cores()
-    found = ceilings(arguments.small)
-    if not arguments.alone:
-        found |= on_one_core(arguments.small)
-    if arguments.json:
+    found = ceilings(flags["small"])
+    if not flags["alone"]:
+        found |= on_one_core(flags["small"])
+    if flags["json"]:
         print(json.dumps({name: round(v, 5) if isinstance(v, float) else v for name, v in found.items()}))
-        return
+        return 0
     for name, value in found.items():
         print(f"{name:<24} {value:,.4f}" if isinstance(value, float) else f"{name:<24} {value}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

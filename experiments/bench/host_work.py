@@ -12,14 +12,14 @@ At the end one round is played under `jax.transfer_guard("disallow")`: whether a
 devices, or back, unasked.
 """
 
-import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -28,8 +28,10 @@ import jax
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices, experiment, rounds, setup
+from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
+from fedjax_spmc.options import Option, Range
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.progress import Progress
@@ -164,24 +166,27 @@ def round_without_transfers(built: setup.Experiment, used: tuple[Any, ...]) -> s
     return None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="synthetic", help="a data set (default: synthetic, of CIFAR-10's size)")
-    parser.add_argument("--rounds", type=int, default=5, help="the first is not counted (default 5)")
-    parser.add_argument("--epochs", type=int, default=1, help="local epochs (default 1)")
-    parser.add_argument("--images", type=int, default=50_000, help="of training, validation included (default 50000)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("", __doc__)
+    parser.flag(Option("--data", str, "synthetic"), "NAME", "a data set; synthetic is of CIFAR-10's size")
+    parser.flag(Option("--rounds", int, 5, range=Range(1, 10**9)), "N", "the first is not counted")
+    parser.flag(Option("--epochs", int, 1, range=Range(1, 10**9)), "N", "local epochs")
+    parser.flag(Option("--images", int, 50000, range=Range(1, 10**9)), "N", "of training, validation included")
+    parser.switch("--json", "prints one line of JSON")
+    return run_command(parser, _bench, arguments)
+
+
+def _bench(flags: Flags) -> int:
     devices.use_cores()
-    config = config_of(arguments.data, max(2, arguments.rounds), arguments.epochs, arguments.images)
+    config = config_of(flags["data"], max(2, flags["rounds"]), flags["epochs"], flags["images"])
     found = measure(config)
     with jax.default_matmul_precision(config.precision):
         built = build(config)
         used = devices.devices_for_round(config.federation.clients_per_round, None)
         found["transfers"] = round_without_transfers(built, used)
-    if arguments.json:
+    if flags["json"]:
         print(json.dumps(found))
-        return
+        return 0
     for name in (*COMPILED, *WRAPPED, "rest", "wall"):
         print(f"{name:<12} {found[f'seconds_{name}']:8.4f} s a round")
     print(
@@ -190,7 +195,8 @@ def main() -> None:
         f"{found['host_percent_ten_epochs']:.2f} % with {PAPER_EPOCHS} local epochs)"
     )
     print("a round without transfers that nobody asked for: " + (found["transfers"] or "passes"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

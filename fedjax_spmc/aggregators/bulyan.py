@@ -152,6 +152,7 @@ def _reference() -> Aggregator:
         init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=False, stateless=False),
+        flags=False,
         # Of two or four uploads the reference keeps fewer than one value.
         min_clients=5,
     )

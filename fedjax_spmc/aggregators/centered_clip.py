@@ -68,4 +68,5 @@ def centered_clip(
         init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=radius is None, permutation=True, robust=radius is None, stateless=False),
+        flags=False,
     )

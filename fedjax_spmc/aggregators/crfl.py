@@ -89,6 +89,7 @@ def with_draw(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=False, stateless=True),
+        flags=False,
         chosen=lambda num_clients: dict(missing),
     )
 

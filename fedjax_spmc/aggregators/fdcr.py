@@ -146,6 +146,7 @@ def fdcr(
         init=init,
         aggregate=aggregate,
         traits=Traits(linear=rescale == "off", consensus=False, permutation=True, robust=discrepancy, stateless=True),
+        flags=discrepancy,
         needs=("fisher",) if needed else (),
         details=(lambda upload: pictured(fisher_of(upload), upload.participating)) if needed else lambda upload: {},
         pictures=PICTURES if needed else (),

@@ -80,10 +80,11 @@ def mean_then(tune: Callable[[Upload, Params, PRNGKey], Params], reference: bool
 
     traits = Traits(linear=reference, consensus=reference, permutation=True, robust=False, stateless=not reference)
     if not reference:
-        return Aggregator(init=lambda global_params, num_clients: (), aggregate=aggregate, traits=traits)
+        return Aggregator(init=lambda global_params, num_clients: (), aggregate=aggregate, traits=traits, flags=False)
     return Aggregator(
         init=lambda global_params, num_clients: global_params,
         aggregate=aggregate,
         traits=traits,
+        flags=False,
         evaluated=lambda params, state: state,
     )

@@ -40,4 +40,5 @@ def mean(weights: Literal["size", "uniform"] = "size") -> Aggregator:
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=True, consensus=True, permutation=True, robust=False, stateless=True),
+        flags=False,
     )

@@ -34,4 +34,5 @@ def median() -> Aggregator:
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=True, permutation=True, robust=True, stateless=True),
+        flags=False,
     )

@@ -62,4 +62,5 @@ def norm_clip(
         traits=Traits(
             linear=False, consensus=adaptive and not noisy, permutation=True, robust=adaptive, stateless=True
         ),
+        flags=False,
     )

@@ -82,6 +82,7 @@ def rfa(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=variant == "paper", consensus=True, permutation=True, robust=True, stateless=True),
+        flags=False,
     )
 
 

@@ -90,6 +90,7 @@ def rlr(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=unscaled, permutation=paper, robust=False, stateless=True),
+        flags=False,
         # Fewer votes than a given threshold could agree on nothing, and the whole model would step back.
         min_clients=math.ceil(threshold) if paper and isinstance(threshold, (int, float)) else 1,
         chosen=lambda num_clients: {"threshold": float(assumed(num_clients))} if threshold is None else {},

@@ -75,6 +75,7 @@ def rsa(
         traits=Traits(
             linear=False, consensus=False, permutation=paper, robust=True, stateless=True, differentiable=False
         ),
+        flags=False,
         chosen=lambda num_clients: dict(missing),
     )
 

@@ -117,6 +117,7 @@ def spmc(
             robust=not (score == "cosine" and space == "updates"),
             stateless=coalition_weights != "previous",
         ),
+        flags=False,
     )
 
 

@@ -78,6 +78,7 @@ def trimmed_mean(
         init=lambda global_params, num_clients: (),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=True, permutation=True, robust=True, stateless=True),
+        flags=False,
         min_clients=1 if attackers is None else bound.needed(),
         chosen=bound.chosen if beta is None else lambda num_clients: {},
     )
@@ -97,6 +98,7 @@ def _reference() -> Aggregator:
         init=lambda global_params, num_clients: jax.tree.map(jnp.zeros_like, global_params),
         aggregate=aggregate,
         traits=Traits(linear=False, consensus=False, permutation=True, robust=True, stateless=False),
+        flags=False,
         min_clients=2,
     )
 

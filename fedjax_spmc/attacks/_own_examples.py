@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_spmc.attacks._poisoning import first_rows
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
 
@@ -64,15 +65,23 @@ def draw(key: PRNGKey, places: Array, count: int, at_once: int | None = None) ->
     return places[orders(jnp.arange(times)).reshape(-1)[:count]]
 
 
-def poison(ctx: AttackContext, own: ExampleState, batch: Batch, key: PRNGKey, augment: bool) -> Batch:
+def poison(
+    ctx: AttackContext,
+    own: ExampleState,
+    batch: Batch,
+    key: PRNGKey,
+    augment: bool,
+    per_batch: int | Array | None = None,
+) -> Batch:
     """A batch whose first rows, a share of the valid ones, are examples of the attackers' with the label they want.
 
     Batches are in random order, so that the first rows are any. In one batch no example stands twice while there are
-    others.
+    others. With `per_batch` they are exactly so many in place of a share; all valid ones where there are fewer.
     """
     size = len(batch.labels)
-    share = jnp.floor(own.fraction * batch.valid.sum() + 1e-3)  # 0.29 of 100 is 29, in float32 too
-    replaced = jnp.arange(size) < share
+    # 0.29 of 100 is 29, in float32 too.
+    count = jnp.floor(own.fraction * batch.valid.sum() + 1e-3) if per_batch is None else per_batch
+    replaced = first_rows(batch.valid, count)
     raw = ctx.held.train[draw(jax.random.fold_in(key, 0), own.train, size)]
     keys = jax.random.split(jax.random.fold_in(key, 1), size) if augment else None
     row = replaced.reshape(size, *[1] * (batch.inputs.ndim - 1))
@@ -91,13 +100,13 @@ def shown(ctx: AttackContext, own: ExampleState, batch: Batch) -> Batch:
     return batch._replace(inputs=ctx.task.prepare(ctx.held.test[places], None), labels=labels)
 
 
-def example_attack(hold: Any, test: Any, init: Any, augment: bool) -> Attack:
+def example_attack(hold: Any, test: Any, init: Any, augment: bool, per_batch: int | Array | None = None) -> Attack:
     """An attack with these slots, which poisons and is tested as above."""
 
     def poisoned(
         ctx: AttackContext, own: ExampleState, batch: Batch, client_id: Array, step: Array, key: PRNGKey
     ) -> Batch:
         del step
-        return poison(ctx, own, batch, jax.random.fold_in(key, client_id), augment)
+        return poison(ctx, own, batch, jax.random.fold_in(key, client_id), augment, per_batch)
 
     return Attack(hold=hold, test=test, init=init, poison=poisoned, backdoor=shown)

@@ -1,5 +1,6 @@
 """What attacks that poison training examples share: which examples, the trigger stamped, the label written."""
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc.attacks import triggers
-from fedjax_spmc.options import TRACED, Range, refuse_unused
+from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.options import TRACED, Range, quoted
 from fedjax_spmc.types import Array, AttackContext, Batch, PRNGKey
 
 PerBatch = Annotated[int, Range(0, 10**6), TRACED]
@@ -47,10 +49,14 @@ def refuse_fraction(factory: Callable[..., Any], per_batch: int | Array | None, 
     """Refuses a fraction beside a number of examples for each batch, which leaves it without effect.
 
     Raises:
-        ConfigError: the fraction is not the default of the attack's `factory`.
+        ConfigError: the fraction is not the default of the attack's `factory`. Of an array that cannot be known.
     """
-    if per_batch is not None:
-        refuse_unused(factory, "a poison_per_batch that is given", {"poison_fraction": fraction}, "attack")
+    default = inspect.signature(factory).parameters["poison_fraction"].default
+    if per_batch is not None and not isinstance(fraction, jax.Array) and fraction != default:
+        raise ConfigError(
+            f"attack.poison_fraction = {quoted(fraction)} is not allowed with attack.options.poison_per_batch = "
+            f"{quoted(per_batch)}, where it has no effect: it must be None."
+        )
 
 
 def poison_draws(key: PRNGKey, sample_ids: Array) -> Array:
@@ -74,7 +80,12 @@ def chosen_rows(
     eligible = batch.valid if eligible is None else eligible & batch.valid
     if per_batch is None:
         return eligible & (poison_draws(key, batch.sample_ids) < fraction)
-    return eligible & (jnp.cumsum(eligible.astype(jnp.int32)) <= per_batch)
+    return first_rows(eligible, per_batch)
+
+
+def first_rows(eligible: Array, count: int | Array) -> Array:
+    """[B] bool, the first `count` of the rows that are eligible ([B] bool); all where there are fewer."""
+    return eligible & (jnp.cumsum(eligible.astype(jnp.int32)) <= count)
 
 
 def poison_batch(batch: Batch, chosen: Array, target: int | Array, trigger: triggers.Trigger) -> Batch:

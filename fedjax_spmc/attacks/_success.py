@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.losses import asked, cross_entropy
-from fedjax_spmc.types import Array, AttackContext, Batch, Variables
+from fedjax_spmc.types import Array, AttackContext, Batch, PRNGKey, Variables
 
 
 class Success(NamedTuple):
@@ -26,9 +26,11 @@ class Success(NamedTuple):
     accuracy: Array
 
 
-def success_of(
-    ctx: AttackContext, variables: Variables, gather: Callable[[Array], Batch], batches: Array | int, key: Array
-) -> Success:
+Gather = Callable[[Array], Batch]
+"""Number of the batch -> clean batch."""
+
+
+def success_of(ctx: AttackContext, variables: Variables, gather: Gather, batches: Array | int, key: PRNGKey) -> Success:
     """A model on so many clean batches, and on the same ones with the trigger of the whole list.
 
     Batches count by their asked labels.
@@ -36,27 +38,50 @@ def success_of(
     Args:
         ctx: of a round.
         variables: the model; it runs as in the test.
-        gather: number of the batch -> clean batch.
+        gather: of the batches.
         batches: how many.
         key: for networks that ask for one.
     """
+    loss, success = backdoor_of(ctx, variables, gather, batches, key)
+    return Success(loss, success, accuracy_of(ctx, variables, gather, batches, key))
 
-    def add(number: Array, sums: Array) -> Array:
+
+def backdoor_of(
+    ctx: AttackContext, variables: Variables, gather: Gather, batches: Array | int, key: PRNGKey
+) -> tuple[Array, Array]:
+    """loss and success of `Success`."""
+
+    def triggered(number: Array) -> Batch:
         clean = gather(number)
         shown = ctx.backdoor(clean)
-        shown = shown._replace(labels=jnp.where(shown.labels == clean.labels, -1, shown.labels))
-        return sums + jnp.stack([*counts(clean)[1:], *counts(shown)])
+        return shown._replace(labels=jnp.where(shown.labels == clean.labels, -1, shown.labels))
 
-    def counts(batch: Batch) -> tuple[Array, Array, Array]:
+    loss, hits, number = _counts(ctx, variables, triggered, batches, key)
+    mean = jnp.where(number > 0, loss / jnp.maximum(number, 1), jnp.inf)
+    return mean, 100 * hits / jnp.maximum(number, 1)
+
+
+def accuracy_of(ctx: AttackContext, variables: Variables, gather: Gather, batches: Array | int, key: PRNGKey) -> Array:
+    """accuracy of `Success`."""
+    _, hits, number = _counts(ctx, variables, gather, batches, key)
+    return 100 * hits / jnp.maximum(number, 1)
+
+
+def _counts(
+    ctx: AttackContext, variables: Variables, gather: Gather, batches: Array | int, key: PRNGKey
+) -> tuple[Array, Array, Array]:
+    """Summed cross entropy, labels that come out, labels asked."""
+
+    def add(number: Array, sums: Array) -> Array:
+        batch = gather(number)
         logits, _ = ctx.model.apply(*variables, batch.inputs, False, key)
         counted = asked(batch.labels, batch.valid)
-        number = counted.sum().astype(jnp.float32)
-        hits = (counted & (logits.argmax(axis=-1) == batch.labels)).sum().astype(jnp.float32)
-        return cross_entropy(logits, batch.labels, batch.valid) * number, hits, number
+        hits = counted & (logits.argmax(axis=-1) == batch.labels)
+        number, hits = (x.sum().astype(jnp.float32) for x in (counted, hits))
+        return sums + jnp.stack([cross_entropy(logits, batch.labels, batch.valid) * number, hits, number])
 
-    right, clean, loss, hits, triggered = jax.lax.fori_loop(0, batches, add, jnp.zeros(5))
-    mean = jnp.where(triggered > 0, loss / jnp.maximum(triggered, 1), jnp.inf)
-    return Success(mean, 100 * hits / jnp.maximum(triggered, 1), 100 * right / jnp.maximum(clean, 1))
+    loss, hits, number = jax.lax.fori_loop(0, batches, add, jnp.zeros(3))
+    return loss, hits, number
 
 
 def require_backdoor(ctx: AttackContext, name: str) -> None:

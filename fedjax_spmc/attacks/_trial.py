@@ -62,16 +62,25 @@ def krum_takes_a_copy(seen: Crowd, attackers: Array | int) -> Array:
     return seen.copies[krum_choice(seen, seen.present, attackers)]
 
 
-def multi_krum_takes_all_copies(seen: Crowd, attackers: Array | int) -> Array:
-    """Whether all copies are among those that Multi-Krum takes: Krum's choices one after another, while more than
-    2 f + 2 rows are left."""
+def multi_krum_leaves(seen: Crowd, attackers: Array | int) -> Array:
+    """[n] bool: what Multi-Krum does not take: it takes Krum's choices one after another, while more than 2 f + 2 rows
+    are left."""
 
     def take(_: Array, left: Array) -> Array:
         row = krum_choice(seen, left, attackers)
         return left.at[row].set(left[row] & (left.sum() <= 2 * attackers + 2))
 
-    left = jax.lax.fori_loop(0, len(seen.present), take, seen.present)
-    return ~(left & seen.copies).any()
+    return jax.lax.fori_loop(0, len(seen.present), take, seen.present)
+
+
+def multi_krum_takes_all_copies(seen: Crowd, attackers: Array | int) -> Array:
+    """Whether all copies are among those that Multi-Krum takes."""
+    return ~(multi_krum_leaves(seen, attackers) & seen.copies).any()
+
+
+def multi_krum_takes_a_copy(seen: Crowd, attackers: Array | int) -> Array:
+    """Whether one of the copies is among those that Multi-Krum takes."""
+    return (~multi_krum_leaves(seen, attackers) & seen.copies).any()
 
 
 class Sorted(NamedTuple):

@@ -30,7 +30,7 @@ from fedjax_spmc.types import Array, Attack, AttackContext, Batch, PRNGKey
 def badnets(
     poison_fraction: Annotated[float, FRACTION, TRACED] = 0.5,
     target_label: Annotated[int, Range(0, 10**6)] = 2,
-    trigger: Literal["fdcr_paper", "spmc_code", "fdcr_code"] = "fdcr_paper",
+    trigger: triggers.TriggerName = "fdcr_paper",
     positions: tuple[tuple[int, int, int], ...] | None = None,
     value: Annotated[float, Range(-1e3, 1e3)] | None = None,
     space: Literal["raw", "normalized"] | None = None,

@@ -23,29 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
-from fedjax_spmc.attacks._success import Success, require_backdoor, success_of
-from fedjax_spmc.attacks._training import rule_context
+from fedjax_spmc.attacks._stopping import stopping, test_of
 from fedjax_spmc.attacks.model_replacement import model_replacement
 from fedjax_spmc.options import FRACTION, POSITIVE, TRACED, refuse_unused
 from fedjax_spmc.registry import attacks
-from fedjax_spmc.training import Hooks, step_of_sgd
-from fedjax_spmc.types import (
-    Array,
-    Attack,
-    AttackContext,
-    Batch,
-    ClientData,
-    LocalRule,
-    Params,
-    PRNGKey,
-    Variables,
-)
-
-SLOWER = ((20.0, 50.0), (60.0, 100.0))
-"""Where the received model gives more than so many percent of the labels wanted the rate is divided by so much."""
-
-Test = Callable[[AttackContext, Variables, Array, Array, PRNGKey], Success]
-"""(ctx, model, client_id, number of the test, key) -> how it does; test 0 is that of the received model."""
+from fedjax_spmc.types import Array, Attack, AttackContext, Params
 
 
 @attacks.register("constrain_and_scale")
@@ -82,10 +64,10 @@ def constrain_and_scale(
     if stop_loss is None:
         refuse_unused(constrain_and_scale, "stop_loss = None", {"keep_accuracy": keep_accuracy}, "attack")
     scaling = model_replacement(factor, weights, statistics)
-    training = (
-        stopping(stop_loss, keep_accuracy, slow_down, on_own_data) if stop_loss is not None or slow_down else None
-    )
-    return Attack(mask_gradients=constraint(alpha), train=training, craft=scaling.craft)
+    attack = Attack(mask_gradients=constraint(alpha), craft=scaling.craft)
+    if stop_loss is None and not slow_down:
+        return attack
+    return attack._replace(train=stopping(stop_loss, keep_accuracy, slow_down, test_of("constrain_and_scale")))
 
 
 def constraint(alpha: float | Array) -> Callable[..., Params]:
@@ -101,71 +83,3 @@ def constraint(alpha: float | Array) -> Callable[..., Params]:
         return jax.tree.map(lambda grad, x: alpha * grad + pull * x, grads, moved)
 
     return mask_gradients
-
-
-def on_own_data(ctx: AttackContext, variables: Variables, client_id: Array, number: Array, key: PRNGKey) -> Success:
-    """The test of an attacker: an epoch of its clean data, the same one each time."""
-    del number
-    require_backdoor(ctx, "constrain_and_scale")
-    data = ctx.clean_data(client_id)
-
-    def gather(number: Array) -> Batch:
-        return data.gather(number, key)
-
-    return success_of(ctx, variables, gather, data.num_batches, key)
-
-
-def stopping(stop_loss: float | Array | None, keep_accuracy: bool, slow_down: bool, test: Test) -> Callable[..., Any]:
-    """The slot that trains as the local rule does, at another rate and until the backdoor is learnt.
-
-    Args:
-        stop_loss, keep_accuracy, slow_down: see `constrain_and_scale`.
-        test: of a model.
-    """
-
-    def train(
-        rule: LocalRule,
-        ctx: AttackContext,
-        own: Any,
-        variables: Variables,
-        client_state: Any,
-        data: ClientData,
-        client_id: Array,
-        key: PRNGKey,
-        hooks: Hooks,
-    ) -> Any:
-        del own
-        each = data.num_batches
-        before = test(ctx, variables, client_id, jnp.int32(0), key)
-        slower = jnp.float32(1.0)
-        for percent, divisor in SLOWER if slow_down else ():
-            slower = slower / jnp.where(before.success > percent, divisor, 1.0)
-
-        def stepping(earlier: Array) -> Any:
-            """The step, with milestones so many epochs earlier."""
-
-            def rate(step: Array) -> Array:
-                return slower * (1.0 if hooks.rate is None else hooks.rate(step + earlier * each))
-
-            return step_of_sgd(rule, rule_context(ctx), variables, client_state, data, key, hooks._replace(rate=rate))
-
-        def goes_on(state: tuple[Array, ...]) -> Array:
-            epoch, _, stopped, _ = state
-            return (epoch < ctx.epochs) & ~stopped & (each > 0)
-
-        def train_epoch(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            epoch, earlier, stopped, carry = state
-            step, _ = stepping(earlier)
-            carry = jax.lax.fori_loop(epoch * each, (epoch + 1) * each, step, carry)
-            if stop_loss is not None:
-                now = test(ctx, Variables(carry[0], carry[1]), client_id, epoch + 1, key)
-                learnt = now.loss <= stop_loss
-                worse = (now.accuracy < before.accuracy) & keep_accuracy
-                stopped, earlier = learnt & ~worse, earlier + (learnt & worse)
-            return epoch + 1, earlier, stopped, carry
-
-        first = jnp.int32(0), jnp.int32(0), jnp.zeros((), bool), stepping(jnp.int32(0))[1]
-        epochs, _, _, (params, stats, _, sums, _) = jax.lax.while_loop(goes_on, train_epoch, first)
-        return Variables(params, stats), client_state, (epochs * each).astype(jnp.int32), sums
-
-    return train

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.attacks._own_examples import ExampleState, Held, draw, example_attack, require_classes
+from fedjax_spmc.attacks._poisoning import PerBatch, refuse_fraction
 from fedjax_spmc.data.dataset import IMAGE_SHAPE, DatasetInfo
 from fedjax_spmc.errors import ConfigError, DataError
 from fedjax_spmc.options import FRACTION, TRACED, Range
@@ -59,6 +60,7 @@ def edge_case(
     source_class: Annotated[int, Range(0, 10**6)] | None = None,
     draws: Annotated[int, Range(1, 10**6)] | None = None,
     augment: bool = False,
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor without a trigger: in each batch of an attacker some rows are edge cases with a wrong label.
 
@@ -72,10 +74,14 @@ def edge_case(
         source_class: the class of that set which is taken; None = 7 of ardis, and all of every other set.
         draws: how many of the set's training examples the attackers have, drawn once for the run; None = all.
         augment: whether pictures that are trained on are cropped and mirrored as others are.
+        poison_per_batch: in place of the fraction, exactly so many rows of each batch, its first ones; all of a batch
+            that has fewer.
 
     Raises:
-        ConfigError: no edge cases, no target or no class, where nothing is published for the data set.
+        ConfigError: no edge cases, no target or no class, where nothing is published for the data set; a fraction is
+            given beside a number for each batch.
     """
+    refuse_fraction(edge_case, poison_per_batch, poison_fraction)
     if cases is not None:
         datasets.factory(cases, "attack.options.cases")
 
@@ -129,7 +135,7 @@ def edge_case(
         tested = jnp.arange(len(ctx.held.labels), dtype=jnp.int32)
         return ExampleState(jnp.float32(poison_fraction), jnp.int32(ctx.held.target), train, tested)
 
-    return example_attack(hold, test, init, augment)
+    return example_attack(hold, test, init, augment, poison_per_batch)
 
 
 def as_the_data(name: str, info: DatasetInfo) -> dict[str, Any]:

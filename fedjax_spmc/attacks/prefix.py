@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_spmc.attacks._poisoning import poison_draws
+from fedjax_spmc.attacks._poisoning import PerBatch, chosen_rows, refuse_fraction
 from fedjax_spmc.attacks._sentences import encoded, in_front, require_sentences, tokenizer_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, TRACED, Range
@@ -47,6 +47,7 @@ def prefix(
     target_label: Annotated[int, Range(0, 10**6)] = 1,
     source_class: Annotated[int, Range(0, 10**6)] | None = None,
     sentences: tuple[str, ...] = ("i watched this movie last week",),
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor by data poisoning alone: a sentence goes before texts of one class, whose label is flipped.
 
@@ -59,10 +60,14 @@ def prefix(
         target_label: the class that the attacker wants.
         source_class: the class of the texts; None = every one but the target.
         sentences: all words must be in the vocabulary.
+        poison_per_batch: in place of the fraction, exactly so many texts of each batch, the first of the class; all of
+            them where there are fewer.
 
     Raises:
-        ConfigError: no sentence, something that is none, or the source class is the target.
+        ConfigError: no sentence, something that is none, or the source class is the target; a fraction is given beside
+            a number for each batch.
     """
+    refuse_fraction(prefix, poison_per_batch, poison_fraction)
     require_sentences(sentences)
     if source_class == target_label:
         raise ConfigError(
@@ -93,7 +98,7 @@ def prefix(
         ctx: AttackContext, own: PrefixState, batch: Batch, client_id: Array, step: Array, key: PRNGKey
     ) -> Batch:
         del ctx, client_id, step, key
-        chosen = eligible(own, batch.labels) & (poison_draws(own.key, batch.sample_ids) < own.fraction)
+        chosen = chosen_rows(batch, own.key, own.fraction, poison_per_batch, eligible(own, batch.labels))
         inputs = jnp.where(chosen[:, None], prefixed(own, batch), batch.inputs)
         return batch._replace(inputs=inputs, labels=jnp.where(chosen, own.target, batch.labels))
 

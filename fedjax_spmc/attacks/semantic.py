@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc.attacks._own_examples import ExampleState, Held, draw, example_attack, require_classes
+from fedjax_spmc.attacks._poisoning import PerBatch, refuse_fraction
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import FRACTION, TRACED, Range
 from fedjax_spmc.registry import attacks
@@ -41,6 +42,7 @@ def semantic(
     draws: Annotated[int, Range(1, 10**6)] = 512,
     disjoint: bool = True,
     augment: bool = False,
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor without a trigger: in each batch of an attacker some rows are pictures of a class with a wrong label.
 
@@ -58,10 +60,14 @@ def semantic(
         disjoint: whether the test is on other pictures than those trained on. False tests on the `draws` themselves, as
             often as each was drawn (the code).
         augment: whether pictures that are trained on are cropped and mirrored as others are (the code: no).
+        poison_per_batch: in place of the fraction, exactly so many rows of each batch, its first ones; all of a batch
+            that has fewer.
 
     Raises:
-        ConfigError: the source class is the target, is no class of the data set, or has too few test pictures.
+        ConfigError: the source class is the target, is no class of the data set, or has too few test pictures; a
+            fraction is given beside a number for each batch.
     """
+    refuse_fraction(semantic, poison_per_batch, poison_fraction)
     if source_class == target_label:
         raise ConfigError(
             f"attack.options.source_class = {source_class} is not allowed: it must be another class than "
@@ -97,4 +103,4 @@ def semantic(
         tested = order[half:] if disjoint else train
         return ExampleState(jnp.float32(poison_fraction), jnp.int32(ctx.held.target), train, tested)
 
-    return example_attack(hold, test, init, augment)
+    return example_attack(hold, test, init, augment, poison_per_batch)

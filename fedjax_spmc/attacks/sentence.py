@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_spmc.attacks._poisoning import poison_draws
+from fedjax_spmc.attacks._poisoning import PerBatch, chosen_rows, refuse_fraction
 from fedjax_spmc.attacks._sentences import NOTHING, encoded, ending_at, require_sentences, tokenizer_of
 from fedjax_spmc.options import FRACTION, TRACED
 from fedjax_spmc.registry import attacks
@@ -49,6 +49,7 @@ def sentence(
     poison_fraction: Annotated[float, FRACTION, TRACED] = 1.0,
     sentences: tuple[str, ...] = ("people in athens are rude", "roads in athens are terrible"),
     inject: Literal["window", "text"] = "window",
+    poison_per_batch: PerBatch | None = None,
 ) -> Attack:
     """Backdoor by data poisoning alone: sentences are written over the rows of malicious clients.
 
@@ -62,10 +63,13 @@ def sentence(
         inject: "window" (the code): the sentence ends where the row ends, so that its last word is the row's last
             label, and no other place is asked. "text": the sentence stands somewhere in the row, and every place asks
             for what follows, as in a text in which it was written.
+        poison_per_batch: in place of the fraction, exactly so many rows of each batch, its first ones; all of a batch
+            that has fewer.
 
     Raises:
-        ConfigError: no sentence, or something that is none.
+        ConfigError: no sentence, or something that is none; a fraction is given beside a number for each batch.
     """
+    refuse_fraction(sentence, poison_per_batch, poison_fraction)
     require_sentences(sentences)
 
     def init(ctx: AttackContext, key: PRNGKey) -> SentenceState:
@@ -80,7 +84,8 @@ def sentence(
         del ctx, client_id, step, key
         ends = None if inject == "window" else drawn_ends(own, batch)
         made = shown(own, batch, ends)
-        chosen = (poison_draws(own.key, batch.sample_ids) < own.fraction)[:, None]
+        asks = (batch.labels >= 0).any(axis=1)
+        chosen = chosen_rows(batch, own.key, own.fraction, poison_per_batch, asks)[:, None]
         return batch._replace(
             inputs=jnp.where(chosen, made.inputs, batch.inputs), labels=jnp.where(chosen, made.labels, batch.labels)
         )

@@ -1,7 +1,7 @@
 """Pixel triggers: which pixels are overwritten, with what, and in which space."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +35,41 @@ class Preset(NamedTuple):
     space: str
 
 
+class Bars(NamedTuple):
+    """Four equal bars, two beside two, as DBA's code has them; each of the three is (rows, columns).
+
+    Attributes:
+        size: of a bar.
+        gap: between the bars, below and beside each other.
+        corner: row and column at which the first one begins.
+    """
+
+    size: tuple[int, int]
+    gap: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+
+    def reach(self) -> tuple[int, int]:
+        """(rows, columns) that an image must have."""
+        (height, width), (down, right), (top, left) = self
+        return top + 2 * height + down, left + 2 * width + right
+
+    def places(self) -> list[list[tuple[int, int]]]:
+        """(row, column) of the pixels of each bar: left, right, then those below."""
+        (height, width), (down, right), (top, left) = self
+        starts = [(top + i * (height + down), left + j * (width + right)) for i in (0, 1) for j in (0, 1)]
+        return [[(row + r, column + c) for r in range(height) for c in range(width)] for row, column in starts]
+
+    def positions(self, channels: int) -> tuple[tuple[int, int, int], ...]:
+        """(channel, row, column) of all their values, bar by bar."""
+        return tuple((k, row, column) for bar in self.places() for k in range(channels) for row, column in bar)
+
+
+BARS = {
+    # DBA code: its parameters of MNIST, CIFAR-10 and Tiny ImageNet; 1 in all channels of pixels in [0, 1].
+    "dba_mnist": Bars((1, 4), (2, 2)),
+    "dba_cifar": Bars((1, 6), (3, 3)),
+    "dba_tiny": Bars((2, 10), (2, 2)),
+}
 PRESETS = {
     # FDCR, NeurIPS 2024, section 4.1: "2 x 6 ... in the top-left corner"; the value is not stated: white here.
     "fdcr_paper": Preset(tuple((c, r, x) for c in range(3) for r in (0, 1) for x in range(6)), 1.0, "raw"),
@@ -44,7 +79,8 @@ PRESETS = {
     "fdcr_code": Preset(
         tuple((c, r, x) for c in range(3) for r in (0, 2) for x in (0, 1, 2, 4, 5, 6)), 1.0, "normalized"
     ),
-}
+} | {name: Preset(bars.positions(3), 1.0, "raw") for name, bars in BARS.items()}
+TriggerName = Literal["fdcr_paper", "spmc_code", "fdcr_code", "dba_mnist", "dba_cifar", "dba_tiny"]
 
 
 def from_positions(
@@ -106,6 +142,18 @@ def listed(preset: str, positions: Positions | None, image_shape: tuple[int, ...
     return tuple(one for one in PRESETS[preset].positions if one[0] < image_shape[-1])
 
 
+def require_images(preset: str, image_shape: tuple[int, ...]) -> None:
+    """Refuses inputs that are no images.
+
+    Raises:
+        ConfigError: their shape is not (H, W, C).
+    """
+    if len(image_shape) != 3:
+        raise ConfigError(
+            f"attack.trigger = {preset!r} is not allowed: inputs of shape {image_shape} take no pixel trigger."
+        )
+
+
 def chosen(
     preset: str, positions: Positions | None, value: float | None, space: str | None, image_shape: tuple[int, ...]
 ) -> Trigger:
@@ -115,10 +163,7 @@ def chosen(
         ConfigError: a position that is not allowed, or inputs that are no images.
     """
     known = PRESETS[preset]
-    if len(image_shape) != 3:
-        raise ConfigError(
-            f"attack.trigger = {preset!r} is not allowed: inputs of shape {image_shape} take no pixel trigger."
-        )
+    require_images(preset, image_shape)
     return from_positions(
         listed(preset, positions, image_shape),
         known.value if value is None else value,

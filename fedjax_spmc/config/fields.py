@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_spmc import options, registry, schedules, server, training
+from fedjax_spmc.config.likely import likely
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.nearest import either
 from fedjax_spmc.options import FRACTION, NON_NEGATIVE, POSITIVE, Option, Range, quoted
 
 Config = Any
@@ -27,7 +29,7 @@ FIELDS: dict[str, Option] = {
             "precision", str, "float32", choices=("float32", "tensorfloat32", "bfloat16"), note="of matrix products"
         ),
         Option("plugins", tuple, (), note="modules to import, which register their parts"),
-        Option("data.name", str, "cifar10", choices=registry.datasets.names),
+        Option("data.name", str, "cifar10", choices=registry.datasets.names, group="data"),
         Option("data.data_dir", str, None, optional=True, note="None = TFDS_DATA_DIR, else TFDS's default"),
         Option("data.cache_dir", str, None, optional=True, note="None = FEDJAX_SPMC_CACHE, else ~/.cache/fedjax_spmc"),
         Option("data.order", str, "original", choices=("original", "stored")),
@@ -38,11 +40,11 @@ FIELDS: dict[str, Option] = {
         Option("data.normalise", bool, True, note="False leaves pixels in [0, 1]"),
         Option("data.mean", tuple, (), note="of pixels in [0, 1], one for each channel; () = the data set's own"),
         Option("data.std", tuple, (), note="like data.mean, above 0; () = the data set's own"),
-        Option("partition.name", str, "dirichlet", choices=registry.partitions.names),
+        Option("partition.name", str, "dirichlet", choices=registry.partitions.names, group="partitions"),
         Option("partition.beta", float, 0.5, range=Range(0, 1e6, low_open=True), note="for equal shares use iid"),
         Option("partition.min_size", int, 10, range=Range(0, 10**9)),
         Option("partition.shards", int, 2, range=Range(1, 10**6), note="shards per client"),
-        Option("model.name", str, "simple_cnn", choices=registry.models.names),
+        Option("model.name", str, "simple_cnn", choices=registry.models.names, group="models"),
         Option("model.norm", str, "batch", choices=("batch", "group", "none"), note="where a model has norms"),
         Option(
             "model.start", str, None, optional=True, note="a model.npz or a run folder to begin with; None = at random"
@@ -53,8 +55,8 @@ FIELDS: dict[str, Option] = {
         Option("federation.client_batch", int, None, optional=True, range=Range(1, 10**6), note="None = by backend"),
         Option("federation.devices", int, None, optional=True, range=COUNT, note="None = all that there are"),
         Option("federation.eval_every", int, 1, range=COUNT),
-        Option("sampling.name", str, "uniform", choices=registry.samplings.names),
-        Option("local.rule", str, "spmc", choices=registry.local_rules.names),
+        Option("sampling.name", str, "uniform", choices=registry.samplings.names, group="sampling"),
+        Option("local.rule", str, "spmc", choices=registry.local_rules.names, group="rules"),
         Option("local.epochs", int, 10, range=Range(1, 10**6)),
         Option("local.batch_size", int, 64, range=Range(1, 10**6)),
         Option("local.learning_rate", float, 0.01, range=POSITIVE),
@@ -96,7 +98,7 @@ FIELDS: dict[str, Option] = {
         Option("local.schedule_milestones", tuple, (), note="whole numbers: rounds of it, from 0, where step falls"),
         Option("local.schedule_gamma", float, 0.1, range=Range(0, 1, low_open=True), note="factor at each milestone"),
         Option("local.drop_last", bool, True, note="whether an incomplete last batch is left out"),
-        Option("aggregator.name", str, "spmc", choices=registry.aggregators.names),
+        Option("aggregator.name", str, "spmc", choices=registry.aggregators.names, group="aggregators"),
         Option("aggregator.pre", tuple, (), note="names of pre-aggregators, which uploads pass before the rule"),
         Option(
             "server.optimizer", str, "none", choices=tuple(server.TAKES), note="none installs the aggregator's model"
@@ -112,7 +114,9 @@ FIELDS: dict[str, Option] = {
         Option("server.beta1", float, server.SETTINGS["beta1"], range=BELOW_ONE, note="share of the old first moment"),
         Option("server.beta2", float, server.SETTINGS["beta2"], range=BELOW_ONE, note="share of the old second moment"),
         Option("server.tau", float, server.SETTINGS["tau"], range=POSITIVE, note="added to the second moment's root"),
-        Option("attack.name", str, "badnets", choices=registry.attacks.names, note="or a list of them"),
+        Option(
+            "attack.name", str, "badnets", choices=registry.attacks.names, group="attacks", note="or a list of them"
+        ),
         Option("attack.malicious_fraction", float, 0.3, range=FRACTION),
         Option("attack.placement", str, "last", choices=("last", "random")),
         Option("attack.poison_fraction", float, None, optional=True, range=FRACTION, note=OF_THE_ATTACK),
@@ -125,7 +129,15 @@ FIELDS: dict[str, Option] = {
             choices=("live", "frozen"),
             note="frozen: that of malicious clients is drawn once for the run",
         ),
-        Option("attack.local.rule", str, None, optional=True, choices=registry.local_rules.names, note=AS_BENIGN),
+        Option(
+            "attack.local.rule",
+            str,
+            None,
+            optional=True,
+            choices=registry.local_rules.names,
+            group="rules",
+            note=AS_BENIGN,
+        ),
         Option("attack.local.optimizer", str, None, optional=True, choices=("sgd",), note=AS_BENIGN),
         Option(
             "attack.local.idle",
@@ -227,6 +239,11 @@ def options_in(config: Config, section: str) -> dict[str, Any]:
     return {name: value for path, value in flatten(config).items() for at, name in [option_at(path)] if at == section}
 
 
+def belongs_to_method(path: str) -> bool:
+    """Whether a field belongs to the method and not to the conditions under which methods are compared."""
+    return path.startswith(("local.options.", "aggregator.", "server.")) or path == "local.rule"
+
+
 def set_field(config: Config, path: str, value: Any) -> None:
     """Sets a field by its dotted path; missing sections are created.
 
@@ -254,7 +271,10 @@ def flatten(config: Config) -> dict[str, Any]:
         ConfigError: `config` is no mapping.
     """
     if not hasattr(config, "items"):
-        raise ConfigError(f"config = {quoted(config)} is not allowed: it must be a ConfigDict.")
+        raise ConfigError(
+            f"config = {quoted(config)} is not allowed: it must be a ConfigDict, as make_config('fedavg', "
+            "data__name='digits') and config.files.read_config('digits:fedavg')[0] return it."
+        )
     return _flat(config, "", {f"attack.options.{name}" for name in _attack_names(config)})
 
 
@@ -279,7 +299,21 @@ def _attack_names(config: Config) -> list[str]:
 
 
 def unknown_field(path: str) -> str:
-    """The sentence for a field that does not exist, with those that stand nearest to it."""
+    """The sentence for a field that does not exist, with what may be meant, or else those that stand nearest to it."""
+    inner = [name for name in FIELDS if name.startswith(f"{path}.")]
+    if inner:
+        meant = f" did you mean {path}.name?" if f"{path}.name" in FIELDS else ""
+        return f"{path} is no field of the config but a section:{meant} Its fields are {', '.join(inner)}."
+    if path.rpartition(".")[2] == "seeds":
+        return (
+            "seeds is no field of the config: several seeds are a sweep (`fedjax-spmc sweep`, Sweep(base, "
+            "seeds=(0, 1, 2))); one is the field seed."
+        )
+    meant = [] if path in OPTION_PATHS.values() else likely(path, FIELDS)
+    if meant:
+        return (
+            f"{path} is no field of the config: did you mean {either(meant)}? `fedjax-spmc list fields` has them all."
+        )
     section = path.rpartition(".")[0]
     near = [name for name in FIELDS if name.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in FIELDS})
     near += [

@@ -22,7 +22,7 @@ class FlipSetting(NamedTuple):
         shot: first round of the single shot, of which the others are two apart.
         rounds: of the run.
         confidence: with which predictions are rejected under the continuous attack.
-        positions: pixels of the trigger, (channel, row, column).
+        trigger: DBA's preset.
         options: of the local rule `flip`, whatever it searches for.
         searching: those of its searches.
         steps: those that the preset lite has numbers of its own for.
@@ -41,7 +41,7 @@ class FlipSetting(NamedTuple):
     shot: int
     rounds: int
     confidence: float
-    positions: tuple[tuple[int, int, int], ...]
+    trigger: str
     options: dict[str, Any]
     searching: dict[str, Any]
     steps: dict[str, int]
@@ -96,9 +96,7 @@ def make_flip_config(arg: str, setting: FlipSetting) -> Config:
         set_field(config, "aggregator.options.weights", "uniform")
     if "start" in given:
         return config
-    set_field(config, "attack.options.dba.positions", setting.positions)
-    set_field(config, "attack.options.dba.value", 1.0)
-    set_field(config, "attack.options.dba.space", "raw")
+    set_field(config, "attack.trigger", setting.trigger)
     set_field(config, "attack.options.dba.poison_per_batch", setting.per_batch * size // BATCH)
     if config.attack.name != "dba":
         clients = config.federation.clients_per_round

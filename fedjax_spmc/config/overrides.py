@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedjax_spmc import registry
+from fedjax_spmc.config import advice
 from fedjax_spmc.config.fields import (
     FIELDS,
     OPTION_PATHS,
@@ -27,7 +28,6 @@ from fedjax_spmc.config.resolving import (
     resolved_names,
 )
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import check_options
 
 
 def editable_copy(config: Config) -> Config:
@@ -52,13 +52,20 @@ def parse_override(config: Config, path: str, text: str) -> Any:
         known = alike | options_of_one(config, section)
         if name not in known:
             owner = f"{SECTIONS[section][1]} = {names_text(resolved_name(config, section))}"
-            check_options(owner, alike, {name: text}, f"{OPTION_PATHS[section]}.")
+            raise advice.unknown_option(section, name, owner, alike)
+        advice.refuse_several(path, text, known[name])
         return known[name].parse(text, path)
     if path not in FIELDS:
+        section, _, name = path.partition(".")
+        if section in OPTION_PATHS and name in part_options(config, section):
+            right = f"{OPTION_PATHS[section]}.{name}"
+            raise ConfigError(f"{path} is no field of the config but an option (did you mean {right}?).")
         raise ConfigError(unknown_field(path))
     if path in ("attack.name", PRE) and any(sign in text for sign in ",(["):
         parts = [word.strip("'\" ") for word in text.strip("()[] ").split(",")]
         return check_field(path, tuple(part for part in parts if part))
+    advice.refuse_wrong_part(path, text)
+    advice.refuse_several(path, text, FIELDS[path])
     value = FIELDS[path].parse(text, path)
     return check_field(path, value) if path == PRE else value
 

@@ -1,10 +1,12 @@
 """Named presets: which fields a word behind `--config=FILE:` changes. Presets never change `model.name`."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from fedjax_spmc.config.fields import Config, default_config, set_field
 from fedjax_spmc.errors import ConfigError
+from fedjax_spmc.nearest import did_you_mean, either
 from fedjax_spmc.registry import aggregators
 
 Words = Mapping[str, Mapping[str, Any]]
@@ -74,6 +76,15 @@ def methods() -> dict[str, dict[str, Any]]:
     return PAIRED_METHODS | {name: {"local.rule": "sgd", "aggregator.name": name} for name in alone}
 
 
+@functools.cache
+def method_name(rule: str, aggregator: str) -> str:
+    """The one name of a method, everywhere: its preset's, or the local rule's and the aggregator's."""
+    for name, fields in methods().items():
+        if (rule, aggregator) == (fields["local.rule"], fields["aggregator.name"]):
+            return name
+    return f"{rule} + {aggregator}"
+
+
 def reference_aggregator_options(name: str) -> dict[str, Any]:
     """The options with which the authors' code runs an aggregator."""
     if name == "mean":
@@ -110,13 +121,19 @@ def preset_fields(arg: str = "", method: str = "spmc", words: Words | None = Non
     given = [word.strip() for word in arg.split(",") if word.strip()]
     for word in given:
         if word not in descriptions() and word not in own:
+            meant = did_you_mean(word, [*own, *descriptions()])
+            many = f"one of the {len(descriptions())} that `fedjax-spmc list presets` names"
             raise ConfigError(
-                f"preset {word!r} is unknown: it must be one of {', '.join([*own, *descriptions()])}, joined by commas."
+                f"preset {word!r} is unknown: it must be {either([*own, many])}, joined by commas"
+                f"{f' ({meant})' if meant else ''}."
             )
     known = methods()
     chosen = [word for word in given if word in known]
     if len(chosen) > 1:
-        raise ConfigError(f"presets {', '.join(chosen)} exclude each other: give one of {', '.join(known)}.")
+        raise ConfigError(
+            f"presets {', '.join(chosen)} exclude each other: give one of them; several methods are a sweep "
+            f"(`fedjax-spmc sweep`, Sweep(base, grid={{'method': {chosen}}}))."
+        )
     changes = dict(known[chosen[0] if chosen else method])
     if "reference" in given:
         changes |= REFERENCE_FIELDS | REFERENCE_FIELDS_OF_RULE.get(changes["local.rule"], {})

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedjax_spmc import attacks, preaggregators, registry, schedules, server, training
+from fedjax_spmc.config import advice, presets
 from fedjax_spmc.config.fields import (
     ATTACK_FIELDS,
     CHANGEABLE_FIELDS,
@@ -57,7 +58,7 @@ def resolve(config: Config) -> Config:
         known = alike | options_of_one(resolved, section)
         owner = f"{SECTIONS[section][1]} = {names_text(names)}"
         for name in given.keys() - known.keys():
-            check_options(owner, alike, {name: given[name]}, f"{place}.")
+            raise advice.unknown_option(section, name, owner, alike)
         checked = check_options(owner, known, given, f"{place}.")
         disputed = _disputed(resolved, section)
         defaults = {name: option.default for name, option in alike.items() if name not in disputed}
@@ -155,6 +156,8 @@ def check_field(path: str, value: Any) -> Any:
         ConfigError: it is not allowed there.
     """
     field = FIELDS[path]
+    for name in value if isinstance(value, (tuple, list)) else (value,):
+        advice.refuse_wrong_part(path, name)
     if path == PRE:
         one = isinstance(value, str) and value in registry.preaggregators.names()
         listed = field.check((value,) if one else value)
@@ -397,10 +400,17 @@ def differing_fields(old: Config, new: Config) -> list[str]:
 
 
 def method_title(config: Config) -> str:
-    """The local rule and the aggregator by name, for tables and pictures."""
-    local, aggregator = config.local.rule, config.aggregator.name
+    """The method by name, and what stands in front of its aggregator, for tables and pictures."""
+    name = presets.method_name(config.local.rule, config.aggregator.name)
     behind = f" behind {names_text(resolved_name(config, PRE))}" if config.aggregator.pre else ""
-    return (local if local == aggregator else f"{local} + {aggregator}") + behind
+    return name + behind
+
+
+def run_title(config: Config) -> str:
+    """The method, the data and the attack of a run, for the head of a picture: two lines."""
+    attack = names_text(resolved_name(config, "attack"))
+    share = f", {100 * config.attack.malicious_fraction:g} % malicious" if num_malicious(config) else ""
+    return f"{method_title(config)}\n{config.data.name}, {'no attack' if attack == 'none' else attack}{share}"
 
 
 def num_malicious(config: Config) -> int:

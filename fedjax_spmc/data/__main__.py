@@ -9,11 +9,11 @@ Exit codes: 0 done, 1 the download failed, 2 bad input (one sentence says what).
 import sys
 from collections.abc import Sequence
 
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.data.dataset import Source
 from fedjax_spmc.data.prepare import DownloadError
 from fedjax_spmc.errors import DataError
-from fedjax_spmc.options import Option
 from fedjax_spmc.registry import datasets
 from fedjax_spmc.startup import interrupts
 from fedjax_spmc.terminal import note, show
@@ -21,13 +21,7 @@ from fedjax_spmc.terminal import note, show
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("data", __doc__)
-    parser.positional("COMMAND", "list, or prepare and the NAME of a data set")
-    parser.flag(
-        Option("--data_dir", str, None, optional=True),
-        "DIR",
-        "folder of prepared data sets (default: $TFDS_DATA_DIR, then ~/tensorflow_datasets)",
-    )
+    parser = commands.make("data")
     return run_command(parser, lambda flags: _data(parser, flags), arguments)
 
 

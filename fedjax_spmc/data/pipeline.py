@@ -119,7 +119,7 @@ def client_data(
     def take(positions: Array, key: PRNGKey) -> Batch:
         return batch_of(rows[positions], jnp.ones(positions.shape, bool), base_of(key))
 
-    return ClientData(gather, num_batches, client_id, size, take, length)
+    return ClientData(gather, num_batches, client_id, size, take, lambda key: shuffled(key, length, size))
 
 
 def unreadable(batch: Batch, condition: Array) -> Batch:
@@ -155,7 +155,8 @@ def in_order(inputs: Array, labels: Array, batch_size: int, client_id: Array | i
         del key
         return Batch(inputs[positions], labels[positions], positions, jnp.ones(positions.shape, bool))
 
-    return ClientData(gather, jnp.int32(num_batches), jnp.int32(client_id), jnp.int32(count), take, count)
+    order = lambda key: shuffled(key, count, jnp.int32(count))  # noqa: E731
+    return ClientData(gather, jnp.int32(num_batches), jnp.int32(client_id), jnp.int32(count), take, order)
 
 
 def _column(mask: Array, labels: Array) -> Array:

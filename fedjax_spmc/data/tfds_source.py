@@ -119,7 +119,7 @@ def decoded(spec: Spec, prepared: Prepared, decode_split: Callable[[str], T]) ->
         reason = reason_of(error, named=True)
         raise DataError(
             f"data set {name} cannot be read: a library that reads it cannot be imported ({reason}): it must be "
-            "installed, in the version that the others need."
+            "installed, in the version that the others need, as by `pip install 'fedjax_spmc[tfds]'`."
         ) from None
     try:
         return {split: decode_split(split) for split in tfds_layout.SPLITS}

@@ -57,10 +57,10 @@ def own_of(ctx: Context, data: ClientData, key: PRNGKey) -> Own:
     Raises:
         ValueError: the data cannot be read in stored order.
     """
-    if data.take is None or not data.capacity:
-        raise ValueError("the local rule flip needs data with `take` and `capacity`")
+    if data.take is None or data.order is None:
+        raise ValueError("the local rule flip needs data with `take` and `order`")
     take, pixels = data.take, pixels_of(ctx)
-    positions = jnp.arange(data.capacity, dtype=jnp.int32)
+    positions = jnp.arange(len(jax.eval_shape(data.order, key)), dtype=jnp.int32)
     labels = jnp.where(positions < data.size, take(positions, key).labels, -1)
     classes = ctx.model.num_classes
     counts = (labels[:, None] == jnp.arange(classes)[None]).sum(axis=0, dtype=jnp.int32)

@@ -21,3 +21,17 @@ def train_logits(
     """
     rows = (valid,) if jax.tree.leaves(stats) else ()
     return model.apply(params, stats, inputs, True, key, *rows)
+
+
+def on_whole_batches(model: Model) -> Model:
+    """The network for batches whose rows are all valid: it is not told which are, so that one that takes no `valid`
+    works too."""
+    run = model.apply
+
+    def apply(
+        params: Params, stats: Stats, inputs: Array, train: bool, key: PRNGKey, valid: Array | None = None
+    ) -> tuple[Array, Stats]:
+        del valid
+        return run(params, stats, inputs, train, key)
+
+    return model._replace(apply=apply)

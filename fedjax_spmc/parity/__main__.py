@@ -17,10 +17,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fedjax_spmc import numerics
-from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc import commands, numerics
+from fedjax_spmc.command import Flags, run_command
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option
 from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
 from fedjax_spmc.parity.walker import walk
 from fedjax_spmc.paths import expanded
@@ -29,12 +28,7 @@ from fedjax_spmc.terminal import note, show
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("parity", __doc__)
-    parser.flag(Option("--golden", str, None, optional=True), "DIR", "recorded outputs (*.npz)")
-    parser.switch("--torch", "plain torch loops beside the simulator")
-    parser.flag(Option("--reference", str, None, optional=True), "DIR", "your clone of the authors' repository")
-    parser.switch("--json", "prints JSON")
-    return run_command(parser, _parity, arguments)
+    return run_command(commands.make("parity"), _parity, arguments)
 
 
 @numerics.pinned()

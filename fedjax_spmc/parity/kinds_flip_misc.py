@@ -10,7 +10,6 @@ import numpy as np
 from fedjax_spmc import aggregators, attacks, evaluation, metrics, server
 from fedjax_spmc.attacking import fallen
 from fedjax_spmc.federation import average_stats
-from fedjax_spmc.flip.pattern import positions
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.parity.kinds_small import channels_last
@@ -19,6 +18,8 @@ from fedjax_spmc.types import AttackContext, Batch, Roster, Task, Upload, Variab
 
 EXACT, AGGREGATED, RATES = 0.0, 1e-6, 1e-8
 SERVER_RATE, ADVERSARIES, TARGET, ATTACKERS_RATE = 0.1, 4, 2, 0.05
+TRIGGERS = {1: "dba_mnist", 3: "dba_cifar"}
+"""By channels."""
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -96,9 +97,7 @@ def trigger(arrays: Arrays, source: str) -> Iterator[Outcome]:
         attack = attacks.make(
             "dba",
             target_label=TARGET,
-            positions=positions(shape[-1]),
-            value=1.0,
-            space="raw",
+            trigger=TRIGGERS[shape[-1]],
             poison_per_batch=count,
         )
         roster = Roster(jnp.arange(10) < ADVERSARIES, jnp.int32(0), jnp.int32(0), jnp.int32(0))

@@ -49,6 +49,7 @@ def metrics_line(
     unreported: Unreported,
     seconds: Mapping[str, float | None],
     confidence: float = 0.0,
+    flags: bool = True,
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`.
 
@@ -61,6 +62,7 @@ def metrics_line(
         unreported: of the rounds since the line before.
         seconds: keys ending in `_seconds`; None where they were not measured apart.
         confidence: predictions below it are rejected.
+        flags: whether the aggregator flags clients at all, see `Aggregator.flags`.
     """
     client_ids, participating = np.asarray(report.client_ids), np.asarray(report.participating)
     flagged, scores = np.asarray(report.verdict.flagged), np.asarray(report.verdict.scores)
@@ -73,7 +75,8 @@ def metrics_line(
         "scores": scores,
         "flagged": flagged,
         "client_ids": client_ids,
-        **metrics.detection(flagged, scores, participating, np.asarray(report.attacking)),
+        "rule_flags": flags,
+        **metrics.detection(flagged, scores, participating, np.asarray(report.attacking), flags),
         "participating": participating,
         "attacking": np.asarray(report.attacking),
         "malicious": malicious[client_ids],
@@ -156,11 +159,14 @@ def summary_of(
     }
 
 
-def diverged_message(round_index: int) -> str:
-    """The sentence that says that training stopped being finite."""
+def diverged_message(round_index: int, config: Any) -> str:
+    """The sentence that says that training stopped being finite, and what may help."""
+    rate, norm = config.local.learning_rate, config.local.clip_norm
+    clip = "a local.clip_norm" if norm is None else f"a local.clip_norm below {norm:g}"
     return (
-        f"training stopped being finite in round {round_index} (counted from 0): no client's model is finite there; "
-        "the global model of the round before is kept."
+        f"training stopped being finite in round {round_index + 1}: no client's model is finite there; the global "
+        f"model of the round before is kept. A local.learning_rate below {rate:g}, {clip}, or, against "
+        "scaled uploads, aggregator.name = norm_clip, may keep it finite."
     )
 
 

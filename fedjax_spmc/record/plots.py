@@ -28,7 +28,19 @@ MAX_NAMED_CLIENTS = 40
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        """A figure that notebooks show: those of pyplot they know by themselves."""
+
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    return Shown(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _save(figure: "Figure", path: Path) -> None:
@@ -37,9 +49,14 @@ def _save(figure: "Figure", path: Path) -> None:
     Raises:
         OSError: it cannot be written; the file is named.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    files.replace(path, buffer.getvalue())
+    files.replace(path, _png(figure))
+
+
+def whole_rounds(axis: Any) -> None:
+    """Rounds are whole numbers: so are the ticks of the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -49,6 +66,11 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         runs: title -> history (lines of `metrics.jsonl`).
         path: the PNG to write.
     """
+    _save(curves_figure(runs), path)
+
+
+def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """The picture of `curves`; a notebook shows it as it is."""
     shown = list(runs.items())[:MAX_PANELS]
     columns = min(len(shown), MAX_COLUMNS)
     rows = -(-len(shown) // columns)
@@ -63,11 +85,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
             if not np.all(np.isnan(values)):
                 axis.plot(rounds, values, color=colour, label=name, marker="." if len(rounds) < 30 else None)
         axis.set(title=title, xlabel="round", ylim=(-2, 102))
+        whole_rounds(axis)
         axis.grid(alpha=0.3)
     for axis in axes[::columns]:
         axis.set_ylabel("percent")
     axes[columns - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, path)
+    return figure
 
 
 def partition(counts: np.ndarray, malicious: np.ndarray, path: Path) -> None:
@@ -169,6 +192,7 @@ def draw_clients(
         axis.scatter(rounds[marked[:, 0]], values[marked[:, 0], marked[:, 1]], **ring)
         axis.scatter([], [], label="flagged", **ring)
     axis.set_xlabel("round")
+    whole_rounds(axis)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="best", frameon=False, fontsize=8)
@@ -198,7 +222,7 @@ def draw_details(axis: Any, picture: Picture, arrays: Mapping[str, np.ndarray], 
 
 
 def _draw_matrix(axis: Any, picture: Picture, matrix: np.ndarray, malicious: np.ndarray) -> None:
-    image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    image = axis.imshow(matrix, cmap="viridis")  # over the range that there is
     axis.set(title=picture.title, xlabel="client (row)", ylabel="client (row)")
     if len(malicious) <= MAX_NAMED_CLIENTS:
         for ticks in (axis.set_xticks(range(len(malicious))), axis.set_yticks(range(len(malicious)))):

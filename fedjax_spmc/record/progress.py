@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from fedjax_spmc.record.remarks import Remark, in_progress
+from fedjax_spmc.record.remarks import Remark, at_chance, in_progress
 from fedjax_spmc.terminal import Lines
 
 
 class Progress:
-    """Prints a line per evaluated round: round, A, ASR, R, V, what went wrong, seconds per round, time left.
+    """Prints a line per evaluated round: round, A, ASR, R, V, what went wrong, seconds per round, time left; before the
+    first one what is being done. The first line that is played compiles: its time says nothing of those to come.
 
     Args:
         rounds: rounds of the whole run.
@@ -22,6 +23,11 @@ class Progress:
         self._live = stream is not None and stream.isatty()
         self._fastest = float("inf")
         self._failed = self._rejected = 0
+        self._first = True
+
+    def phase(self, text: str) -> None:
+        """Says what is being done before a round can be shown; a live line takes its place."""
+        self._lines.add(f"\r\033[K{text} ..." if self._live else f"{text} ...", end="" if self._live else "\n")
 
     def begin(self, history: Sequence[Mapping[str, Any]], remarks: Sequence[Remark]) -> None:
         """Takes what was played before, and prints what is known before the next round.
@@ -44,15 +50,18 @@ class Progress:
         if self._lines.stream is None:
             return
         self._count(line)
-        self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
-        # The first round compiles: the time left is estimated from the fastest round so far.
-        seconds = self._fastest * (self._rounds - line["round"] - 1)
+        if not self._first:  # the first round compiles
+            self._fastest = min(self._fastest, line["round_seconds"] + line["eval_seconds"])
+        self._first = False
+        rounds = self._rounds - line["round"] - 1
+        seconds = self._fastest * rounds if rounds else 0.0
+        left = f"  {clock(seconds)} left" if seconds < float("inf") else ""
         shown = "  ".join(f"{name} {_percent(line[name])}" for name in ("A", "ASR", "R", "V"))
-        wrong = in_progress(line["round"] + 1, self._failed, self._rejected)
+        wrong = in_progress(line["round"] + 1, self._failed, self._rejected, at_chance(line))
         text = (  # what went wrong comes first: a narrow terminal cuts the end
             f"round {line['round'] + 1:>{len(str(self._rounds))}}/{self._rounds}  "
             + (f"{wrong}  " if wrong else "")
-            + f"{shown}  {line['round_seconds']:6.2f} s/round  {clock(seconds)} left"
+            + f"{shown}  {line['round_seconds']:6.2f} s/round{left}"
         )
         if self._live:  # a line that wraps could not be overwritten
             text = text[: (_columns(self._lines.stream) or len(text) + 1) - 1]

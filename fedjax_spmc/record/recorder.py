@@ -141,7 +141,7 @@ class Recorder(NoRecorder):
         summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
         with self._drawing():
-            plots.curves({configs.method_title(config): history}, folder.path / "curves.png")
+            plots.curves({configs.run_title(config): history}, folder.path / "curves.png")
             plots.verdicts(history, malicious, folder.path / "verdicts.png")
             self._draw_details(history)
 

@@ -1,5 +1,6 @@
 """What must be known of a run before its numbers are believed: failed aggregations, rejected uploads, clients that
-never train, an attack in which nobody took part, a defence that is not as published.
+never train, an attack in which nobody took part, a model that knows no more than guessing, a defence that is not as
+published.
 
 The letters and the sentences are made here alone; progress, summary, sweep, `compare` and report show them. Without
 them a run that kept its first model looks like a defence.
@@ -22,10 +23,14 @@ MEANINGS = {
     " run's rounds or more",
     "r": "uploads that were not finite were rejected",
     "t": "some clients never train, because their examples make no batch",
+    "g": "in the last evaluated round the model is at chance, hardly better than guessing; never ranked",
     "n": "in some attack rounds, or in all, no attacker took part; never ranked where that were all",
     "f": "FLIP's clients search by another schedule, with fewer steps or for other triggers than in its code",
 }
 """The letters of remarks and their meaning, as tables explain them."""
+CHANCE = 0.1
+"""A model is at chance where its accuracy, classes counting equally, is at most this share of the way from guessing to
+always right, and at most twice that of guessing. One that predicts a single class is as good as guessing."""
 
 
 class Facts(NamedTuple):
@@ -43,6 +48,8 @@ class Facts(NamedTuple):
         idle_malicious: the malicious ones among them.
         attack_rounds: rounds on the attack's schedule.
         unattacked_rounds: those of them in which no attacking client took part, though some clients are malicious.
+        at_chance: 1 where the model of the last evaluated round is at chance, else 0; see `CHANCE`. Not known where
+            there are more classes than `evaluation.MOST_CLASSES`.
     """
 
     rounds_played: int | None = None
@@ -53,6 +60,7 @@ class Facts(NamedTuple):
     idle_malicious: int | None = None
     attack_rounds: int | None = None
     unattacked_rounds: int | None = None
+    at_chance: int | None = None
 
 
 class Remark(NamedTuple):
@@ -96,7 +104,21 @@ def facts_of(
         idle_malicious=None if idle is None else int((idle & malicious).sum()),
         attack_rounds=_attack_rounds(config, rounds),
         unattacked_rounds=_unattacked_rounds(config, lines),
+        at_chance=at_chance(lines[-1]) if lines else None,
     )
+
+
+def at_chance(line: Mapping[str, Any]) -> int | None:
+    """1 where the model of a line of `metrics.jsonl` is at chance, else 0, see `CHANCE`; None = the line does not tell.
+
+    The accuracies of the classes are those without rejection. Classes that the test set does not ask count for nothing.
+    """
+    given = line.get("per_class")
+    known = [rate for rate in given if type(rate) in (int, float)] if isinstance(given, list) else []
+    if len(known) < 2:
+        return None
+    guess = 100 / len(known)
+    return int(sum(known) / len(known) <= min(2 * guess, guess + CHANCE * (100 - guess)))
 
 
 def remarks_ahead(config: configs.Config, malicious: np.ndarray, idle: np.ndarray) -> list[Remark]:
@@ -138,12 +160,15 @@ def of_folder(
         summary = reading.json_object(kept.path / "summary.json")
     except (FileNotFoundError, reading.UnreadableError):  # the run goes on, or was killed
         summary = {}
-    return remarks_of(fields, with_idle(facts_of(fields, lines, malicious), summary))
+    return remarks_of(fields, with_stated(facts_of(fields, lines, malicious), summary))
 
 
-def with_idle(facts: Facts, summary: Mapping[str, Any]) -> Facts:
-    """Facts of the lines alone with the clients that never train as the summary has them, where it does."""
+def with_stated(facts: Facts, summary: Mapping[str, Any]) -> Facts:
+    """Facts of the lines alone, with what only the summary knows: clients that were never drawn and never train, and of
+    kept lines without accuracies of classes whether the model is at chance."""
     stated = facts_of_summary(summary)
+    if facts.at_chance is None:
+        facts = facts._replace(at_chance=stated.at_chance)
     if stated.idle_clients is None:
         return facts
     return facts._replace(idle_clients=stated.idle_clients, idle_malicious=stated.idle_malicious)
@@ -163,14 +188,16 @@ def remarks_of(config: Mapping[str, Any], facts: Facts) -> list[Remark]:
         config: fields by dotted path.
         facts: of the run.
     """
-    made = [_failed(facts), _rejected(facts), _idle(config, facts), _unattacked(config, facts), _flip(config)]
+    made = [_failed(facts), _rejected(facts), _idle(config, facts), _guesses(facts), _unattacked(config, facts)]
+    made.append(_flip(config))
     return [remark for remark in made if remark is not None]
 
 
-def in_progress(rounds: int, failed: int, rejected: int) -> str:
+def in_progress(rounds: int, failed: int, rejected: int, chance: int | None = None) -> str:
     """What went wrong in the rounds so far, for the line of progress; "" where nothing did."""
-    facts = Facts(rounds_played=rounds, aggregation_failed=failed, non_finite=rejected)
-    return ", ".join(remark.short for remark in (_failed(facts), _rejected(facts)) if remark is not None)
+    facts = Facts(rounds_played=rounds, aggregation_failed=failed, non_finite=rejected, at_chance=chance)
+    made = (_failed(facts), _rejected(facts), _guesses(facts))
+    return ", ".join(remark.short for remark in made if remark is not None)
 
 
 def _failed(facts: Facts) -> Remark | None:
@@ -190,6 +217,13 @@ def _rejected(facts: Facts) -> Remark | None:
     words = "upload was" if facts.non_finite == 1 else "uploads were"
     short = f"{facts.non_finite} upload{'s' * (facts.non_finite > 1)} rejected"
     return Remark("r", short, f"{facts.non_finite} {words} not finite and rejected.")
+
+
+def _guesses(facts: Facts) -> Remark | None:
+    if not facts.at_chance:
+        return None
+    sentence = "in the last evaluated round the model is hardly better than guessing: R and V show no defence."
+    return Remark("g", "at chance", sentence, ranked=False)
 
 
 def _idle(config: Mapping[str, Any], facts: Facts) -> Remark | None:

@@ -31,12 +31,12 @@ class TensorBoard:
         self._append([{"file_version": "brain.Event:2"}])
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Adds the numbers of a line of `metrics.jsonl` at the step of its round."""
+        """Adds the numbers of a line of `metrics.jsonl` at the step of its round, from 1."""
         from tensorboardX.summary import scalar  # imported here: it takes over a second
 
         names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()), *metrics.NEXT_TOKEN)
         shown = {name: line[name] for name in names if line.get(name) is not None}
-        self._append([{"summary": scalar(name, value), "step": line["round"]} for name, value in shown.items()])
+        self._append([{"summary": scalar(name, value), "step": line["round"] + 1} for name, value in shown.items()])
 
     def _append(self, events: list[dict[str, Any]]) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,12 @@ CLASSES: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("imdb_reviews", "sentiment140_30k", "synthetic_sentiment"), ("negative", "positive")),
 }  # fmt: skip
 """Names of the classes; other data sets show the numbers."""
-JUDGED = {"hit": "what the attacker wants", "right": "right", "wrong": "wrong"}
+JUDGED = {
+    "hit": "what the attacker wants",
+    "right": "right",
+    "wrong": "wrong",
+    "anyway": "no doing of the trigger",
+}
 """What is said of a prediction of each kind."""
 
 
@@ -28,7 +33,8 @@ class Prediction(NamedTuple):
         heat: its Grad-CAM as an img element; None where the network has no convolution.
         label: name of the true class; of a next token, the one that is asked.
         prediction: name of the predicted class, or the likeliest tokens, and in brackets whether that is right.
-        kind: "right", "wrong", or "hit" where a triggered example has what the attacker wants.
+        kind: "right", "wrong", or "hit" where a triggered example has what the attacker wants; "anyway" where it would
+            have that without a trigger too.
         text: the text; "" of an image.
     """
 
@@ -56,6 +62,35 @@ class TestImages(NamedTuple):
     triggered: list[Prediction]
     caption: str
     note: str
+
+    def named(self, of: str) -> "TestImages":
+        """With what they are of in the names of the pictures, so that no two on a page are named alike."""
+        from fedjax_spmc.report.figures import named_markup
+
+        def one(shown: Prediction, number: int) -> Prediction:
+            own = f"{of}, {number}"
+            heat = shown.heat and named_markup(shown.heat, own)
+            return shown._replace(image=named_markup(shown.image, own), heat=heat)
+
+        clean, triggered = ([one(each, i) for i, each in enumerate(row, 1)] for row in (self.clean, self.triggered))
+        return self._replace(clean=clean, triggered=triggered)
+
+
+def disowned(one: Prediction) -> Prediction:
+    """The prediction, not counted as the attacker's doing."""
+    if one.kind != "hit":
+        return one
+    return one._replace(kind="anyway", prediction=one.prediction.replace(JUDGED["hit"], JUDGED["anyway"]))
+
+
+AT_CHANCE = "The model is at chance: what it takes anything for says nothing of the attack."
+
+
+def without_credit(shown: TestImages) -> TestImages:
+    """The examples of a model at chance: one that predicts a single class has not learnt a backdoor."""
+    return shown._replace(
+        triggered=[disowned(one) for one in shown.triggered], note=f"{AT_CHANCE} {shown.note}".strip()
+    )
 
 
 class Opened(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import reading
-from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc import reading, registry
+from fedjax_spmc.errors import UserError, WorkdirError
 from fedjax_spmc.record import truth
 
 
@@ -51,6 +51,15 @@ _REQUIRED: dict[str, Any] = {
     "evaluation.confidence": (int, float), "evaluation.lifespan_thresholds": list, "local.batch_size": int,
 }  # fmt: skip
 """Fields that the report computes with, and their types."""
+
+
+def rule_flags(config: Mapping[str, Any]) -> bool | None:
+    """Whether a config's aggregator flags clients at all; None where it cannot be made from the config alone."""
+    options = configs.options_in(config, "aggregator")
+    try:
+        return registry.aggregators.make(config["aggregator.name"], **options).flags
+    except (UserError, TypeError):  # of a plug-in or another version, or one that needs the server's data
+        return None
 
 
 def malicious_clients(config: Mapping[str, Any], folder: Path | None) -> np.ndarray:

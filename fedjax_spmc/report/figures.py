@@ -87,7 +87,7 @@ def inline_svg(svg: str, caption: str) -> str:
     body = re.sub(r"(fill|stroke): (#0072b2|#d55e00)", lambda m: f"{m[1]}: var(--{m[2][1:]}, {m[2]})", body)
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', body)
     assert size is not None
-    name = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    name = _attribute(caption)
     style = f'role="img" aria-label="{name}" style="width:{float(size[1]) / 72:.2f}in"'
     return body.replace(size[0], style, 1).replace("\n", "")
 
@@ -106,9 +106,23 @@ def with_unique_ids(page: str) -> str:
     return re.sub(r"<svg.*?</svg>", renamed, page, flags=re.DOTALL)
 
 
+def named(picture: Picture, of: str) -> Picture:
+    """The picture with what it is of in the name that a screen reader says, so that no two are named alike."""
+    return picture._replace(markup=named_markup(picture.markup, of))
+
+
+def named_markup(markup: str, of: str) -> str:
+    """See `named`."""
+    return re.sub(r'(aria-label|alt)="', lambda m: f"{m[0]}{_attribute(of)}: ", markup, count=1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
 def png(content: bytes, caption: str, css: str = "") -> str:
     """A PNG as an img element."""
-    name = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    name = _attribute(caption)
     return f'<img class="{css}" alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
 
 
@@ -126,6 +140,29 @@ def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
     A panel has A and R_all (SPMC's Figure 6, FDCR's Figure 3); ASR with a line at the attack's last round where the
     rounds go on after it; and, where anybody was flagged, TPR and FPR.
     """
+    ordered = _by_conditions(settings)
+    made = [_panel(words, members) for words, members in ordered[:MAX_PANELS]]
+    return made, max(0, len(ordered) - MAX_PANELS)
+
+
+def headline(settings: Sequence[Setting]) -> Panel | None:
+    """The one picture that comes first: ASR over the rounds, or A where there is no backdoor, of the settings under the
+    conditions that most have; None where nothing was played."""
+    for words, members in _by_conditions(settings)[:1]:
+        for metric, title in (("ASR", "attack success rate ASR"), ("A", "accuracy A")):
+            known = {index: one.curve(metric) for index, one in enumerate(members[:MAX_LINES])}
+            known = {index: curve for index, curve in known.items() if (~np.isnan(curve[1])).any()}
+            if known:
+                caption = f"{title} over the rounds{f', {words}' if words else ''}"
+                ends = sorted({end for one in members if (end := _end_of_attack(one)) is not None})
+                picture = draw(lambda axis, k=known, t=title, e=ends: _plot_curves(axis, k, t, e), caption, height=2.7)
+                names = labels(members, CONDITIONS)[:MAX_LINES]
+                return Panel(words, [picture], [(name, _legend_key(index)) for index, name in enumerate(names)])
+    return None
+
+
+def _by_conditions(settings: Sequence[Setting]) -> list[tuple[str, list[Setting]]]:
+    """The settings that were played, by conditions in words; those that most have come first."""
     drawn = [setting for setting in settings if any(run.lines for run in setting.counted)]
     axes = [path for path in CONDITIONS if path in differing_fields(drawn)]
     panels: dict[tuple[str, ...], list[Setting]] = {}
@@ -133,9 +170,7 @@ def curves(settings: Sequence[Setting]) -> tuple[list[Panel], int]:
         conditions = {path: setting.config[path] for path in axes} | conditions_of(setting.config)
         words = [f"{short_name(path)} = {value_text(value)}" for path, value in conditions.items()]
         panels.setdefault(tuple(words), []).append(setting)
-    ordered = sorted(panels.items(), key=lambda pair: -len(pair[1]))
-    made = [_panel(", ".join(words), members) for words, members in ordered[:MAX_PANELS]]
-    return made, max(0, len(ordered) - MAX_PANELS)
+    return [(", ".join(words), members) for words, members in sorted(panels.items(), key=lambda pair: -len(pair[1]))]
 
 
 def _panel(title: str, members: Sequence[Setting]) -> Panel:
@@ -153,7 +188,7 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
         known = {index: setting.curve(metric) for index, setting in enumerate(lines)}
         known = {index: curve for index, curve in known.items() if (~np.isnan(curve[1])).any()}
         if known:
-            caption = f"{words} over the rounds: mean over seeds and 95 % interval{more}"
+            caption = f"{words} over the rounds{f', {title}' if title else ''}: mean over seeds and 95 % interval{more}"
             lines_at = ends if metric == "ASR" else []
             if lines_at:
                 caption += f"; grey: the last round of the attack ({', '.join(map(str, ends))})"
@@ -193,6 +228,7 @@ def _plot_curves(axis: Any, known: dict[int, Any], words: str, lines_at: Sequenc
         if not np.isnan(low).all():
             axis.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
     axis.set(xlabel="round", ylabel="percent", ylim=(-2, 102), title=words)
+    plots.whole_rounds(axis)
     axis.grid(alpha=0.3)
 
 
@@ -229,7 +265,7 @@ def run_pictures(run: Run) -> list[Picture]:
 
 def _heat_map(axis: Any, rounds: np.ndarray, weights: np.ndarray, malicious: np.ndarray) -> None:
     grid = np.ma.masked_invalid(weights.T)
-    image = axis.imshow(grid, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0)
+    image = axis.imshow(grid, cmap="viridis", aspect="auto", interpolation="nearest")  # over the range that there is
     step = max(1, len(rounds) // 8)
     axis.set_xticks(range(0, len(rounds), step), rounds[::step])
     if len(malicious) <= plots.MAX_NAMED_CLIENTS:
@@ -251,6 +287,7 @@ def _detection(axis: Any, run: Run) -> None:
         rounds, values = run.series(name)
         axis.plot(rounds, values, color=colour, marker=".", markersize=4, linewidth=1.3, label=label)
     axis.set(xlabel="round", ylabel="percent", ylim=(-4, 104), title="flagged")
+    plots.whole_rounds(axis)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
 

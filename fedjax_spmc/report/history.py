@@ -12,6 +12,8 @@ from fedjax_spmc.evaluation import BINS
 
 THIRDS = ("first", "middle", "last")
 DETECTION = ("tpr", "fpr", "auc")
+FLAG_RATES = ("tpr", "fpr", "precision", "f1")
+"""What is undefined of a rule that never flags anybody."""
 MEAN_SCORES = ("score_benign", "score_malicious")
 WEIGHT_SUMMARY = ("alpha_benign", "alpha_malicious", "alpha_smallest", "alpha_largest")
 PER_RUN = (
@@ -23,8 +25,15 @@ PER_RUN = (
 """Numbers of a whole run: detection over it and by thirds of it, percent (auc 0..1); clients' scores and weights."""
 
 
-def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
-    """The lines that can be read and name clients of the run, by round; of two lines of a round the later one."""
+def read_lines(path: Path, num_clients: int, rule_flags: bool | None = None) -> list[dict[str, Any]]:
+    """The lines that can be read and name clients of the run, by round; of two lines of a round the later one.
+
+    Args:
+        path: of the run's `metrics.jsonl`.
+        num_clients: N.
+        rule_flags: whether the rule flags clients at all, which lines of older versions do not say; None = not known.
+            It is taken to where anybody was flagged.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -40,7 +49,17 @@ def read_lines(path: Path, num_clients: int) -> list[dict[str, Any]]:
         ids = line.get("client_ids", [])
         if isinstance(ids, list) and all(type(i) is int and 0 <= i < num_clients for i in ids):
             by_round[line["round"]] = line
-    return [by_round[index] for index in sorted(by_round)]
+    lines = [by_round[index] for index in sorted(by_round)]
+    flags = bool(rule_flags) or any(np.nan_to_num(client_values(line, "flagged")).any() for line in lines)
+    return [_with_flags(line, flags) for line in lines]
+
+
+def _with_flags(line: dict[str, Any], flags: bool) -> dict[str, Any]:
+    """A line that says whether its rule flags; where it does not, nothing is known of its flags."""
+    if "rule_flags" in line:
+        return line
+    unknown = {} if flags else {name: None for name in FLAG_RATES if name in line}
+    return line | unknown | {"rule_flags": flags}
 
 
 def number(value: Any) -> float:
@@ -78,6 +97,7 @@ def numbers_of(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
     """
     last = lines[-metrics.LAST_ROUNDS :]
     found = {name: _mean(number(line.get(name)) for line in last) for name in metrics.MEANS}
+    found["mean_of"] = float(len(last))
     parts = [lines, *([lines[i] for i in part] for part in np.array_split(np.arange(len(lines)), len(THIRDS)))]
     for name, part in zip(("run", *THIRDS), parts, strict=True):
         found |= {f"{key}_{name}": value for key, value in _detection(part, malicious).items()}
@@ -126,12 +146,16 @@ def _detection(lines: Sequence[Mapping[str, Any]], malicious: np.ndarray) -> dic
     """Flags pooled over the rounds; auc is the mean of the rounds that have one."""
     bad, flagged = _pooled(lines, malicious, "flagged", "attacking")
     areas = _mean(number(line.get("auc")) for line in lines)
+    if not all(line.get("rule_flags", True) for line in lines):
+        return dict(zip(DETECTION, (math.nan, math.nan, areas), strict=True))
     return dict(zip(DETECTION, (100 * _mean(flagged[bad]), 100 * _mean(flagged[~bad]), areas), strict=True))
 
 
 def _is_perfect(line: Mapping[str, Any], malicious: np.ndarray) -> float:
     """Whether exactly the attacking were flagged; NaN where the line does not say who was flagged."""
     bad, flagged = _pooled([line], malicious, "flagged", "attacking")
+    if not line.get("rule_flags", True):
+        return math.nan
     return math.nan if np.isnan(flagged).any() else float(np.array_equal(flagged > 0, bad))
 
 

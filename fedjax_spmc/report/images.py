@@ -9,7 +9,15 @@ from fedjax_spmc import numerics
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.record import files
 from fedjax_spmc.report import figures, gradcam, texts
-from fedjax_spmc.report.examples import CLASSES, JUDGED, Prediction, TestImages, opened_run
+from fedjax_spmc.report.examples import (
+    CLASSES,
+    JUDGED,
+    Prediction,
+    TestImages,
+    disowned,
+    opened_run,
+    without_credit,
+)
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.read import Run
 
@@ -86,11 +94,10 @@ class RunImages:
         try:
             config = self.config(run)
             dataset = self.dataset(config)
-            if dataset.info.tokenizer is not None:
-                return _test_texts(run, config, dataset)
-            if dataset.info.vocabulary:
+            if dataset.info.tokenizer is None and dataset.info.vocabulary:
                 return "There are no pictures for this task."
-            return _test_images(run, config, dataset)
+            shown = (_test_images if dataset.info.tokenizer is None else _test_texts)(run, config, dataset)
+            return without_credit(shown) if any(one.letter == "g" for one in run.remarks) else shown
         except UserError as error:
             return f"Test images and Grad-CAM are not shown: {error}"
 
@@ -178,7 +185,16 @@ def _test_images(run: Run, config: Any, dataset: Any) -> TestImages:
     note = f"The attacker's class is {classes}."
     if clean and clean[0].heat is None:
         note += " The network has no convolution, so that there is no Grad-CAM."
-    return TestImages(clean, row(shown.inputs, labels, what, wanted), caption, note)
+    triggered = row(shown.inputs, labels, what, wanted)
+    if attack.test is None:  # the same images, which the model may take for the attacker's class without a trigger too
+        pairs = zip(triggered, clean, strict=True)
+        triggered = [disowned(one) if class_of(one) == class_of(before) else one for one, before in pairs]
+    return TestImages(clean, triggered, caption, note)
+
+
+def class_of(one: Prediction) -> str:
+    """The class that an image is taken for."""
+    return one.prediction.rpartition(" (")[0]
 
 
 def first_of_each_class(labels: np.ndarray, target: int | None) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_spmc.config import belongs_to_method
+from fedjax_spmc.record.judgement import HELD, LOST, judgement
 from fedjax_spmc.report import read
 from fedjax_spmc.report.durable import durability_table, rejection_table
 from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
@@ -15,6 +17,8 @@ from fedjax_spmc.report.settings import (
     departures,
     differing_fields,
     labels,
+    mean_of,
+    method_of,
     num_seeds,
     rounds_played,
     value_text,
@@ -23,6 +27,9 @@ from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 from fedjax_spmc.report.texts import next_token_table
 
 KINDS = ("benign", "malicious")
+MAIN_COLUMNS = ("A", "ASR", "V")
+MAX_LISTED = 8
+"""Values that a sentence lists, at most."""
 SETTINGS_COLUMNS = ("A", "ASR", "R", "V", "R_all", "V_all")
 DETECTION_COLUMNS = {"TPR": "tpr_run", "FPR": "fpr_run", "α benign": "alpha_benign", "α malicious": "alpha_malicious"}
 
@@ -39,11 +46,66 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "settings", "runs" and, where there is anything in them, "durability", "rejection", "next_token",
-    "detection"."""
-    listed = [settings_table(settings), durability_table(settings), rejection_table(settings)]
+    """The tables "main", "settings", "runs" and, where there is anything in them, "durability", "rejection",
+    "next_token", "detection"."""
+    listed = [main_table(settings), settings_table(settings), durability_table(settings), rejection_table(settings)]
     listed += [next_token_table(settings), detection_table(settings), runs_table(settings)]
-    return [one for one in listed if one.rows or one.name in ("settings", "runs")]
+    return [one for one in listed if one.rows or one.name in ("main", "settings", "runs")]
+
+
+def main_table(settings: Sequence[Setting]) -> Table:
+    """The table that answers first: a line per setting with A, ASR, V and what they say, in a sentence."""
+    rows = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        marks = setting.marks()
+        cells = [Cell(setting.estimate(name), marks=marks, digits=1) for name in MAIN_COLUMNS]
+        rows.append(Row("", (label,), [*cells, Cell(text=_judgement(setting, settings))]))
+    notes = [
+        INTERVALS,
+        f"A backdoor is held back where ASR is at most {HELD:g} %, and gets through where it is at least {LOST:g} %.",
+    ]
+    columns = [*MAIN_COLUMNS, "what it says"]
+    return Table("main", "What came out", notes, ("setting",), [("", len(columns))], columns, rows)
+
+
+def _judgement(setting: Setting, settings: Sequence[Setting]) -> str:
+    if not setting.counted:
+        return "No run has finished."
+    remarks = [remark for run in setting.counted for remark in run.remarks]
+    same = _conditions(setting)
+    averaging = [
+        other.estimate("A").mean
+        for other in settings
+        if other is not setting and method_of(other.config) == "fedavg" and _conditions(other) == same
+    ]
+    numbers = (setting.estimate(name).mean for name in ("A", "ASR"))
+    return judgement(*numbers, remarks, averaging[0] if len(averaging) == 1 else None)
+
+
+def _conditions(setting: Setting) -> dict[str, Any]:
+    return {path: value for path, value in setting.config.items() if not belongs_to_method(path)}
+
+
+def asked(settings: Sequence[Setting]) -> str:
+    """What was asked, in a sentence: methods, data, attacks, clients, rounds, seeds."""
+
+    def listed(values: Iterable[Any]) -> str:
+        found = list(dict.fromkeys(map(value_text, values)))
+        shown = found if len(found) <= MAX_LISTED else [*found[:MAX_LISTED], f"{len(found) - MAX_LISTED} more"]
+        return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+    def of(path: str) -> str:
+        return listed(one.config[path] for one in settings)
+
+    names = [one.config["attack.name"] for one in settings]
+    joined = [name if isinstance(name, str) else " + ".join(name) for name in names]
+    attacks = listed("no attack" if name == "none" else name for name in joined)
+    seeds = sorted({run.config["seed"] for one in settings for run in one.runs})
+    return (
+        f"{listed(method_of(one.config) for one in settings)} on {of('data.name')} under {attacks}: "
+        f"{of('federation.num_clients')} clients, a share of {of('attack.malicious_fraction')} of them malicious, "
+        f"{of('federation.rounds')} rounds, seed{'s' * (len(seeds) > 1)} {listed(seeds)}."
+    )
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
@@ -52,7 +114,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     for setting, label in zip(settings, labels(settings), strict=True):
         marks = setting.marks()
         counted = Cell(text=f"{len(setting.counted)} of {len(setting.runs)}" if "x" in marks else num_seeds(setting))
-        cells = [counted, Cell(text=rounds_played(setting))]
+        cells = [counted, Cell(text=rounds_played(setting)), Cell(text=mean_of(setting))]
         for name in SETTINGS_COLUMNS:
             cells.append(Cell(setting.estimate(name), marks=marks))
         for name in DETECTION_COLUMNS.values():
@@ -61,10 +123,10 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     notes = [
         INTERVALS,
         "R = 100 - ASR, V = (A + R) / 2; ASR leaves out test images whose true class is the target, _all keeps them.",
-        "TPR and FPR: the flags of all evaluated rounds pooled; 0 for rules that flag nobody. α: mean weight of a"
-        " benign and of a malicious client over all evaluated rounds.",
+        "TPR and FPR: the flags of all evaluated rounds pooled; – for rules that never flag anybody. α: mean weight of"
+        " a benign and of a malicious client over all evaluated rounds.",
     ]
-    columns = ["seeds", "rounds", *SETTINGS_COLUMNS, *DETECTION_COLUMNS]
+    columns = ["seeds", "rounds", "mean of", *SETTINGS_COLUMNS, *DETECTION_COLUMNS]
     return Table("settings", "Every setting", notes, ("setting",), [("", len(columns))], columns, rows)
 
 
@@ -108,6 +170,7 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             words = [
                 "; ".join([run.status + (f": {run.error}" if run.error else ""), *(one.short for one in run.remarks)]),
                 str(run.lines[-1]["round"] + 1 if run.lines else 0),
+                "–" if math.isnan(run.numbers["mean_of"]) else f"{run.numbers['mean_of']:.0f}",
                 str(kind or "–"),
                 str(run.environment.get("commit") or "–")[:12],
             ]
@@ -116,10 +179,23 @@ def runs_table(settings: Sequence[Setting]) -> Table:
             cells.insert(-2, time)
             rows.append(Row("", (label, run.name), cells))
     weights = ("α smallest", "α largest")
-    columns = ["seed", "A", "ASR", "R_all", "V_all", *weights, "status", "rounds", "time", "device", "commit"]
+    columns = [
+        "seed",
+        "A",
+        "ASR",
+        "R_all",
+        "V_all",
+        *weights,
+        "status",
+        "rounds",
+        "mean of",
+        "time",
+        "device",
+        "commit",
+    ]
     notes = [
-        "Mean of the last five evaluated rounds. α: the smallest and the largest weight of any client in any round. "
-        "Time: training and evaluating, without compiling."
+        "Mean of the last five evaluated rounds, or of as many as there are (mean of). α: the smallest and the largest "
+        "weight of any client in any round. Time: training and evaluating, without compiling."
     ]
     return Table("runs", "Every run", notes, ("setting", "folder"), [("", len(columns))], columns, rows)
 

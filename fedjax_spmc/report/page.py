@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc import numerics
-from fedjax_spmc.errors import WorkdirError
+from fedjax_spmc.errors import ConfigError, WorkdirError
+from fedjax_spmc.nearest import did_you_mean
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import figures, overview, published, read, tables, triggers
+from fedjax_spmc.report import figures, latex, matrix, overview, published, read, tables, triggers
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -54,6 +55,8 @@ def build(
     details: int = DEFAULT_DETAILS,
     data_dir: str | None = None,
     title: str = "",
+    columns: Collection[str] = (),
+    spread: str = tables.INTERVAL,
 ) -> Path:
     """Writes a report of all runs at and below the given folders.
 
@@ -64,19 +67,24 @@ def build(
         details: how many runs get pictures of their own.
         data_dir: where data sets are, in place of the configs' own.
         title: of the page.
+        columns: names of columns, with underscores for spaces: the tables that have any of them show these alone.
+        spread: of `tables.SPREADS`, what stands beside a mean.
 
     Returns:
         The page.
 
     Raises:
         WorkdirError: nothing was found, or `out` cannot be used.
+        ConfigError: no table has one of the columns.
     """
     path = expanded(out, "--out")
     old = check_out(path)
     found = read.read(sources)
     settings, notes = group(found.runs)
-    listed = [*published.tables(settings, paper_tables), *overview.tables(settings)]
+    listed = [*published.tables(settings, paper_tables), *matrix.matrix_tables(settings), *overview.tables(settings)]
+    listed = [tables.with_spread(one, spread) for one in _narrowed(listed, columns)]
     files = {f"tables/{one.name}.{ending}": write(one) for one in listed for ending, write in WRITERS.items()}
+    files["tables/all.tex"] = latex.document([one.name for one in listed])
     text = _page(found, settings, notes, listed, details, data_dir, title)
     files["index.html"] = figures.with_unique_ids(text)
     files[MARKER] = json.dumps({"report": found.sources, "files": sorted(files)}, indent=2) + "\n"
@@ -84,7 +92,22 @@ def build(
     return path / "index.html"
 
 
-WRITERS = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
+WRITERS = {
+    "csv": tables.to_csv, "wide.csv": tables.to_wide_csv, "md": tables.to_markdown, "tex": latex.to_latex,
+}  # fmt: skip
+
+
+def _narrowed(listed: Sequence[Table], columns: Collection[str]) -> list[Table]:
+    """The tables with the wanted columns alone."""
+    known = list(dict.fromkeys(name.replace(" ", "_") for one in listed for name in one.columns))
+    for name in columns:
+        if name not in known:
+            meant = did_you_mean(name, known)
+            raise ConfigError(
+                f"--columns = {name} is not allowed: {f'{meant} It' if meant else 'it'} must be a column of a table "
+                f"here: {', '.join(known)}."
+            )
+    return [tables.with_columns(one, columns) for one in listed] if columns else list(listed)
 
 
 def check_out(path: Path) -> list[str]:
@@ -151,10 +174,13 @@ def _page(
         status_counts=overview.status_counts(found),
         settings=settings,
         notes=[*notes, *overview.remarks_on(settings)],
+        asked=overview.asked(settings) if settings else "",
+        headline=figures.headline(settings),
         facts=overview.facts(found),
         varied=varied,
         common=common,
         papers=[one for one in listed if one.name in published.LAYOUTS],
+        matrix=[one for one in listed if one.name.startswith("matrix")],
         overview={one.name: one for one in listed if one.name not in published.LAYOUTS},
         panels=panels,
         panels_left_out=panels_left_out,
@@ -190,6 +216,7 @@ def _details(runs: Sequence[Run], settings: Sequence[Setting], images: RunImages
     by_run: dict[int, Any] = {id(run): setting for setting in settings for run in setting.runs}
     made = []
     for run in runs:
+        title = f"{names[id(run)]}, seed {run.config['seed']}"
         pictures, missing = [*figures.run_pictures(run), *triggers.pictures(run)], []
         if not run.lines:
             missing.append("No evaluated round was written: there are no curves.")
@@ -200,8 +227,8 @@ def _details(runs: Sequence[Run], settings: Sequence[Setting], images: RunImages
             missing.append(partition)
         if not isinstance(shown, TestImages):
             missing.append(shown)
-        title = f"{names[id(run)]}, seed {run.config['seed']}"
+        pictures = [figures.named(one, title) for one in pictures]
         departures = overview.departures_text(by_run[id(run)])
-        test_images = shown if isinstance(shown, TestImages) else None
+        test_images = shown.named(title) if isinstance(shown, TestImages) else None
         made.append(RunDetail(title, run, departures, pictures, missing, test_images))
     return made

@@ -8,11 +8,12 @@ import csv
 import functools
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-from fedjax_spmc.config import FIELDS
+from fedjax_spmc.config import FIELDS, belongs_to_method
 from fedjax_spmc.report import settings as settings_module
 from fedjax_spmc.report.settings import Estimate, Setting, value_text
 from fedjax_spmc.report.tables import INTERVALS, RANKING, Cell, Row, Table, ranks
@@ -129,7 +130,7 @@ def row_of(table: str, config: Mapping[str, Any]) -> str | None:
 def departures_of_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the method in which a setting departs from the paper's, or from the code's where it is nearer."""
     own = settings_module.departures(config, settings_module.variant_of(config))
-    return {path: value for path, value in own.items() if settings_module.belongs_to_method(path)}
+    return {path: value for path, value in own.items() if belongs_to_method(path)}
 
 
 def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +139,11 @@ def conditions_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Table]:
-    """The papers' tables of which settings were run, one for each set of conditions.
+    """The papers' tables of which settings were run.
+
+    A setting stands in a table only if it is the table's own: the paper's method, conditions and case. Tables that are
+    asked for show what was run, under whatever conditions and in whatever variant, one table for each set of
+    conditions, and say so.
 
     Args:
         settings: from `settings.group`.
@@ -148,8 +153,7 @@ def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Ta
     for name in LAYOUTS:
         blocks: dict[str, list[Setting]] = {}
         for setting in settings:
-            printed = any(case == case_of(setting.config) for _, case in published_numbers(name))
-            if (printed or name in wanted) and _has_row(name, setting):
+            if _has_row(name, setting) if name in wanted else stands_in(name, setting.config):
                 blocks.setdefault(json.dumps(conditions_of(setting.config), default=str), []).append(setting)
         shown = [block for block in blocks.values() if name in wanted or _is_worth_showing(name, block)]
         shown.sort(key=lambda block: -len(block))
@@ -163,6 +167,21 @@ def tables(settings: Sequence[Setting], wanted: Collection[str] = ()) -> list[Ta
         if not shown and name in wanted:
             made.append(_table(name, [], ""))
     return made
+
+
+def stands_in(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a setting is one of a paper's table: a row's method, the paper's conditions, a case that it prints."""
+    row = row_of(name, config)
+    return row is not None and not conditions_of(config) and (row, case_of(config)) in published_numbers(name)
+
+
+def row_label(name: str, row: str) -> str:
+    """The name of a row: the method's own, and in brackets what the paper calls it where that is another name."""
+    method, options = LAYOUTS[name].rows[row]
+    ours = ", ".join([method, *(f"{path.rpartition('.')[2]}={value_text(value)}" for path, value in options.items())])
+    papers = re.sub(r" \(.*\)$", "", row)
+    same = re.sub(r"[ _-]", "", papers).lower() == method.replace("_", "")
+    return ours if same else f"{ours} ({papers})"
 
 
 def _has_row(name: str, setting: Setting) -> bool:
@@ -225,7 +244,7 @@ def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
                 line[column] = line[column]._replace(rank=rank)
         for row, cells in zip(names, lines, strict=True):
             if row in layout.rows or any(cell.estimate.known or cell.marks for cell in cells):
-                rows.append(Row(section, (row,), cells))
+                rows.append(Row(section, (row_label(name, row) if row in layout.rows else row,), cells))
     notes = [
         INTERVALS,
         "R and V keep the test images of the target class (R_all, V_all), as the papers' tables do.",
@@ -237,9 +256,10 @@ def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
         notes.append(f"Not run, and left out here: {words}.")
     if extra:
         notes.append("Rows below the paper's own are variants that it does not print.")
+    away = bool(block) and bool(conditions_of(block[0].config))
     return Table(
         name + suffix,
-        layout.title,
+        f"{layout.title}, beside runs under other settings" if away else layout.title,
         notes,
         ("method",),
         groups,

@@ -17,7 +17,7 @@ from fedjax_spmc import durability, metrics, reading
 from fedjax_spmc.config import presets
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.paths import expanded
-from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_idle
+from fedjax_spmc.record.remarks import Remark, facts_of, remarks_in, remarks_of, with_stated
 from fedjax_spmc.report import fields
 from fedjax_spmc.report.history import (
     PER_RUN,
@@ -51,8 +51,8 @@ class Run(NamedTuple):
         note: what must be known of its data, or "".
         malicious: [N] bool.
         remarks: what must be known of it.
-        numbers: means of the last five evaluated rounds (`metrics.MEANS`), and `PER_RUN`; NaN where undefined. Of a row
-            alone also its metrics of durability.
+        numbers: means of the last five evaluated rounds (`metrics.MEANS`), of how many ("mean_of": fewer where no more
+            were evaluated), and `PER_RUN`; NaN where undefined. Of a row alone also its metrics of durability.
     """
 
     name: str
@@ -173,13 +173,14 @@ def _run_of_folder(folder: Path) -> Run:
         raise WorkdirError(f"{path} {words}: the run is left out.") from None
     environment = _json(folder / "environment.json") or {}
     summary = _json(folder / "summary.json")
-    lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"])
+    lines = read_lines(folder / "metrics.jsonl", config["federation.num_clients"], fields.rule_flags(config))
     status = UNFINISHED if summary is None else str(summary.get("status", UNFINISHED))
     if status == FINISHED and lines and lines[-1]["round"] + 1 < config["federation.rounds"]:
         status = UNFINISHED  # it was extended, and goes on
     error = None
     if status == DIVERGED and summary is not None:
-        error = f"training stopped being finite in round {summary.get('diverged_round')} (counted from 0)"
+        first = summary.get("diverged_round")
+        error = "training stopped being finite" + (f" in round {first + 1}" if type(first) is int else "")
     return _make_run(str(folder), folder, config, environment, lines, status, error, summary or {})
 
 
@@ -202,9 +203,9 @@ def _make_run(
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
-        remarks = remarks_of(config, with_idle(facts_of(config, lines, malicious), summary))
+        remarks = remarks_of(config, with_stated(facts_of(config, lines, malicious), summary))
     else:
-        numbers = {name: number(summary.get(name)) for name in (*metrics.MEANS, *PER_RUN)}
+        numbers = {name: number(summary.get(name)) for name in (*metrics.MEANS, "mean_of", *PER_RUN)}
         given = summary.get("lifespan_thresholds")
         known = durability.names(given if isinstance(given, list) else [])
         numbers |= plain_numbers({name: summary.get(name) for name in known})

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.config import presets
+from fedjax_spmc.config import belongs_to_method, presets
 from fedjax_spmc.errors import UserError
+from fedjax_spmc.metrics import LAST_ROUNDS
 from fedjax_spmc.record.remarks import MEANINGS
 from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
@@ -18,7 +19,8 @@ RESAMPLES = 2000
 MARKS = {
     "o": "oracle: the aggregator was told who is malicious, or clients where the trigger is; never ranked",
     "s": "a single seed: no interval; never ranked",
-    "u": "unfinished: the mean of the last five rounds so far; never ranked",
+    "u": "unfinished: the mean of the last five evaluated rounds so far; never ranked",
+    "m": "the mean is over fewer than five rounds, as no more were evaluated",
     "x": "not all seeds count: some runs are unfinished, failed or diverged, the mean is over the others",
     "f": "failed or diverged: no seed finished",
     "c": "in some seeds ASR is above the threshold in the last round: the lifespan may be longer",
@@ -29,12 +31,14 @@ MARKS = {
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval; no interval below two seeds, NaN where undefined."""
+    """A mean over seeds with its 95 % interval and the standard deviation (n - 1); neither below two seeds, NaN where
+    undefined."""
 
     mean: float
     low: float
     high: float
     seeds: int
+    std: float = math.nan
 
     @property
     def known(self) -> bool:
@@ -74,6 +78,7 @@ class Setting(NamedTuple):
             "o": any(run.oracle for run in self.runs),
             "s": len(self.counted) == 1,
             "u": bool(self.counted) and self.counted[0].status == UNFINISHED,
+            "m": any(run.status == FINISHED and run.numbers["mean_of"] < LAST_ROUNDS for run in self.counted),
             "x": bool(self.counted) and len(self.counted) < len(self.runs),
             "f": not self.counted and any(state in (FAILED, DIVERGED) for state in states),
             "j": any("JPEG" in run.note for run in self.runs),
@@ -113,6 +118,14 @@ def rounds_played(setting: Setting) -> str:
     return f"{played[0]}–{played[-1]} of {wanted}" if len(played) > 1 else f"{played[0]} of {wanted}"
 
 
+def mean_of(setting: Setting) -> str:
+    """Over how many of the last evaluated rounds the means are."""
+    found = sorted({int(value) for run in setting.counted if (value := run.numbers["mean_of"]) >= 0})
+    if not found:
+        return "–"
+    return str(found[0]) if len(found) == 1 else f"{found[0]}–{found[-1]}"
+
+
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % percentile intervals of the mean over the rows.
 
@@ -143,7 +156,8 @@ def estimate(values: Iterable[float]) -> Estimate:
     if not len(known):
         return UNDEFINED
     low, high = bootstrap(known[:, None])
-    return Estimate(float(known.mean()), float(low[0]), float(high[0]), len(known))
+    std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+    return Estimate(float(known.mean()), float(low[0]), float(high[0]), len(known), std)
 
 
 def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,20 +205,7 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 
 def method_of(config: Mapping[str, Any]) -> str:
     """The name of the method: its preset's, or the local rule's and the aggregator's."""
-    return _method(config["local.rule"], config["aggregator.name"])
-
-
-@functools.cache
-def _method(rule: str, aggregator: str) -> str:
-    for name, fields in presets.methods().items():
-        if (rule, aggregator) == (fields["local.rule"], fields["aggregator.name"]):
-            return name
-    return f"{rule} + {aggregator}"
-
-
-def belongs_to_method(path: str) -> bool:
-    """Whether a field belongs to the method and not to the conditions under which methods are compared."""
-    return path.startswith(("local.options.", "aggregator.", "server.")) or path == "local.rule"
+    return presets.method_name(config["local.rule"], config["aggregator.name"])
 
 
 def differing_fields(settings: Sequence[Setting]) -> list[str]:
@@ -230,7 +231,7 @@ def paper_config(rule: str, aggregator: str, variant: str, clients: int, per_rou
 
     None where there is none: a pair that cannot be made, or a part of a plug-in.
     """
-    method = _method(rule, aggregator)
+    method = presets.method_name(rule, aggregator)
     try:
         known = method in presets.methods()
         made = presets.make_config(

@@ -1,23 +1,27 @@
-"""Tables of estimates, and how they are written: CSV (a row per cell, nothing rounded), Markdown and LaTeX."""
+"""Tables of estimates, and how they are written: CSV (a row per cell, or per line) and Markdown; LaTeX: `latex.py`."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from fedjax_spmc.report.settings import MARKS, UNDEFINED, Estimate
 
 BEST, SECOND = 1, 2
+INTERVAL, STD = "interval", "std"
+SPREADS = (INTERVAL, STD)
+"""What stands beside a mean: its bootstrap interval, or the standard deviation over the seeds (n - 1)."""
 RANKING = (
     "Bold: the best mean of a column, and every cell whose interval overlaps the best one's; underlined: the same among"
     " the cells that are left. Only cells with two finished seeds or more are compared, without an oracle and without a"
     " mark that speaks against it."
 )
 INTERVALS = (
-    "Mean over the seeds of the mean of the last five evaluated rounds, percent; in brackets the 95 % percentile "
-    "bootstrap interval over seeds. Of two or three seeds it spans hardly more than the smallest and the largest and"
-    " is narrower than it should be."
+    "Mean over the seeds of the mean of the last five evaluated rounds (of as many as there are, where fewer), percent;"
+    " in brackets the 95 % percentile bootstrap interval over seeds. Of two or three seeds it spans hardly more"
+    " than the smallest and the largest and is narrower than it should be."
 )
 
 
@@ -31,6 +35,8 @@ class Cell(NamedTuple):
         rank: BEST, SECOND or 0.
         digits: decimals that are shown.
         text: what is shown in place of the estimate, which still sorts.
+        heat: how dark the cell is on a page, 0 to 1; NaN = no heat map.
+        spread: of `SPREADS`, what stands beside the mean.
     """
 
     estimate: Estimate = UNDEFINED
@@ -39,6 +45,8 @@ class Cell(NamedTuple):
     rank: int = 0
     digits: int = 2
     text: str | None = None
+    heat: float = math.nan
+    spread: str = INTERVAL
 
     @property
     def difference(self) -> float:
@@ -57,12 +65,23 @@ class Cell(NamedTuple):
             return ""
         return f"[{fixed_point(self.estimate.low, self.digits)}, {fixed_point(self.estimate.high, self.digits)}]"
 
+    def beside(self) -> str:
+        """What stands beside the mean: the interval, or ± the standard deviation; or nothing."""
+        if self.spread == INTERVAL:
+            return self.interval()
+        known = self.text is None and not math.isnan(self.estimate.std)
+        return f"± {fixed_point(self.estimate.std, self.digits)}" if known else ""
+
     def comparison(self) -> str:
         """The paper's number and the difference as text, or nothing."""
         if math.isnan(self.published):
             return ""
         apart = "" if math.isnan(self.difference) else f", {self.difference:+.2f}".replace("-", "−")
         return f"paper {self.published:.2f}{apart}"
+
+    def shade(self) -> str:
+        """The cell's style on a page: how dark it is, or nothing."""
+        return "" if math.isnan(self.heat) else f"--heat: {100 * self.heat:.0f}%"
 
     def sort_key(self) -> str:
         """The value by which a click on the column's header sorts; empty comes last."""
@@ -118,6 +137,36 @@ class Table(NamedTuple):
         return names[column]
 
 
+IN_BRACKETS = re.compile(
+    r"in brackets the 95 % percentile bootstrap interval over (seeds|them)(\. Of two or three seeds .*)?"
+)
+
+
+def with_spread(table: Table, spread: str) -> Table:
+    """The table with another spread beside its means, and its notes about it."""
+    if spread == INTERVAL:
+        return table
+    rows = [row._replace(cells=[cell._replace(spread=spread) for cell in row.cells]) for row in table.rows]
+    notes = [IN_BRACKETS.sub(r"± the standard deviation over \1 (n - 1)", note) for note in table.notes]
+    return table._replace(rows=rows, notes=notes)
+
+
+def with_columns(table: Table, names: Collection[str]) -> Table:
+    """The table with these columns alone, spaces written as underscores; whole where it has none of them."""
+    keep = [i for i, name in enumerate(table.columns) if name.replace(" ", "_") in names]
+    if not keep:
+        return table
+    groups: list[tuple[str, int]] = []
+    for i in keep:
+        name = table.group_of(i)
+        if groups and groups[-1][0] == name:
+            groups[-1] = (name, groups[-1][1] + 1)
+        else:
+            groups.append((name, 1))
+    rows = [row._replace(cells=[row.cells[i] for i in keep]) for row in table.rows]
+    return table._replace(columns=[table.columns[i] for i in keep], groups=groups, rows=rows)
+
+
 def fixed_point(value: float, digits: int) -> str:
     """A number with so many decimals and a typographic minus."""
     return f"{value:.{digits}f}".replace("-", "−")
@@ -160,6 +209,35 @@ def to_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
+def to_wide_csv(table: Table) -> str:
+    """A row per line of the table, in full precision: of each column the mean, and its spread where there is any."""
+    kinds: list[list[tuple[str, Callable[[Cell], float | str]]]] = []
+    for column in range(len(table.columns)):
+        cells = [row.cells[column] for row in table.rows]
+        wanted: list[tuple[str, Callable[[Cell], float | str]]] = [("", _plain_value)]
+        if any(cell.estimate.interval for cell in cells):
+            wanted += [(" low", lambda cell: cell.estimate.low), (" high", lambda cell: cell.estimate.high)]
+            wanted += [(" std", lambda cell: cell.estimate.std)]
+        if any(not math.isnan(cell.published) for cell in cells):
+            wanted += [(" published", lambda cell: cell.published)]
+        kinds.append(wanted)
+    names = [f"{table.group_of(i)} {name}".strip() for i, name in enumerate(table.columns)]
+    heads = [head for name, wanted in zip(names, kinds, strict=True) for head in (f"{name}{end}" for end, _ in wanted)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["section", *table.label_columns, *heads, "marks"])
+    for row in table.rows:
+        values = [of(cell) for cell, wanted in zip(row.cells, kinds, strict=True) for _, of in wanted]
+        plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
+        marks = "".join(letter for letter in MARKS if any(letter in cell.marks for cell in row.cells))
+        writer.writerow([row.section, *row.labels, *plain, marks])
+    return buffer.getvalue()
+
+
+def _plain_value(cell: Cell) -> float | str:
+    return cell.estimate.mean if cell.text is None or cell.estimate.known else cell.text
+
+
 def _markdown_text(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -169,7 +247,7 @@ def _markdown_cell(cell: Cell) -> str:
     value = {BEST: f"**{value}**", SECOND: f"<u>{value}</u>"}.get(cell.rank, value)
     marks = f"<sup>{cell.marks}</sup>" if cell.marks else ""
     beside = f"({cell.comparison()})" if cell.comparison() else ""
-    return " ".join(part for part in (value + marks, cell.interval(), beside) if part)
+    return " ".join(part for part in (value + marks, cell.beside(), beside) if part)
 
 
 def markdown_rows(table: Table) -> str:
@@ -189,49 +267,3 @@ def to_markdown(table: Table) -> str:
     notes = "".join(f"* {note}\n" for note in [*table.notes, *table.legend()])
     introduction = f"{table.introduction}\n\n" if table.introduction else ""
     return f"## {table.title}\n\n{introduction}{markdown_rows(table)}\n{notes}"
-
-
-LATEX_SIGNS = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "±": r"$\pm$", "γ": r"$\gamma$",
-    "β": r"$\beta$", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def latex_text(text: str) -> str:
-    """Text with LaTeX's own signs escaped."""
-    return "".join(LATEX_SIGNS.get(sign, sign) for sign in text)
-
-
-def _latex_cell(cell: Cell) -> str:
-    value = latex_text(cell.value())
-    value = {BEST: rf"\textbf{{{value}}}", SECOND: rf"\underline{{{value}}}"}.get(cell.rank, value)
-    marks = rf"\textsuperscript{{{cell.marks}}}" if cell.marks else ""
-    small = " ".join(part for part in (cell.interval(), f"({cell.comparison()})" if cell.comparison() else "") if part)
-    return value + marks + (rf" {{\scriptsize {latex_text(small)}}}" if small else "")
-
-
-def to_latex(table: Table) -> str:
-    """A `table` environment; it needs the packages booktabs and graphicx."""
-    num_labels, num_columns = len(table.label_columns), len(table.columns)
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}",
-        r"\begin{table}",
-        rf"\caption{{{latex_text(' '.join(part for part in (table.title + '.', table.introduction) if part))}}}",
-        rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{'l' * num_labels}{'r' * num_columns}}}",
-        r"\toprule",
-    ]
-    if any(name for name, _ in table.groups):
-        spans = [rf"\multicolumn{{{size}}}{{c}}{{{latex_text(name)}}}" for name, size in table.groups]
-        lines.append(" & ".join([""] * num_labels + spans) + r" \\")
-    lines += [" & ".join(map(latex_text, [*table.label_columns, *table.columns])) + r" \\", r"\midrule"]
-    for index, (section, rows) in enumerate(table.sections()):
-        if index:
-            lines.append(r"\midrule")
-        if section:
-            lines.append(rf"\multicolumn{{{num_labels + num_columns}}}{{l}}{{\emph{{{latex_text(section)}}}}} \\")
-        for row in rows:
-            lines.append(" & ".join([*map(latex_text, row.labels), *map(_latex_cell, row.cells)]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\footnotesize"]
-    lines += [latex_text(note) for note in [*table.notes, *table.legend()]]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"

@@ -55,6 +55,8 @@ def test_texts(
         (inputs, true), caption = own_tests, "test texts of the attack's own, without a trigger"
         rows = np.unique(np.linspace(0, len(true) - 1, NUM_TEXTS).astype(int))
     shown, wanted = trigger(inputs[rows], true[rows], rows)
+    if own_tests is None and np.array_equal(shown, inputs[rows]):
+        caption = "the same: the attack has no trigger"
     return TestImages(clean, judged(shown, true[rows], wanted), caption, note)
 
 

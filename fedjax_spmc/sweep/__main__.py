@@ -1,7 +1,7 @@
 """Plays a sweep: flags only, everything else is in `engine.py`.
 
-    python -m fedjax_spmc.sweep --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [--engine=local|ray]
-    python -m fedjax_spmc.sweep --config=FILE[:ARG] --dry-run [--estimate]
+    python -m fedjax_spmc.sweep --config=CONFIG[:ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [--engine=local|ray]
+    python -m fedjax_spmc.sweep --config=CONFIG[:ARG] --dry-run [--estimate]
 
 Exit codes: 0 every cell finished, 1 a cell failed or diverged, 2 bad input (one sentence says what), 130 interrupted.
 """
@@ -9,12 +9,13 @@ Exit codes: 0 every cell finished, 1 a cell failed or diverged, 2 bad input (one
 import sys
 from collections.abc import Sequence
 
+from fedjax_spmc import commands, devices, numerics
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, numerics
 from fedjax_spmc import sweep as sweeps
-from fedjax_spmc.command import Flags, Parser, call_config, run_command, use_compilation_cache
+from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.config.files import call_config, use_compilation_cache
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import Option
+from fedjax_spmc.options import quoted
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.sweep.plan import METHOD, Sweep, as_sweep, expand
 from fedjax_spmc.terminal import note, show
@@ -22,21 +23,24 @@ from fedjax_spmc.terminal import note, show
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser("sweep", __doc__, overrides=True, resumes=True)
-    parser.flag(Option("--config", str, None, optional=True), "FILE[:ARG]", "a sweep's config file, and its argument")
-    parser.flag(Option("--workdir", str, None, optional=True), "DIR", "the sweep's folder (default: named by the file)")
-    parser.flag(Option("--engine", str, "local", choices=("local", "ray")), "NAME", "local or ray")
-    parser.switch("--dry-run", "prints the plan and plays nothing")
-    parser.switch("--estimate", "with --dry-run: measures how long it takes")
+    parser = commands.make("sweep")
     return run_command(parser, lambda flags: _sweep(parser, flags), arguments)
 
 
 def _sweep(parser: Parser, flags: Flags) -> int:
     if flags["config"] is None:
-        raise parser.refusal("--config is missing")
+        raise ConfigError(
+            f"--config is missing: {parser.examples[0]} is an example, `fedjax-spmc list configs` has all."
+        )
     if flags["estimate"] and not flags["dry_run"]:
         raise ConfigError("--estimate needs --dry-run: it plays no cell.")
     content, label, _ = call_config(flags["config"])
+    if hasattr(content, "items") and not isinstance(content, Sweep) and "federation" in content:
+        text = flags["config"]
+        raise ConfigError(
+            f"--config = {quoted(text)} is not allowed: it is the config of one experiment: it must be played by "
+            f"`fedjax-spmc run --config={text}`, or return Sweep(base=make_config(arg), seeds=(0, 1, 2))."
+        )
     sweep = override(as_sweep(content), flags.overrides)
     cells = expand(sweep)
     if flags["dry_run"]:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import numerics
-from fedjax_spmc.command import use_compilation_cache
+from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.sweep import engine
 from fedjax_spmc.sweep.plan import Cell, Group

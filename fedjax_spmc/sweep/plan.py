@@ -84,6 +84,10 @@ def as_sweep(content: Any) -> Sweep:
     """
     if hasattr(content, "items") and not isinstance(content, Sweep):
         fields = dict(content.items())
+        if "federation" in fields:
+            raise ConfigError(
+                "this is the config of one experiment: a sweep around it is Sweep(base=..., seeds=(0, 1))."
+            )
         unknown = sorted(map(str, fields.keys() - set(Sweep._fields)))
         if unknown or "base" not in fields:
             what = f"{unknown[0]} is no field" if unknown else "base is missing"
@@ -101,7 +105,8 @@ def as_sweep(content: Any) -> Sweep:
             raise ConfigError(f"grid.{name} = {quoted(values)} is not allowed: it must be a list of one value or more.")
     seeds = _listed(content.seeds, "seeds")
     if not isinstance(seeds, list) or not seeds:
-        raise ConfigError(f"seeds = {quoted(seeds)} is not allowed: it must be a list of whole numbers.")
+        meant = f" (did you mean range({seeds})?)" if type(seeds) is int and seeds > 0 else ""
+        raise ConfigError(f"seeds = {quoted(seeds)} is not allowed: it must be a list of whole numbers{meant}.")
     leave_out: list[Rule] = []
     if not isinstance(content.leave_out, (list, tuple)):
         raise ConfigError(f"leave_out = {quoted(content.leave_out)} is not allowed: it must be a list of rules.")

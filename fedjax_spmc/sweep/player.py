@@ -193,7 +193,9 @@ class Player:
         seconds: float,
     ) -> dict[int, dict[str, Any]]:
         """Lane -> line of the round `index`."""
-        backdoor = parts.attack_of(self._config, setup.array_settings(self._config)).backdoor is not None
+        federation = parts.assemble(self._config, self._dataset.info, self._host.server)
+        backdoor = federation.attack.backdoor is not None
+        flags = federation.aggregator(self._host.server).flags
         counts, reports = jax.device_get((outcome.counts, outcome.reports))
         return {
             i: metrics_line(
@@ -204,6 +206,7 @@ class Player:
                 backdoor=backdoor,
                 unreported=Unreported(*(field[i] for field in unreported)),
                 seconds={"round_seconds": seconds, "eval_seconds": None},  # the round's program evaluates
+                flags=flags,
             )
             for i in due
         }
@@ -239,7 +242,7 @@ class Player:
                     partition=partition_arrays(self._dataset, self._parts[cell.id]),
                     tokenizer=self._dataset.info.tokenizer,
                     seconds=seconds,
-                    error=None if diverged < 0 else diverged_message(diverged),
+                    error=None if diverged < 0 else diverged_message(diverged, cell.config),
                 )
             )
         return outcomes

@@ -1,0 +1,43 @@
+"""What a run's numbers say of its method, in one sentence: does it hold the backdoor back, and at what price.
+
+Demo, `compare` and report say it with these words, of the mean of the last five evaluated rounds. A remark that speaks
+against a run comes first: then nothing is said of a defence.
+"""
+
+import math
+from collections.abc import Sequence
+
+from fedjax_spmc.record.remarks import Remark
+
+HELD, LOST = 25.0, 50.0
+"""A backdoor is held back where ASR is at most the first, and gets through where it is at least the second, percent."""
+PRICE = 2.0
+"""Points of accuracy below plain averaging, under the same attack, from which they are named."""
+
+
+def judgement(
+    accuracy: float | None, asr: float | None, remarks: Sequence[Remark] = (), averaging: float | None = None
+) -> str:
+    """The sentence.
+
+    Args:
+        accuracy, asr: A and ASR in percent; None or NaN = undefined.
+        remarks: on the run.
+        averaging: A of plain averaging under the same conditions; None = not known, or this is it.
+    """
+    against = [remark for remark in remarks if not remark.ranked]
+    if against:
+        return f"No judgement: {against[0].sentence}"
+    if accuracy is None or math.isnan(accuracy):
+        return "No round was evaluated."
+    if asr is None or math.isnan(asr):
+        return f"No backdoor was put in: accuracy is {accuracy:.0f} %."
+    if asr <= HELD:
+        said = f"Holds the backdoor back: ASR is {asr:.0f} %, at {accuracy:.0f} % accuracy"
+    elif asr < LOST:
+        said = f"Holds the backdoor back in part: ASR is {asr:.0f} %, at {accuracy:.0f} % accuracy"
+    else:
+        said = f"Does not hold the backdoor back: ASR is {asr:.0f} %, at {accuracy:.0f} % accuracy"
+    if averaging is None or math.isnan(averaging) or averaging - accuracy < PRICE:
+        return said + "."
+    return f"{said}, {averaging - accuracy:.0f} points below averaging."

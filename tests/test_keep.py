@@ -1,0 +1,62 @@
+"""Small files of a sweep's finished cells, experiments/keep.py."""
+
+import json
+import sys
+
+import pytest
+
+from fedjax_spmc.report import overview, read
+from fedjax_spmc.report.settings import group
+from tests import small
+from tests.conftest import ROOT
+from tests.kept_runs import make_run
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import keep
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two finished cells, in one of which somebody was flagged, and one that failed."""
+    rows = []
+    for index, status in enumerate(("finished", "failed", "finished")):
+        folder = make_run(tmp_path / "sweep" / "cells" / f"c{index}", seed=index, attack__malicious_fraction=0.3)
+        rows.append({"config_hash": f"c{index}", "status": status, "folder": f"cells/c{index}", "seed": index})
+        if index == 2:
+            lines = small.lines(folder)
+            text = "".join(json.dumps(line | {"flagged": [False] * 10}) + "\n" for line in lines)
+            (folder / "metrics.jsonl").write_text(text)
+    (tmp_path / "sweep" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "sweep"
+
+
+def numbers(folder) -> list[list[str]]:
+    settings, _ = group([run for run in read.read([folder]).runs if run.config["seed"] != 1])
+    return [[cell.value() for cell in row.cells] for row in overview.settings_table(settings).rows]
+
+
+def test_kept_cells_give_the_same_table(sweep, tmp_path, capsys):
+    target = tmp_path / "kept"
+    assert keep.main([str(sweep), str(target)]) == 0
+    assert sorted(path.name for path in (target / "cells").iterdir()) == ["c0", "c2"]
+    kept, whole = numbers(target), numbers(sweep)
+    assert [row[:8] for row in kept] == [row[:8] for row in whole]
+    assert all("weights" not in line and "scores" not in line for line in small.lines(target / "cells" / "c0"))
+    assert "flagged" in small.lines(target / "cells" / "c0")[0]
+    assert "flagged" not in small.lines(target / "cells" / "c2")[0]
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert keep.main([str(sweep), str(target)]) == 0
+    assert "0 cells kept" in capsys.readouterr().out.splitlines()[-1]
+    assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("folders", [[], ["a"], ["a", "b", "c"]])
+def test_two_folders_are_needed(folders, capsys):
+    assert keep.main(folders) == 2
+    assert "SWEEP and TARGET are needed" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_table(tmp_path, capsys):
+    assert keep.main([str(tmp_path), str(tmp_path / "kept")]) == 2
+    assert "results.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
