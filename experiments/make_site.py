@@ -37,7 +37,7 @@ TITLES = {
     "preaggregators": "Pre-aggregators",
 }
 GUIDES = ("design", "attacks", "aggregators", "text", "sweeps", "report", "performance")
-RESULTS = ("matrix", "reproduction", "spmc", "fdcr")
+RESULTS = ("matrix", "reproduction", "spmc", "fdcr", "flip")
 """Pages of docs/ in their order; those that are not there are left out, others stand behind the guides."""
 PICTURE = "https://raw.githubusercontent.com/fedjax-spmc/fedjax_spmc/main/docs/"
 
