@@ -1,24 +1,30 @@
-# The two commands: `make demo` and `make test`. Both set up what they need. `make site` builds the documentation.
+# The two commands: `make demo` and `make test`. Both set up what they need: the demo what the package itself needs,
+# the tests torch and the tools too. `make site` builds the documentation.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed_for_tests
 DEMO := runs/demo
 
 .PHONY: setup demo test lint site clean
 
-setup: $(STAMP)
+setup: $(DEV_STAMP)
 
-$(STAMP): pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,torch]'
-	touch $(STAMP)
+	test -x $@ || $(PYTHON) -m venv $(VENV)
 
-demo: setup
-	$(BIN)/python -m fedjax_spmc.run --config=configs/digits.py:fedavg --workdir=$(DEMO)/fedavg
-	$(BIN)/python -m fedjax_spmc.run --config=configs/digits.py --workdir=$(DEMO)/spmc
-	$(BIN)/python -m fedjax_spmc.compare $(DEMO)/fedavg $(DEMO)/spmc --png=$(DEMO)/curves.png
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,torch]'
+	touch $(STAMP) $@
+
+demo: $(STAMP)
+	$(BIN)/python -m fedjax_spmc demo --workdir=$(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest

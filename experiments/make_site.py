@@ -37,8 +37,10 @@ TITLES = {
     "preaggregators": "Pre-aggregators",
 }
 GUIDES = ("design", "attacks", "aggregators", "text", "sweeps", "report", "performance")
-RESULTS = ("matrix", "reproduction", "spmc", "fdcr")
+RESULTS = ("matrix", "reproduction", "spmc", "fdcr", "flip")
 """Pages of docs/ in their order; those that are not there are left out, others stand behind the guides."""
+DOCS_THERE = "https://github.com/fedjax-spmc/fedjax_spmc/blob/main/docs/"
+"""Where README.md links to, as it is read in other places than this checkout too."""
 PICTURE = "https://raw.githubusercontent.com/fedjax-spmc/fedjax_spmc/main/docs/"
 
 
@@ -145,7 +147,8 @@ def _shown(output: Mapping[str, Any]) -> Iterator[str]:
 
 def first_page() -> str:
     """README.md as the site's first page."""
-    return (ROOT / "README.md").read_text(encoding="utf-8").replace(PICTURE, "")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace(PICTURE, "")
+    return re.sub(rf"{re.escape(DOCS_THERE)}(\w+)\.(?:md|ipynb)", r"\1.md", text)  # pages of this site
 
 
 def generated() -> dict[str, str]:

@@ -38,6 +38,10 @@ def _run(parser: Parser) -> None:
     )
 
 
+def _demo(parser: Parser) -> None:
+    parser.flag(Option("--workdir", str, "runs/demo"), "DIR", "where runs and report go")
+
+
 def _sweep(parser: Parser) -> None:
     parser.flag(_text("--config"), "CONFIG[:ARG]", "a sweep's name or file, and its argument")
     parser.flag(_text("--workdir"), "DIR", "the sweep's folder (default: named by the config)")
@@ -64,11 +68,13 @@ def _report(parser: Parser) -> None:
 def _compare(parser: Parser) -> None:
     parser.positional("WORKDIR", "run folders")
     parser.flag(_text("--png"), "FILE", "draws the curves")
+    _plugins(parser)
 
 
 def _evaluate(parser: Parser) -> None:
     parser.positional("WORKDIR", "a run folder")
     parser.flag(_text("--data_dir"), "DIR", "folder of prepared data sets")
+    _plugins(parser)
     part = Option("--part", int, None, optional=True, range=COUNT)
     parser.flag(part, "K", "one attacker's part of dba's trigger")
     parser.switch("--json", "prints one line of JSON")
@@ -88,6 +94,10 @@ def _data(parser: Parser) -> None:
         "DIR",
         "folder of prepared data sets (default: $TFDS_DATA_DIR, then ~/tensorflow_datasets)",
     )
+
+
+def _plugins(parser: Parser) -> None:
+    parser.flag(Option("--plugins", tuple, ()), "NAME,...", "modules to import first, for runs that do not name them")
 
 
 def _list(parser: Parser) -> None:
@@ -122,12 +132,22 @@ COMMANDS: dict[str, Command] = {
         "Runs one experiment, or goes on with it.",
         "fedjax_spmc.run",
         _run,
-        "The same command goes on from the last finished round. Exit codes: 0 finished, 2 bad input (one sentence says "
-        "what), 3 training stopped being finite, 130 interrupted.",
+        "The same command goes on from the last finished round, and so does --workdir=DIR alone. Exit codes: 0 "
+        "finished, 2 bad input (one sentence says what), 3 training stopped being finite, 130 interrupted.",
         (
             "--config=digits:fedavg --workdir=runs/fedavg",
             "--config=configs/cifar10.py:spmc,reference --config.federation.rounds=12 --config.attack.name=dba",
         ),
+        overrides=True,
+        resumes=True,
+    ),
+    "demo": Command(
+        "Plays averaging, SPMC and DnC under one attack, on digits of the package, and reports.",
+        "fedjax_spmc.demo",
+        _demo,
+        "It takes a minute or two; at its end: a table, a sentence on each method, a report and the next command. The "
+        "same command goes on where it was stopped. Exit codes as those of run.",
+        ("--workdir=runs/demo", "--workdir=runs/other --config.seed=1"),
         overrides=True,
         resumes=True,
     ),

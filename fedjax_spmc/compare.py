@@ -35,11 +35,12 @@ def _compare(parser: Parser, flags: Flags) -> int:
         raise ConfigError(f"--png = {quoted(str(png))} is not allowed: it must be a file name that ends in .png.")
 
     with Imports():
-        from fedjax_spmc import experiment, metrics
+        from fedjax_spmc import experiment, metrics, registry
         from fedjax_spmc.config import method_title, run_title
         from fedjax_spmc.record import plots, remarks
         from fedjax_spmc.record.judgement import judgement
 
+    registry.load_plugins(flags["plugins"])
     results = {folder: experiment.load(folder) for folder in flags.positional}
     noted = {folder: remarks.of_folder(folder, result.config, result.history) for folder, result in results.items()}
     show("mean of the last five evaluated rounds, or of as many as there are (mean of), percent")

@@ -1,6 +1,6 @@
 """Evaluates the saved model of a run folder on its test set.
 
-python -m fedjax_spmc.evaluate WORKDIR [--data_dir=DIR] [--part=K] [--json]
+python -m fedjax_spmc.evaluate WORKDIR [--data_dir=DIR] [--part=K] [--plugins=NAME,...] [--json]
 """
 
 import json
@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(parser: Parser, flags: Flags) -> int:
     if len(flags.positional) != 1:
         raise parser.refusal(f"{len(flags.positional)} run folders are given, one is needed")
+    with Imports():
+        from fedjax_spmc import registry
+
+    registry.load_plugins(flags["plugins"])
     values = evaluate(flags.positional[0], flags["data_dir"], flags["part"])
     if flags["json"]:
         show(json.dumps(values))

@@ -1,7 +1,8 @@
 """Runs one experiment: flags only, everything else is in `experiment.py`.
 
     python -m fedjax_spmc.run --config=CONFIG[:PRESETS] [--config.FIELD=VALUE ...] [--workdir=DIR]
-    python -m fedjax_spmc.run --list[=GROUP]
+    python -m fedjax_spmc.run --workdir=DIR [--config.FIELD=VALUE ...]      # goes on with the run there
+    python -m fedjax_spmc.run --list[=GROUP] [--config.plugins=NAME,...]
 
 Exit codes: 0 finished, 2 bad input (one sentence says what), 3 training stopped being finite, 130 interrupted.
 """
@@ -30,17 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parser: Parser, flags: Flags) -> int:
     with Imports():
         from fedjax_spmc import config as configs
+        from fedjax_spmc import registry
         from fedjax_spmc.config.files import read_config, use_compilation_cache
         from fedjax_spmc.config.listing import listing
 
     if flags["list"] is not None:
+        registry.load_plugins(_plugins(flags))
         show(listing(flags["list"]))
         return 0
-    if flags["config"] is None:
+    if flags["config"] is not None:
+        config, label = read_config(flags["config"])
+    elif flags["workdir"] is not None:
+        with Imports():
+            from fedjax_spmc.record.result import read_config as recorded_config
+
+        config, label = configs.editable_copy(recorded_config(expanded(flags["workdir"], "workdir"))), ""
+    else:
         raise ConfigError(
-            f"--config is missing: {parser.examples[0]} is an example, `fedjax-spmc list configs` has all."
+            f"--config is missing: {parser.examples[0]} is an example, `fedjax-spmc list configs` has all; a run that "
+            "was begun goes on with --workdir=DIR alone."
         )
-    config, label = read_config(flags["config"])
     for notice in configs.override(config, flags.overrides):
         note(notice)
     config = configs.resolve(config)
@@ -54,6 +64,16 @@ def _run(parser: Parser, flags: Flags) -> int:
     experiment.run(config, workdir, stream=sys.stderr)
     show(summary_text(workdir))
     return 0
+
+
+def _plugins(flags: Flags) -> tuple[str, ...]:
+    """The plug-ins that a command line names, in its config too."""
+    from fedjax_spmc import config as configs
+    from fedjax_spmc.config.files import read_config
+
+    config = configs.default_config() if flags["config"] is None else read_config(flags["config"])[0]
+    configs.override(config, [(path, value) for path, value in flags.overrides if path == "plugins"])
+    return tuple(configs.FIELDS["plugins"].check(config.plugins))
 
 
 def short_hash(config: Any) -> str:
@@ -75,7 +95,11 @@ def summary_text(workdir: Path) -> str:
         cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
         lines.append("  ".join([f"{title:<22}", *cells]))
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
-    mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
+    mark = (
+        " ORACLE: the aggregator was told who is malicious, or clients where the trigger is."
+        if summary["oracle"]
+        else ""
+    )
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
     lines += _measured_text(summary)
     lines += [f"note: {remark['sentence']}" for remark in summary["remarks"]]

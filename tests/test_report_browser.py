@@ -108,7 +108,7 @@ def test_tables_are_sorted_by_a_click(browser, report):
     first = tab.evaluate("document.querySelector('#t-spmc2 tbody tr').className")
     assert first == "section"
     best = tab.evaluate("document.querySelector('#t-spmc2 tbody tr:nth-child(2) th').textContent")
-    assert best == "Ours (SPMC)"
+    assert best == "spmc (Ours)"
     assert said == []
     tab.context.close()
 
@@ -119,6 +119,36 @@ def test_page_prints_with_everything_open(browser, report, tmp_path):
     assert content.startswith(b"%PDF")
     assert tab.evaluate("[...document.querySelectorAll('details')].every((one) => one.open)")
     assert said == []
+    tab.context.close()
+
+
+@pytest.mark.parametrize(("millimetres", "tables"), [(186, "table:not(.broad)"), (277, "table.broad")])
+def test_a4_loses_no_column(browser, report, millimetres, tables):
+    """Upright within its margins, and on its side for tables of many columns."""
+    width = int(millimetres / 25.4 * 96)
+    tab, _, _ = opened(browser, report, width, "light")
+    tab.emulate_media(media="print")
+    tab.evaluate("for (const one of document.querySelectorAll('details')) one.open = true;")
+    edges = tab.evaluate(
+        f"[...document.querySelectorAll('main {tables}')].map((one) => Math.max(...[...one.querySelectorAll('th, td')]"
+        ".map((cell) => cell.getBoundingClientRect().right)))"
+    )
+    assert edges
+    assert max(edges) <= width + 1
+    tab.context.close()
+
+
+def test_the_answer_is_on_the_first_screen_and_wide_tables_say_so(browser, report):
+    tab, _, _ = opened(browser, report, 1280, "light")
+    assert tab.evaluate("document.querySelector('#t-main tbody tr:last-child').getBoundingClientRect().bottom") < 900
+    assert tab.evaluate("document.querySelector('.headline svg').getBoundingClientRect().bottom") < 1000
+    tab.set_viewport_size({"width": 400, "height": 900})
+    shown = tab.evaluate(
+        "[...document.querySelectorAll('section.table')].map((one) => [one.querySelector('.scroll').scrollWidth >"
+        " one.querySelector('.scroll').clientWidth + 1, !one.querySelector('.hint').hidden])"
+    )
+    assert all(wider == hint for wider, hint in shown)
+    assert any(hint for _, hint in shown)
     tab.context.close()
 
 

@@ -21,7 +21,7 @@ def make(name: str, /, **options: Any) -> Aggregator:
     Raises:
         ValueError: unknown name or option (the known ones are listed), wrong type, value out of range.
     """
-    return guarded(registry.aggregators.make(name, **options))
+    return guarded(registry.aggregators.make(name, **options), name)
 
 
 def make_behind(chain: Mapping[str, PreAggregator], name: str, /, **options: Any) -> Aggregator:
@@ -30,7 +30,7 @@ def make_behind(chain: Mapping[str, PreAggregator], name: str, /, **options: Any
     Raises:
         ValueError: as `make`, or the rule cannot stand behind them.
     """
-    return guarded(in_front(chain, registry.aggregators.make(name, **options), name))
+    return guarded(in_front(chain, registry.aggregators.make(name, **options), name), name)
 
 
 __all__ = ["describe", "make", "make_behind", "names"]

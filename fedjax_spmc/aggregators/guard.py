@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Upload, Verdict
 
 
@@ -13,7 +14,38 @@ def usable_rows(upload: Upload) -> Array:
     return upload.participating & finite
 
 
-def guarded(rule: Aggregator) -> Aggregator:
+def check_shapes(name: str, made: object, upload: Upload, state: State) -> tuple[Params, Verdict, State]:
+    """What a rule has returned, where it is what the contract asks for.
+
+    Raises:
+        ConfigError: it is not; the rule, the part that is wrong, and what it must be are named.
+    """
+
+    def wrong(what: str, must: str) -> ConfigError:
+        return ConfigError(f"aggregator {name!r} returns {what}: it must be {must}.")
+
+    if not isinstance(made, tuple) or len(made) != 3 or not isinstance(made[1], Verdict):
+        kinds = [type(one).__name__ for one in made] if isinstance(made, tuple) else type(made).__name__
+        raise wrong(f"{kinds}", "(params, Verdict(weights, scores, flagged), state)")
+    params, verdict, new_state = made
+    expected = (
+        (params, upload.global_params, "the new model", "a tree like the model that was broadcast"),
+        (new_state, state, "the state", "a tree like the one that `init` makes"),
+    )
+    for tree, like, words, must in expected:
+        if jax.tree.structure(tree) != jax.tree.structure(like):
+            raise wrong(f"{words} as another tree", must)
+        for path, one, other in zip(trees.leaf_names(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+            if jnp.shape(one) != jnp.shape(other):
+                raise wrong(f"{words} with {path or 'a leaf'} of shape {jnp.shape(one)}", f"{jnp.shape(other)}")
+    rows = upload.participating.shape
+    for field, value in zip(verdict._fields, verdict, strict=True):
+        if jnp.shape(value) != rows:
+            raise wrong(f"{field} of shape {jnp.shape(value)}", f"{rows}, one number for each client")
+    return params, verdict, new_state
+
+
+def guarded(rule: Aggregator, name: str = "") -> Aggregator:
     """Wraps a rule so that it needs no care for rows that are absent or not finite.
 
     * A row that is not finite, or whose squared norm is 1e36 or more, counts as not participating. It and the absent
@@ -35,7 +67,7 @@ def guarded(rule: Aggregator) -> Aggregator:
             client_ids=jnp.arange(num_clients, dtype=jnp.int32) if upload.client_ids is None else upload.client_ids,
             steps=jnp.ones(num_clients, jnp.int32) if upload.steps is None else upload.steps,
         )
-        params, verdict, new_state = rule.aggregate(cleaned, state, key)
+        params, verdict, new_state = check_shapes(name, rule.aggregate(cleaned, state, key), cleaned, state)
         weights = jnp.where(usable, verdict.weights, 0.0)
         finite = trees.all_finite(params) & trees.all_finite(new_state)
         succeeded = (usable.sum() >= rule.min_clients) & (weights.sum() > 0) & finite

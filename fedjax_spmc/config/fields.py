@@ -138,6 +138,14 @@ FIELDS: dict[str, Option] = {
             group="rules",
             note=AS_BENIGN,
         ),
+        Option("attack.local.optimizer", str, None, optional=True, choices=("sgd",), note=AS_BENIGN),
+        Option(
+            "attack.local.idle",
+            bool,
+            False,
+            note="whether malicious clients train so, on clean data, in rounds in which they do not attack; else as"
+            " benign ones",
+        ),
         Option("attack.local.epochs", int, None, optional=True, range=Range(1, 10**6), note=AS_BENIGN),
         Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
         Option("attack.local.momentum", float, None, optional=True, range=BELOW_ONE, note=AS_BENIGN),
@@ -149,8 +157,10 @@ FIELDS: dict[str, Option] = {
             note="whole numbers: local epochs, from 0, at whose start the rate falls",
         ),
         Option("attack.local.gamma", float, 0.1, range=POSITIVE, note="factor at each milestone"),
-        Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack"),
-        Option("attack.schedule.last", int, None, optional=True, range=ROUND, note="last round; None = to the end"),
+        Option("attack.schedule.first", int, 0, range=ROUND, note="first round of the attack, from 0"),
+        Option(
+            "attack.schedule.last", int, None, optional=True, range=ROUND, note="last round, from 0; None = to the end"
+        ),
         Option("attack.schedule.every", int, 1, range=COUNT, note="rounds from one attack round to the next"),
         Option("attack.schedule.turns", int, 0, choices=(0, 1), note="1 = one malicious client after another"),
         Option(

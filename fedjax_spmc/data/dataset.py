@@ -81,6 +81,7 @@ class Splits(NamedTuple):
         users: their names.
         words: of texts: what the tokens stand for; the vocabulary is chosen by `load`, from training examples alone.
         vocabulary: how it is chosen; None where tokens are as they are.
+        info: properties that only the files tell, in place of the source's; None = those of the source.
     """
 
     train_inputs: np.ndarray
@@ -92,6 +93,7 @@ class Splits(NamedTuple):
     users: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
+    info: DatasetInfo | None = None
 
 
 class Source(NamedTuple):
@@ -213,7 +215,7 @@ def load(
         as_stored(examples.test_inputs[:limit_test]),
         examples.test_labels[:limit_test],
     )
-    info = source.info._replace(note=examples.note)
+    info = (examples.info or source.info)._replace(note=examples.note)
     owners = None if examples.owners is None else examples.owners[:limit_train][:cut]
     if examples.vocabulary is None:
         return Dataset(info, *arrays, fingerprint_of(*arrays), owners, examples.users)

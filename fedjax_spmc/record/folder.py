@@ -27,7 +27,7 @@ OWN_FILES = (
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz", "partition.npz", "vocabulary.json", "*.png",
+    "attack.npz", "rule.npz", "partition.npz", "vocabulary.json", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -210,6 +210,12 @@ class RunFolder:
         """Writes the attack's state (`truth.attack_arrays`) as `attack.npz`, atomically, no pickle."""
         self._write_arrays("attack.npz", arrays)
 
+    def write_rule(self, arrays: Mapping[str, Any]) -> None:
+        """Writes what the local rule shows of a client (`LocalRule.details`) as `rule.npz`, atomically; nothing for
+        none."""
+        if arrays:
+            self._write_arrays("rule.npz", arrays)
+
     def write_partition(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes who has how many examples (`truth.partition_arrays`) as `partition.npz`, atomically."""
         self._write_arrays("partition.npz", arrays)
@@ -332,6 +338,14 @@ def resolved_config(path: Path, content: Mapping[str, Any]) -> configs.Config:
     except PluginError as error:
         raise WorkdirError(f"{path} cannot be used here: {error}") from None
     except ConfigError as error:
+        for kind, field in configs.SECTIONS.values():
+            given = configs.flatten(content).get(field)
+            for name in given if isinstance(given, (tuple, list)) else [given]:
+                if isinstance(name, str) and name not in kind.names():
+                    raise WorkdirError(
+                        f"{path} cannot be used here: there is no {kind.kind} {name!r}, so that a plug-in is missing: "
+                        "its module must be imported first (the flag --plugins=MODULE, or `import MODULE` in Python)."
+                    ) from None
         raise DamagedError(
             f"{path} is damaged or of another version ({str(error).rstrip('.')}): remove the run folder or give "
             "another --workdir."

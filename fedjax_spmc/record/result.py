@@ -66,8 +66,11 @@ class Result(NamedTuple):
         except ImportError:
             raise UserError("to_frame() needs pandas, which is not installed: `pip install pandas`.") from None
         plain = (str, int, float, bool, type(None))
-        rows = [{name: value for name, value in line.items() if isinstance(value, plain)} for line in self.history]
-        return pandas.DataFrame([row | {"round": row["round"] + 1} for row in rows]).set_index("round")
+        rows = []
+        for line in self.history:
+            row = {name: value for name, value in line.items() if isinstance(value, plain)}
+            rows.append(row | {"round": line["round"] + 1})
+        return pandas.DataFrame(rows).set_index("round")
 
     def plot(self) -> "Figure":
         """A, ASR, R and V over the rounds, as a matplotlib figure that a notebook shows."""

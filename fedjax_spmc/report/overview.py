@@ -78,8 +78,8 @@ def _judgement(setting: Setting, settings: Sequence[Setting]) -> str:
         for other in settings
         if other is not setting and method_of(other.config) == "fedavg" and _conditions(other) == same
     ]
-    numbers = (setting.estimate(name).mean for name in ("A", "ASR"))
-    return judgement(*numbers, remarks, averaging[0] if len(averaging) == 1 else None)
+    accuracy, asr = (setting.estimate(name).mean for name in ("A", "ASR"))
+    return judgement(accuracy, asr, remarks, averaging[0] if len(averaging) == 1 else None)
 
 
 def _conditions(setting: Setting) -> dict[str, Any]:
