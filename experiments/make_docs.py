@@ -149,6 +149,8 @@ def asks(name: str) -> str:
 
 
 def keeps_state(name: str) -> bool:
+    if local_rules.needs(name, "network"):  # its state goes by the model's inputs
+        return True
     state = local_rules.make(name).init(Variables({"w": jnp.zeros(1)}, {}), 2)
     return any(part != () for part in state)
 

@@ -4,6 +4,7 @@ Whatever an attack returns for a client that does not attack is thrown away here
 own and none can harm a benign client.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +77,7 @@ class Attackers:
         federation = self._federation
         attacking = jnp.ones((), bool) if client_id is None else self._roster.attacks_now(client_id)
         hyper, epochs = self._training_of(attacking)
+        hyper = self._plainly(hyper)
         own_fields = {"model": federation.model, "obeys": jnp.zeros((), bool), "hyper": hyper, "epochs": epochs}
         ctx = AttackContext(
             **self.rule_context()._asdict() | own_fields,
@@ -170,7 +172,8 @@ class Attackers:
         def benign() -> Trained:
             return train_client(federation.rule, ctx, client_state, data, key, hooks)
 
-        if attack.train is None and other is None:
+        apart = federation.attacker.idle or federation.attacker.plain
+        if attack.train is None and other is None and not apart:
             return benign()
 
         def attacking() -> Trained:
@@ -187,11 +190,26 @@ class Attackers:
                     return step(rule, slot_ctx, own, variables, state, data, client_id, key, hooks)
 
                 mine = mine._replace(train=train)
-            done = train_client(mine, ctx, client_state, data, key, hooks)
+            own_ctx = ctx._replace(hyper=self._plainly(ctx.hyper))
+            done = train_client(mine, own_ctx, client_state, data, key, hooks)
+            return done if other is None else done._replace(client_state=client_state)
+
+        def resting() -> Trained:
+            hyper, epochs = self._training_of(True)
+            own_ctx = ctx._replace(hyper=self._plainly(hyper), epochs=epochs)
+            mine = federation.rule if other is None else other
+            done = train_client(mine, own_ctx, client_state, self.clean_data(client_id), key)
             return done if other is None else done._replace(client_state=client_state)
 
         like = jax.eval_shape(benign)
-        return jax.lax.cond(attacks, lambda: _shaped(attacking(), like), benign)
+
+        def trained() -> Trained:
+            return jax.lax.cond(attacks, lambda: _shaped(attacking(), like), benign)
+
+        if not federation.attacker.idle:
+            return trained()
+        rests = self._roster.malicious[client_id] & ~attacks
+        return jax.lax.cond(rests, lambda: _shaped(resting(), like), trained)
 
     def _training_of(self, attacks: Array | bool) -> tuple[dict[str, Any], Any]:
         """hyper and epochs of a client that attacks or does not; of one that surely does, the config's own numbers."""
@@ -203,6 +221,10 @@ class Attackers:
         benign = federation.hyper_at(self._state.round)
         hyper = {name: chosen(attacker.hyper.get(name), value) for name, value in benign.items()}
         return hyper, chosen(attacker.epochs, federation.epochs)
+
+    def _plainly(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """hyper of an attacking client, which may train with SGD where benign ones take Adam."""
+        return {name: hyper[name] for name in hyper if name != "beta2" or not self._federation.attacker.plain}
 
     def _hooks(self, own: State, client_id: Array, attacks: Array, num_batches: Array) -> Hooks:
         """What the attack does within local steps, for clients that attack."""
@@ -221,11 +243,10 @@ class Attackers:
 
             hooks = hooks._replace(gradients=gradients)
         if attacker.milestones:
-            marks = jnp.asarray(attacker.milestones)
 
             def rate(step: Array) -> Array:
-                passed = (step // jnp.maximum(num_batches, 1) >= marks).sum()
-                return jnp.where(attacks, jnp.float32(attacker.gamma) ** passed, 1.0)
+                epoch = step // jnp.maximum(num_batches, 1)
+                return jnp.where(attacks, fallen(epoch, attacker.milestones, attacker.gamma), 1.0)
 
             hooks = hooks._replace(rate=rate)
         if attack.mask_gradients is not None:
@@ -258,6 +279,11 @@ class Attackers:
         key = purpose_key(self._key, "defend", state.round)
         params, verdict, _ = aggregator.aggregate(upload, state.aggregator, key)
         return params, verdict
+
+
+def fallen(epoch: Array, milestones: Sequence[int], gamma: float) -> Array:
+    """Factor on the learning rate in a local epoch: gamma for each milestone that is reached, float32 scalar."""
+    return jnp.float32(gamma) ** (epoch >= jnp.asarray(milestones)).sum()
 
 
 def _named(metrics: Any, like: Any) -> dict[str, Array]:

@@ -104,6 +104,9 @@ class Attacker(NamedTuple):
         hyper: in place of the benign learning_rate, momentum, weight_decay.
         milestones: local epochs, from 0, at whose start the learning rate is multiplied with `gamma`.
         gamma: see there.
+        plain: whether their optimiser is SGD where that of benign clients is Adam.
+        idle: whether malicious clients train so too in rounds in which they do not attack, on clean data and without
+            the milestones.
     """
 
     rule: LocalRule | None = None
@@ -111,6 +114,8 @@ class Attacker(NamedTuple):
     hyper: Mapping[str, Any] = {}
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    plain: bool = False
+    idle: bool = False
 
 
 class Federation(NamedTuple):

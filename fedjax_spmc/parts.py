@@ -17,7 +17,7 @@ from fedjax_spmc.data.task import task_of as make_task
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state
 from fedjax_spmc.keys import purpose_key, root_key
-from fedjax_spmc.setup import ArraySettings, array_settings, is_oracle
+from fedjax_spmc.setup import ArraySettings, array_settings, asks_for_truth
 from fedjax_spmc.training import auto_client_batch
 from fedjax_spmc.types import (
     Aggregator,
@@ -70,9 +70,10 @@ def sampling_of(config: Any) -> sampling.Sampler:
     return build(config.federation.num_clients, config.federation.clients_per_round)
 
 
-def local_rule_of(config: Any, settings: ArraySettings) -> LocalRule:
-    """The config's local rule."""
-    return local_rules.make(config.local.rule, **dict(config.local.options) | settings.local)
+def local_rule_of(config: Any, settings: ArraySettings, model: Model) -> LocalRule:
+    """The config's local rule; one whose state goes by the model's inputs is given the model."""
+    given = {"network": model} if registry.local_rules.needs(config.local.rule, "network") else {}
+    return local_rules.make(config.local.rule, **dict(config.local.options) | settings.local, **given)
 
 
 def attack_of(config: Any, settings: ArraySettings) -> Attack:
@@ -131,7 +132,8 @@ def attacker_of(config: Any, rule: LocalRule) -> Attacker:
             f"send {', '.join(lacking)}: it must be a rule that sends them, or None."
         )
     hyper = {name: own[name] for name in configs.HYPERPARAMETERS if own[name] is not None}
-    return Attacker(other, own.epochs, hyper, tuple(own.milestones), own.gamma)
+    plain = own.optimizer == "sgd" and config.local.optimizer != "sgd"
+    return Attacker(other, own.epochs, hyper, tuple(own.milestones), own.gamma, plain, own.idle)
 
 
 def client_data_of(config: Any, task: Task, rule: LocalRule) -> Callable[..., ClientData]:
@@ -272,7 +274,7 @@ def federation_of(
         schedule=settings.schedule,
         epochs=config.local.epochs,
         client_batch=config.federation.client_batch or auto_client_batch(config.federation.clients_per_round),
-        oracle=is_oracle(config),
+        oracle=asks_for_truth(config),
         server_optimizer=server_optimizer_of(config, settings),
         server=server,
         held=held,
@@ -292,7 +294,7 @@ def assemble(
     """All parts of the config, and the federation that they make; see `federation_of`."""
     settings = array_settings(config) if settings is None else settings
     task, model = task_of(config, info), model_of(config, info)
-    rule, attack = local_rule_of(config, settings), attack_of(config, settings)
+    rule, attack = local_rule_of(config, settings, model), attack_of(config, settings)
     aggregator = aggregator_of(config, task, model, settings)
     return federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
 

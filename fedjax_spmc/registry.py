@@ -155,7 +155,7 @@ aggregators: Registry = Registry(
     "aggregator", "fedjax_spmc.aggregators", given=("server", "network", "rounds"), group="aggregators"
 )
 preaggregators: Registry = Registry("pre-aggregator", "fedjax_spmc.preaggregators", group="pre-aggregators")
-local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules", group="rules")
+local_rules: Registry = Registry("local rule", "fedjax_spmc.local_rules", given=("network",), group="rules")
 attacks: Registry = Registry("attack", "fedjax_spmc.attacks", group="attacks")
 models: Registry = Registry(
     "model", "fedjax_spmc.models", given=("num_classes", "image_shape", "sequence_length", "vocabulary"), group="models"

@@ -95,7 +95,11 @@ def summary_text(workdir: Path) -> str:
         cells = [f"{'-':>7}" if value is None else f"{value:7.2f}" for value in values]
         lines.append("  ".join([f"{title:<22}", *cells]))
     note = f" (data: {summary['data_note']})" if summary["data_note"] else ""
-    mark = " ORACLE: the aggregator was told who is malicious." if summary["oracle"] else ""
+    mark = (
+        " ORACLE: the aggregator was told who is malicious, or clients where the trigger is."
+        if summary["oracle"]
+        else ""
+    )
     lines.append(f"{summary['status']} after {summary['rounds']} rounds{note}.{mark}")
     lines += _measured_text(summary)
     lines += [f"note: {remark['sentence']}" for remark in summary["remarks"]]

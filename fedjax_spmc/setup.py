@@ -191,6 +191,15 @@ def schedule_of(config: Any) -> np.ndarray | None:
     return factors.astype(np.float32)
 
 
+def asks_for_truth(config: Any) -> bool:
+    """Whether an option of the aggregator asks for the ground truth, which is then sent along with the uploads."""
+    return _has_oracle(config.aggregator.options)
+
+
 def is_oracle(config: Any) -> bool:
-    """Whether an option that hands the ground truth to the aggregator is on; such results are marked."""
-    return any(name.startswith("oracle_") and bool(value) for name, value in config.aggregator.options.items())
+    """Whether an option that hands the ground truth to the aggregator or to clients is on; such results are marked."""
+    return asks_for_truth(config) or _has_oracle(config.local.options)
+
+
+def _has_oracle(options: Any) -> bool:
+    return any(name.startswith("oracle_") and bool(value) for name, value in options.items())

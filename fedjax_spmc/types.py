@@ -333,6 +333,8 @@ class LocalRule(NamedTuple):
         needs_linear: whether the rule reads the verdict's weights as the coefficients of a weighted mean.
         sends: the names of the extras that `finish` returns.
         extra_passes: epochs of batches that the rule may read besides the local ones.
+        details: (rule_state, malicious [N] bool) -> small arrays of what a client keeps, for pictures alone: the run
+            folder's `rule.npz`. On the host; {} = none.
     """
 
     gradients: Callable[..., tuple[Params, Stats, dict[str, Array]]]
@@ -347,6 +349,7 @@ class LocalRule(NamedTuple):
     needs_linear: bool = False
     sends: tuple[str, ...] = ()
     extra_passes: int = 0
+    details: Callable[[RuleState, Any], dict[str, Any]] = lambda rule_state, malicious: {}
 
 
 class Roster(NamedTuple):

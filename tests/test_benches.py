@@ -159,3 +159,22 @@ def test_the_masks_round_is_timed_beside_the_same_without(script, capsys, tmp_pa
 def test_only_a_round_with_a_mask_is_timed(script, capsys):
     assert script("bench_mask").main(["--config=configs/digits.py"]) == 2
     assert "neurotoxin" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_flip(script, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    bench = script("bench_flip")
+    few = {"universal_steps": 2, "pair_steps": 2, "pairs": 1}
+    small = {"lite": bench.Setting("lite", options=few, images=40, epochs=1)}
+    monkeypatch.setattr(bench, "SETTINGS", small)
+    monkeypatch.setattr(bench.devices, "use_cores", lambda: None)
+    bench.main(["--clients=1", "--repeats=1", "--threads=1", "--settings=lite", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    cases = [f"{what}_lite_{visit}_1" for visit in bench.VISITS for what in ("seconds", "torch_seconds", "ratio")]
+    assert sorted(found) == sorted(cases)
+    assert all(value > 0 for value in found.values())
+    code = bench.Setting("reference", "reference").work(first=True)
+    assert (code.batches, code.pairs, code.short_steps) == (100, 45, 50)
+    assert bench.main(["--settings=nothing"]) == 2

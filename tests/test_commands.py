@@ -24,7 +24,8 @@ def test_help_and_version_come_without_jax():
     code = (
         "import sys; sys.argv = ['/x/bin/fedjax-spmc']\n"
         "from fedjax_spmc.__main__ import COMMANDS, main\n"
-        "for words in ([], ['--help'], ['--version'], *[[name, '--help'] for name in COMMANDS], ['run', '--no']):\n"
+        "helps = [[name, '--help'] for name in COMMANDS]\n"
+        "for words in ([], ['--help'], ['--version'], *helps, ['run', '--versoin']):\n"
         "    assert main(words) == (0 if '--help' in words or '--version' in words else 2), words\n"
         "heavy = {'jax', 'flax', 'optax', 'ml_collections', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -38,11 +38,11 @@ def batches(seed=0):
 
 
 @functools.cache
-def trainer(rule, epochs):
-    """(variables, shared, images, labels, client, client state) -> what training leaves; compiled once for a rule."""
+def trainer(rule):
+    """What training leaves of its data, epochs and state; compiled once for a rule."""
 
     @jax.jit
-    def run(variables, shared, images, labels, client, client_state):
+    def run(variables, shared, images, labels, client, client_state, epochs):
         ctx = Context(MODEL, variables, variables, HYPER, epochs, jnp.int32(0), shared=shared)
         return train_client(rule, ctx, client_state, fixed_batches(images, labels, client), jax.random.key(3))
 
@@ -54,7 +54,7 @@ def trained(rule, data=None, client=1, epochs=2):
     state = rule.init(variables, 4)
     images, labels = batches() if data is None else data
     own = trees.take_rows(state.clients, client)
-    return trainer(rule, epochs)(variables, state.server, images, labels, jnp.int32(client), own)
+    return trainer(rule)(variables, state.server, images, labels, jnp.int32(client), own, jnp.int32(epochs))
 
 
 def test_training_moves_the_model_and_counts_its_steps(rule):

@@ -151,7 +151,7 @@ def test_columns_that_come_from_the_code():
         "-",
     ]
     assert make_docs.asks("spmc") == 'linear, unless `teacher_weights="uniform"`'
-    assert [name for name in local_rules.names() if make_docs.keeps_state(name)] == ["scaffold", "spmc"]
+    assert [name for name in local_rules.names() if make_docs.keeps_state(name)] == ["flip", "scaffold", "spmc"]
     assert [make_docs.slots_of(name) for name in ("badnets", "none")] == ["`init`, `poison`, `backdoor`", "none"]
     assert [make_docs.has_backdoor(name) for name in ("dba", "none")] == [True, False]
     assert [make_docs.span(numbers) for numbers in ([0, 2, 1, 1], [0, 1], [3, 5, 4, 7])] == [

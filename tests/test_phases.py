@@ -86,3 +86,34 @@ def test_phases():
     }
     assert "local.schedule_offset" not in phases.words()["kept"]
     assert phases._replace(scheduled=True).words()["kept"]["local.schedule_offset"] == 10
+
+
+@pytest.mark.parametrize("name", ["flip_mnist", "flip_fashion_mnist", "flip_cifar10", "flip_small"])
+def test_the_words_of_flips_configs(name):
+    single, continuous, kept = (config_of(name, arg) for arg in ("", "flip,continuous", "lite,continuous,kept"))
+    assert single.local.rule == "flip"
+    assert (single.local.optimizer, single.attack.local.rule, single.attack.local.optimizer) == ("adam", "sgd", "sgd")
+    assert (single.server.optimizer, single.server.learning_rate) == ("sgd", 0.1)
+    assert not any((single.data.normalise, single.data.augment, single.local.drop_last))
+    assert configs.num_malicious(single) == 4
+    # Four attacks one after another, each of which takes the model's place.
+    schedule, options = single.attack.schedule, single.attack.options
+    assert (schedule.every, schedule.turns, schedule.last - schedule.first) == (2, 1, 6)
+    clients = single.federation.clients_per_round
+    assert options["model_replacement"]["factor"] * 0.1 / clients == pytest.approx(1)
+    assert single.evaluation.confidence == 0
+    assert (continuous.attack.name, continuous.attack.schedule.turns) == ("dba", 0)
+    assert continuous.evaluation.confidence == 0.4
+    gone = continuous.federation.rounds - kept.federation.rounds
+    assert continuous.attack.schedule.first - kept.attack.schedule.first == gone > 0
+    assert kept.local.options.preset == "lite"
+    plain, start = config_of(name, "fedavg"), config_of(name, "fedavg,start")
+    assert (plain.local.rule, plain.local.optimizer, plain.local.batch_size) == ("sgd", "sgd", 64)
+    share = single.attack.options["dba"]["poison_per_batch"] / single.local.batch_size
+    assert share == plain.attack.options["dba"]["poison_per_batch"] / 64
+    assert (start.attack.name, start.federation.rounds) == ("none", gone)
+    exact = config_of(name, "flip,reference").local.options
+    assert (exact.preset, exact.schedule, exact.pair_key, exact.margin) == ("reference",) * 3 + (0,)
+    for word, value in (("noise", "noise"), ("clean_steps", "none")):
+        assert config_of(name, word).local.options.triggers == value
+    assert config_of(name, "krum").aggregator.name == "krum"

@@ -178,7 +178,9 @@ def test_pictures_that_do_not_fit_or_are_not_there(tmp_path):
     other = attacks.registry.attacks.make("edge_case", cases="digits", target_label=1)
     with pytest.raises(ConfigError, match=r"examples are \(32, 32, 3\), and they must be \(4, 4, 3\)"):
         other.hold(dataset_of(), load)
-    with pytest.raises(ConfigError, match=r"attack\.options\.cases = 'bogus' is unknown: it must be one of .*ardis"):
+    with pytest.raises(
+        ConfigError, match=r"attack\.options\.cases = 'bogus' is unknown: it must be one of .*`fedjax-spmc list data`"
+    ):
         attacks.registry.attacks.make("edge_case", cases="bogus")
     with pytest.raises(ConfigError, match=r"source_class = 9 is not allowed: .* than attack\.target_label = 9"):
         attacks.registry.attacks.make("semantic", source_class=9)

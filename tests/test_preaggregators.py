@@ -197,7 +197,7 @@ def pre(*names: str, presets: str = "fedavg", **fields: Any) -> Any:
     ("config", "words"),
     [
         (pre("nnm", "nnm"), "aggregator.pre = nnm, nnm is not allowed: a name must stand once."),
-        (pre("nmm"), "aggregator.pre = 'nmm' is unknown: it must be one of bucketing, clip, nnm."),
+        (pre("nmm"), "aggregator.pre = 'nmm' is unknown: it must be one of bucketing, clip, nnm (did you mean nnm?)."),
         (pre("nnm", presets="spmc"), "teacher_weights = 'verdict' is not allowed with aggregator.pre = nnm"),
         (pre(aggregator__pre_options__clip__bound=1.0), "clip.bound is no option of aggregator.pre = ()"),
         (

@@ -243,7 +243,7 @@ def test_a_cell_of_a_sweep_says_the_same(failed, small_cache, tmp_path, capsys):
     assert report.main([str(tmp_path / "sweep"), f"--out={tmp_path / 'page'}"]) == 0
     capsys.readouterr()
     page = (tmp_path / "page" / "index.html").read_text()
-    assert page.count(FAILED_ALL) == 2  # at the top and with the run
+    assert page.count(FAILED_ALL) == 4  # at the top, with the run, and in the table, which sorts by it
     assert "finished; 5 of 5 aggregations failed; at chance" in page
     assert "<sup>smkg</sup>" in page
 

@@ -36,6 +36,16 @@ UNUSED = [
     ("aggregator", "spmc", ("partner", "coalition", "global"), "coalition_weights", "size"),
     ("local", "scaffold", REFERENCE, "control", "gradient"),
     ("local", "fdcr", ("fisher_kind", "per_sample", "batch"), "fisher_chunk", 8),
+    ("local", "flip", ("schedule", "reference", "parallel"), "short_steps", 5),
+    ("local", "flip", ("schedule", "reference", "parallel"), "cost_short", 0.5),
+    ("local", "flip", ("schedule", "reference", "parallel"), "shorten_one_way", True),
+    ("local", "flip", ("schedule", "reference", "parallel"), "rollback_other", True),
+    ("local", "flip", ("schedule", "reference", "parallel"), "pair_key", "reference"),
+    ("local", "flip", ("schedule", "parallel", "reference"), "pairs", 4),
+    ("local", "flip", ("schedule", "parallel", "reference"), "pair_samples", 4),
+    ("local", "flip", ("triggers", "inverted", "noise"), "pair_steps", 4),
+    ("local", "flip", ("triggers", "inverted", "none"), "mask_init", "uniform_small"),
+    ("local", "flip", ("triggers", "noise", "inverted"), "noise_pixels", 4),
 ]
 KINDS = {"aggregator": aggregators, "local": local_rules}
 

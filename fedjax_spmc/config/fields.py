@@ -138,6 +138,14 @@ FIELDS: dict[str, Option] = {
             group="rules",
             note=AS_BENIGN,
         ),
+        Option("attack.local.optimizer", str, None, optional=True, choices=("sgd",), note=AS_BENIGN),
+        Option(
+            "attack.local.idle",
+            bool,
+            False,
+            note="whether malicious clients train so, on clean data, in rounds in which they do not attack; else as"
+            " benign ones",
+        ),
         Option("attack.local.epochs", int, None, optional=True, range=Range(1, 10**6), note=AS_BENIGN),
         Option("attack.local.learning_rate", float, None, optional=True, range=POSITIVE, note=AS_BENIGN),
         Option("attack.local.momentum", float, None, optional=True, range=BELOW_ONE, note=AS_BENIGN),

@@ -18,6 +18,19 @@ PAIRED_METHODS: dict[str, dict[str, Any]] = {
     "fedprox": {"local.rule": "fedprox", "aggregator.name": "mean"},
     "scaffold": {"local.rule": "scaffold", "aggregator.name": "mean", "aggregator.options.weights": "uniform"},
     "fdcr": {"local.rule": "fdcr", "aggregator.name": "fdcr"},
+    "flip": {
+        "local.rule": "flip",
+        "local.optimizer": "adam",
+        "local.momentum": 0.5,
+        "local.beta2": 0.9,
+        "local.weight_decay": 0.0,
+        "attack.local.rule": "sgd",
+        "attack.local.optimizer": "sgd",
+        "aggregator.name": "mean",
+        "aggregator.options.weights": "uniform",
+        "server.optimizer": "sgd",
+        "server.learning_rate": 0.1,
+    },
 }
 """Methods by name: a pair of a local rule and an aggregator, as a paper uses it. Every other aggregator is a method
 too, with plain local SGD, under its own name."""
@@ -39,6 +52,17 @@ REFERENCE_FIELDS_OF_RULE: dict[str, dict[str, Any]] = {
         "local.options.fisher_kind": "authors",
         "attack.poison_fraction": 0.5,
         "attack.trigger": "fdcr_code",
+        "sampling.options.order": "sorted",
+    },
+    "flip": {
+        "local.options.preset": "reference",
+        "local.options.schedule": "reference",
+        "local.options.pair_key": "reference",
+        "local.options.rollback_other": True,
+        "local.options.margin": 0.0,
+        "attack.poison_fraction": None,
+        "attack.trigger": None,
+        "attack.augmentation": "live",
         "sampling.options.order": "sorted",
     },
 }

@@ -225,7 +225,8 @@ def _check_combinations(config: Config) -> None:
     for path in ("local.rule", "attack.local.rule"):
         name = flatten(config)[path]
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
-        if chosen is not None and chosen.needs_sgd and config.local.optimizer != "sgd":
+        apart = path == "attack.local.rule" and config.attack.local.optimizer == "sgd"
+        if chosen is not None and chosen.needs_sgd and config.local.optimizer != "sgd" and not apart:
             raise ConfigError(
                 f"local.optimizer = {config.local.optimizer!r} is not allowed with {path} = {name!r}, whose formula "
                 "assumes SGD: it must be 'sgd'."

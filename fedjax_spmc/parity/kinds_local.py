@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_spmc import local_rules, models, training
+from fedjax_spmc.data.pipeline import shuffled
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.local_rules.scaffold import WARM_UP
 from fedjax_spmc.local_rules.spmc import purify, task_and_guidance
@@ -27,7 +28,15 @@ def fixed_batches(images: Array, labels: Array, client_id: Array | int = 0) -> C
             images[step % count], labels[step % count], jnp.arange(size, dtype=jnp.int32), jnp.ones(size, bool)
         )
 
-    return ClientData(gather, jnp.int32(count), jnp.int32(client_id))
+    def take(positions: Array, key: PRNGKey) -> Batch:
+        del key
+        flat = images.reshape(count * size, *images.shape[2:]), labels.ravel()
+        ids = positions.astype(jnp.int32)
+        return Batch(flat[0][ids], flat[1][ids], ids, jnp.ones(ids.shape, bool))
+
+    whole = jnp.int32(count * size)
+    order = lambda key: shuffled(key, count * size, whole)  # noqa: E731
+    return ClientData(gather, jnp.int32(count), jnp.int32(client_id), whole, take, order)
 
 
 def hyper_of(values: np.ndarray) -> dict[str, float]:

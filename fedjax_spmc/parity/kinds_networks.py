@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_spmc import models
 from fedjax_spmc.keys import root_key
-from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
+from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_small import channels_last
 
 PROBABILITIES = 2e-6
@@ -17,7 +17,7 @@ PROBABILITIES = 2e-6
 
 @kind(r"flip_misc.*")
 def networks(arrays: Arrays, source: str) -> Iterator[Outcome]:
-    """What the file has of networks; the rest of it is FLIP's own."""
+    """What the file has of networks; `kinds_flip_misc` has the rest."""
     parts = dict.fromkeys(name.split("/")[0] for name in arrays)
     if "mnistnet" in parts:
         start = "mnistnet/param/"
@@ -37,6 +37,3 @@ def networks(arrays: Arrays, source: str) -> Iterator[Outcome]:
         comparison.add("param_names", ours, np.array([str(name) for name in arrays["resnet18/param_names"]]))
         comparison.add("param_sizes", [leaf.size for leaf in leaves], arrays["resnet18/param_sizes"])
         yield comparison.outcome(source)
-    for part in parts:
-        if part not in ("mnistnet", "resnet18"):
-            yield skipped(f"FLIP: {part}", source, "not checked yet: FLIP is not built")

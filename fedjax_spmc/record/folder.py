@@ -27,7 +27,7 @@ OWN_FILES = (
 )  # fmt: skip
 REPLACED_FILES = (
     "config.json", "environment.json", "metrics.jsonl", "summary.json", "model.npz", "details.npz", "roster.json",
-    "attack.npz", "partition.npz", "vocabulary.json", "*.png",
+    "attack.npz", "rule.npz", "partition.npz", "vocabulary.json", "*.png",
 )  # fmt: skip
 LINE_KEYS = {
     *metrics.SCALARS,
@@ -209,6 +209,12 @@ class RunFolder:
     def write_attack(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the attack's state (`truth.attack_arrays`) as `attack.npz`, atomically, no pickle."""
         self._write_arrays("attack.npz", arrays)
+
+    def write_rule(self, arrays: Mapping[str, Any]) -> None:
+        """Writes what the local rule shows of a client (`LocalRule.details`) as `rule.npz`, atomically; nothing for
+        none."""
+        if arrays:
+            self._write_arrays("rule.npz", arrays)
 
     def write_partition(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes who has how many examples (`truth.partition_arrays`) as `partition.npz`, atomically."""

@@ -95,6 +95,7 @@ class Recorder(NoRecorder):
         if found:  # it may have been killed before it wrote the model
             folder.write_model(evaluated_model(experiment.federation, state))
             folder.write_attack(attack_arrays(state.attack))
+            folder.write_rule(experiment.federation.rule.details(state.rule, experiment.malicious))
         folder.rewrite_history(start.history)  # half a line may stand at its end
         if not found:
             self._write_partition()
@@ -130,6 +131,7 @@ class Recorder(NoRecorder):
             self._checkpoints.save(rounds, snapshot)
             self._folder.write_attack(attack_arrays(snapshot.state.attack))
             self._folder.write_model(evaluated_model(federation, snapshot.state))
+            self._folder.write_rule(federation.rule.details(snapshot.state.rule, self._experiment.malicious))
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
         """Writes the summary and the pictures, those among them that the aggregator declares."""

@@ -1,5 +1,6 @@
 """What must be known of a run before its numbers are believed: failed aggregations, rejected uploads, clients that
-never train, an attack in which nobody took part, a model that knows no more than guessing.
+never train, an attack in which nobody took part, a model that knows no more than guessing, a defence that is not as
+published.
 
 The letters and the sentences are made here alone; progress, summary, sweep, `compare` and report show them. Without
 them a run that kept its first model looks like a defence.
@@ -13,6 +14,7 @@ import numpy as np
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import reading
+from fedjax_spmc.flip.options import PRESETS
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.types import Roster
 
@@ -23,6 +25,7 @@ MEANINGS = {
     "t": "some clients never train, because their examples make no batch",
     "g": "in the last evaluated round the model is at chance, hardly better than guessing; never ranked",
     "n": "in some attack rounds, or in all, no attacker took part; never ranked where that were all",
+    "f": "FLIP's clients search by another schedule, with fewer steps or for other triggers than in its code",
 }
 """The letters of remarks and their meaning, as tables explain them."""
 CHANCE = 0.1
@@ -186,6 +189,7 @@ def remarks_of(config: Mapping[str, Any], facts: Facts) -> list[Remark]:
         facts: of the run.
     """
     made = [_failed(facts), _rejected(facts), _idle(config, facts), _guesses(facts), _unattacked(config, facts)]
+    made.append(_flip(config))
     return [remark for remark in made if remark is not None]
 
 
@@ -258,6 +262,22 @@ def _unattacked(config: Mapping[str, Any], facts: Facts) -> Remark | None:
     if missed == planned:
         return Remark("n", short, f"{sentence}: {tail}", ranked=False)
     return Remark("n", short, sentence + ".")
+
+
+def _flip(config: Mapping[str, Any]) -> Remark | None:
+    """How FLIP's clients search, where that is not as its code does."""
+    if config["local.rule"] != "flip":
+        return None
+    options = {name: config[f"local.options.{name}"] for name in ("preset", "schedule", "triggers")}
+    if options == {"preset": "reference", "schedule": "reference", "triggers": "inverted"}:
+        return None
+    preset = PRESETS[options["preset"]]
+    steps = {name: config.get(f"local.options.{name}") or preset[name] for name in preset}
+    pairs = f" for {steps['pairs']} pairs a round" if options["schedule"] == "parallel" else ""
+    searches = f"{steps['universal_steps']} universal steps and {steps['pair_steps']}{pairs}"
+    words = {"inverted": searches, "noise": "random patterns, no search", "none": "no trigger, no search"}
+    short = f"FLIP: preset {options['preset']}, schedule {options['schedule']}, triggers {options['triggers']}"
+    return Remark("f", short, f"{short}: {words[options['triggers']]}.")
 
 
 def _expects_attackers(config: Mapping[str, Any]) -> bool:

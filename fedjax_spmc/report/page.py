@@ -14,7 +14,7 @@ from fedjax_spmc.nearest import did_you_mean
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import figures, latex, matrix, overview, published, read, tables
+from fedjax_spmc.report import figures, latex, matrix, overview, published, read, tables, triggers
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -217,7 +217,7 @@ def _details(runs: Sequence[Run], settings: Sequence[Setting], images: RunImages
     made = []
     for run in runs:
         title = f"{names[id(run)]}, seed {run.config['seed']}"
-        pictures, missing = figures.run_pictures(run), []
+        pictures, missing = [*figures.run_pictures(run), *triggers.pictures(run)], []
         if not run.lines:
             missing.append("No evaluated round was written: there are no curves.")
         partition, shown = images.partition(run), images.test_images(run)

@@ -47,7 +47,7 @@ class Run(NamedTuple):
         lines: `metrics.jsonl`, the lines that can be read, by round.
         status: finished, diverged, failed or unfinished.
         error: why it failed or diverged, in words.
-        oracle: the aggregator was told who is malicious.
+        oracle: the aggregator was told who is malicious, or clients where the trigger is.
         note: what must be known of its data, or "".
         malicious: [N] bool.
         remarks: what must be known of it.
@@ -197,7 +197,8 @@ def _make_run(
     facts = environment.get("data")
     note = summary.get("data_note") or (facts.get("note") if isinstance(facts, dict) else "") or ""
     oracle = bool(summary.get("oracle")) or any(
-        path.startswith("aggregator.options.oracle_") and bool(value) for path, value in config.items()
+        path.startswith(("aggregator.options.oracle_", "local.options.oracle_")) and bool(value)
+        for path, value in config.items()
     )
     malicious = fields.malicious_clients(config, folder)
     if lines:

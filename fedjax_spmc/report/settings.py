@@ -17,7 +17,7 @@ from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
 RESAMPLES = 2000
 MARKS = {
-    "o": "oracle: the aggregator was told who is malicious; never ranked",
+    "o": "oracle: the aggregator was told who is malicious, or clients where the trigger is; never ranked",
     "s": "a single seed: no interval; never ranked",
     "u": "unfinished: the mean of the last five evaluated rounds so far; never ranked",
     "m": "the mean is over fewer than five rounds, as no more were evaluated",
