@@ -10,11 +10,12 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from fedjax_spmc import config as configs
+from fedjax_spmc import registry
 
 T = TypeVar("T")
 KEPT = 8
 """Programs that are kept; a run has three: start, round, evaluation."""
-FREE = {"seed", "data.data_dir", "data.cache_dir", "model.start", "federation.devices", "federation.eval_every"}
+FREE = {"seed", "model.start", "federation.eval_every"}
 """Fields that no program closes over, beside those that touch no number."""
 
 _programs: "OrderedDict[Hashable, Any]" = OrderedDict()
@@ -28,12 +29,15 @@ def key_of(config: Any, fingerprint: str) -> Hashable:
         fingerprint: of the data set.
     """
     flat = configs.flatten(config)
-    fields = {path: value for path, value in configs.result_fields(flat).items() if path not in FREE}
+    counted = flat["local.schedule"] != "constant" or registry.aggregators.needs(flat["aggregator.name"], "rounds")
+    free = FREE if counted else FREE | {"federation.rounds"}  # few parts know how long the run is
+    fields = {path: value for path, value in configs.result_fields(flat).items() if path not in free}
     parts = []
     for kind, field in configs.SECTIONS.values():
         named = flat[field] if isinstance(flat[field], (tuple, list)) else [flat[field]]
         parts += [kind.factory(name) for name in named if name in kind.names()]
-    return fingerprint, tuple((path, repr(value)) for path, value in sorted(fields.items())), tuple(parts)
+    read_from = flat["data.data_dir"]  # an attack may hold other data than those of the fingerprint
+    return fingerprint, read_from, tuple((path, repr(value)) for path, value in sorted(fields.items())), tuple(parts)
 
 
 def kept(kind: str, key: Hashable, make: Callable[[], T]) -> T:

@@ -274,6 +274,7 @@ def test_triggers_over_the_limit_train_nothing_behind_the_first_visit(schedule):
     chex.assert_tree_all_finite(again.client_state.triggers)
 
 
+@pytest.mark.slow
 def test_clients_at_once_do_what_each_does_alone():
     cases = [data(range(CLASSES)), data([0, 1]), data([3, 2, 1])]
     images, labels = (jnp.stack(one) for one in zip(*cases, strict=True))

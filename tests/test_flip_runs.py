@@ -80,6 +80,7 @@ def test_a_result_says_how_its_clients_searched(finished):
     assert "preset lite, schedule parallel" in run.remarks[0].sentence
 
 
+@pytest.mark.slow
 def test_a_sweep_counts_what_clients_keep():
     """The memory of all clients enters a program twice for each experiment: as argument and as result."""
     fields = FLIP | {"federation__num_clients": 40, "data__options__num_train": 800}

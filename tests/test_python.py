@@ -53,7 +53,13 @@ def test_a_part_registered_anew_is_another_program():
     assert same[0] == same[1]
     assert compiled.key_of(configs.resolve(small.config()), "g") != same[0]
     assert compiled.key_of(configs.resolve(small.config(local__epochs=2)), "f") != same[0]
-    assert compiled.key_of(configs.resolve(small.config(rounds=9)), "f") != same[0]
+    assert compiled.key_of(configs.resolve(small.config(rounds=9)), "f") == same[0]
+    longer = [small.config(rounds=rounds, presets="crfl") for rounds in (2, 3)]  # its bound follows the rounds
+    first, second = (compiled.key_of(configs.resolve(config), "f") for config in longer)
+    assert (first == second) == (not registry.aggregators.needs("crfl", "rounds"))
+    falling = [small.config(rounds=rounds, local__schedule="linear") for rounds in (2, 3)]
+    first, second = (compiled.key_of(configs.resolve(config), "f") for config in falling)
+    assert first != second
 
 
 def test_few_programs_are_kept():
