@@ -35,9 +35,10 @@ FILES = {
     "tensorboard",
 }
 KEYS = (
-    "round A ASR ASR_all R V R_all V_all per_class A_top3 perplexity train_loss weights scores flagged client_ids tpr "
-    "fpr precision f1 auc participating attacking malicious non_finite aggregation_failed unattacked_rounds confidence "
-    "A_without_rejection ASR_without_rejection rejected_clean rejected_triggered histograms round_seconds eval_seconds"
+    "round A ASR ASR_all R V R_all V_all per_class A_top3 perplexity train_loss weights scores flagged client_ids "
+    "rule_flags tpr fpr precision f1 auc participating attacking malicious non_finite aggregation_failed "
+    "unattacked_rounds confidence A_without_rejection ASR_without_rejection rejected_clean rejected_triggered "
+    "histograms round_seconds eval_seconds"
 )
 
 
@@ -78,7 +79,7 @@ def test_the_lines_hold_the_public_keys_in_order_and_only_json(finished_run):
         assert len(line["per_class"]) == 10
         assert line["client_ids"] == [0, 1, 2, 3]
         assert math.isclose(sum(line["weights"]), 1, abs_tol=1e-6)
-        assert (line["tpr"], line["fpr"]) == (0, 0)
+        assert (line["rule_flags"], line["tpr"], line["fpr"]) == (False, None, None)
 
 
 def test_the_environment_says_what_the_run_was_made_with(finished_run, dataset):
@@ -92,6 +93,7 @@ def test_the_environment_says_what_the_run_was_made_with(finished_run, dataset):
 def test_the_summary_means_the_last_five_rounds(finished_run, loaded):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert (summary["status"], summary["rounds"], summary["oracle"]) == ("finished", 4, False)
+    assert (summary["mean_of"], summary["tpr_run"]) == (4, None)
     for name in ("A", "ASR", "R", "V", "ASR_all", "R_all", "V_all", "train_loss"):
         values = [line[name] for line in loaded.history][-5:]
         assert summary[name] == pytest.approx(math.fsum(values) / len(values), abs=1e-12)
@@ -109,8 +111,8 @@ def test_tensorboard_has_a_value_for_every_round(finished_run, loaded):
         values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         position += 16 + length
     for line in loaded.history:
-        assert values["A", line["round"]] == pytest.approx(line["A"])
-        assert values["ASR", line["round"]] == pytest.approx(line["ASR"])
+        assert values["A", line["round"] + 1] == pytest.approx(line["A"])
+        assert values["ASR", line["round"] + 1] == pytest.approx(line["ASR"])
 
 
 # Results.

@@ -490,7 +490,7 @@ def test_divergence_stops_the_run_and_keeps_it(tmp_path, capsys):
     folder = tmp_path / "run"
     advice = ("A local.learning_rate below 1e+30, a local.clip_norm, or, against", "norm_clip")
     extra = ("local.learning_rate=1e30", "federation.eval_every=4", "checkpoint.every=5")
-    said = small.refused(capsys, small.arguments(folder, *extra), "stopped: ", "in round 0", *advice, code=3)
+    said = small.refused(capsys, small.arguments(folder, *extra), "stopped: ", "in round 1", *advice, code=3)
     (line,) = small.lines(folder)
     assert line["round"] == 0
     assert line["train_loss"] is None
