@@ -18,13 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cells import KEPT_FILES
+
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.record.files import append_line, replace
 from fedjax_spmc.sweep.table import TABLE_FILE
 from fedjax_spmc.terminal import show
 
-COPIED = ("config.json", "environment.json", "roster.json", "summary.json")
+METRICS = "metrics.jsonl"
 PERCENTAGES = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all")
 FLAGS = ("client_ids", "participating", "malicious", "flagged", "tpr", "fpr")
 
@@ -62,13 +64,14 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def keep_cell(folder: Path, target: Path) -> None:
     """Copies the small files of one finished cell."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     flagging = any(any(line["flagged"]) for line in lines)
     target.mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        shutil.copy(folder / name, target / name)
+    for name in KEPT_FILES:
+        if name != METRICS:
+            shutil.copy(folder / name, target / name)
     text = "".join(json.dumps(small_line(line, flagging)) + "\n" for line in lines)
-    replace(target / "metrics.jsonl", text.encode())
+    replace(target / METRICS, text.encode())
 
 
 def small_line(line: Mapping[str, Any], flagging: bool) -> dict[str, Any]:

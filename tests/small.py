@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_spmc import attacks, keys, run
 from fedjax_spmc import config as configs
-from fedjax_spmc import keys, run
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
+from fedjax_spmc.federation import train
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot
@@ -120,3 +121,18 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert saved_state(first) == saved_state(second)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, second)]
     assert summaries[0] == summaries[1]
+
+
+def trainings_under(one: Any, names: tuple[str, ...], together: bool, options: dict[str, Any]) -> Any:
+    """What all clients of an experiment train in its first round under attacks: `training.Trained`, stacked.
+
+    Args:
+        one: from `experiment.build`.
+        names: of the attacks.
+        together: all clients under one vmap, else one after another.
+        options: of the attacks.
+    """
+    federation = one.federation._replace(attack=attacks.make(names, **options), client_batch=4 if together else 1)
+    own = {name: one.state.attack.get(name, ()) for name in names}
+    done = jax.jit(lambda state: train(federation, one.arrays, one.sizes, state, one.key).trained)
+    return done(one.state._replace(attack=own))

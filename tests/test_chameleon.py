@@ -15,7 +15,6 @@ from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks.chameleon import contrastive_loss, cut, require_features, supervised_contrast
 from fedjax_spmc.data.pipeline import in_order
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import train
 from fedjax_spmc.training import Hooks
 from fedjax_spmc.types import AttackContext, Variables
 from tests import small
@@ -102,12 +101,7 @@ def built() -> Any:
 @functools.cache
 def trainings(*names: str, together: bool = False, **options: Any) -> Any:
     """What all clients train of one seed, and how many steps."""
-    one = built()
-    federation = one.federation._replace(attack=attacks.make(names, **options))
-    federation = federation._replace(client_batch=4 if together else 1)
-    own = {name: one.state.attack.get(name, ()) for name in names}
-    done = jax.jit(lambda state: train(federation, one.arrays, one.sizes, state, one.key).trained)
-    result = done(one.state._replace(attack=own))
+    result = small.trainings_under(built(), names, together, options)
     return result.variables.params, result.steps
 
 

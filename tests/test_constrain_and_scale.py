@@ -15,7 +15,6 @@ from fedjax_spmc.attacks._stopping import stopping
 from fedjax_spmc.attacks._success import Success, success_of
 from fedjax_spmc.attacks.constrain_and_scale import constraint
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import train
 from fedjax_spmc.training import Hooks
 from fedjax_spmc.types import AttackContext, Batch, ClientData, LocalRule, Model, Variables
 from tests import small
@@ -130,12 +129,7 @@ def built() -> Any:
 @functools.cache
 def trainings(*names: str, together: bool = False, **options: Any) -> Any:
     """What all clients train of one seed, and how many steps."""
-    one = built()
-    federation = one.federation._replace(attack=attacks.make(names, **options))
-    federation = federation._replace(client_batch=4 if together else 1)
-    own = {name: one.state.attack.get(name, ()) for name in names}
-    done = jax.jit(lambda state: train(federation, one.arrays, one.sizes, state, one.key).trained)
-    result = done(one.state._replace(attack=own))
+    result = small.trainings_under(built(), names, together, options)
     return result.variables, result.steps
 
 
