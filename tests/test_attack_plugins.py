@@ -100,13 +100,14 @@ SWEPT = {
         {"attack.options.noise.scale": [0.05, 0.01], "aggregator.pre_options.clip.bound": [2.0]},
     ),
     ("constrain_and_scale", "neurotoxin"): ({}, {"attack.options.alpha": [0.2, 0.9]}),
-    ("chameleon", "neurotoxin"): (
-        {"attack__options__contrastive_epochs": 2},
-        {"attack.options.contrastive_rate": [0.1, 0.005], "attack.options.weight": [2.0]},
-    ),
-    ("neurotoxin", "layerwise"): (
-        {"attack__options__search_epochs": 2},
-        {"attack.options.scale": [0.5, 1.0], "attack.options.ratio": [0.95]},
+    ("chameleon", "neurotoxin", "layerwise"): (
+        {"attack__options__contrastive_epochs": 2, "attack__options__search_epochs": 2},
+        {
+            "attack.options.contrastive_rate": [0.1, 0.005],
+            "attack.options.weight": [2.0],
+            "attack.options.scale": [1.0],
+            "attack.options.ratio": [0.95],
+        },
     ),
 }
 """Attacks behind BadNets -> further fields, and a grid of arrays whose last cell is the config itself."""
