@@ -65,7 +65,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def keep_cell(folder: Path, target: Path) -> None:
     """Copies the small files of one finished cell."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    flagging = any(any(line["flagged"]) for line in lines)
+    flagging = any(any(line.get("flagged") or ()) for line in lines)  # a kept cell's lines lack what was left out
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT_FILES:
         if name != METRICS:
@@ -77,8 +77,8 @@ def keep_cell(folder: Path, target: Path) -> None:
 def small_line(line: Mapping[str, Any], flagging: bool) -> dict[str, Any]:
     """What is kept of a line: what is undefined is left out, percentages have four decimals."""
     kept: dict[str, Any] = {"round": line["round"]}
-    kept |= {name: round(line[name], 4) for name in PERCENTAGES if line[name] is not None}
-    return kept | ({name: line[name] for name in FLAGS if line[name] is not None} if flagging else {})
+    kept |= {name: round(line[name], 4) for name in PERCENTAGES if line.get(name) is not None}
+    return kept | ({name: line[name] for name in FLAGS if line.get(name) is not None} if flagging else {})
 
 
 if __name__ == "__main__":

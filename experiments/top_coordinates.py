@@ -109,7 +109,7 @@ def common(one: np.ndarray, other: np.ndarray) -> float:
 
 def table(found: Sequence[dict[str, float]]) -> str:
     """Markdown: a line per share, a column per lag."""
-    from fedjax_spmc.report.settings import estimate
+    from fedjax_spmc.report.estimates import estimate
 
     lags = [lag for lag in LAGS if f"{SHARES[0]:g} {lag}" in found[0]]
     lines = [

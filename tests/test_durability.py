@@ -140,6 +140,28 @@ def test_a_table_of_lifespans_over_seeds(grouped):
     assert [line[0] for line in table.legend()] == ["c"]
 
 
+def test_a_part_more_is_told_as_a_share_over_the_seeds_of_both(tmp_path):
+    """BadNets with Neurotoxin's mask beside BadNets alone; a mask of another ratio is a line, and named, too."""
+    short, long = [0.0, 90.0, 90.0, 80.0, 40.0, 40.0], [0.0, 90.0, 90.0, 80.0, 60.0, 60.0]
+    for seed in (0, 1, 2):
+        decaying(tmp_path / f"plain{seed}", short, seed=seed)
+    for seed in (0, 1):
+        both = {"attack__name": ("badnets", "neurotoxin"), "seed": seed}
+        decaying(tmp_path / f"mask{seed}", long, **both)
+        decaying(tmp_path / f"other{seed}", short, **both, attack__options__ratio=0.5)
+    decaying(tmp_path / "elsewhere", long, attack__name=("badnets", "neurotoxin"), seed=0, local__learning_rate=0.5)
+    table = durable.added_part_table(settings.group(read.read([tmp_path]).runs)[0])
+    found = {row.labels[0]: row.cells for row in table.rows}
+    assert len(found) == len(table.rows) == 2
+    (half,) = [label for label in found if label.endswith("ratio=0.5")]
+    (whole,) = [label for label in found if label.endswith("ratio=0.95")]
+    for label, ratio in ((whole, 3.0), (half, 1.0)):
+        assert [cell.text for cell in found[label][:2]] == ["neurotoxin", "2"]
+        last_above = found[label][table.columns.index(durability.WORDS["lifespan_last_above"])]
+        assert last_above.estimate[:4] == pytest.approx((ratio, ratio, ratio, 2))
+        assert last_above.marks == "c" * (label == whole)
+
+
 def test_a_row_without_a_folder_keeps_its_lifespans(grouped, tmp_path):
     run = grouped[0].runs[0]
     known = durability.measure(range(6), [0.0, 90.0, 90.0, 80.0, 60.0, 40.0], 2, (50.0,))

@@ -48,6 +48,11 @@ def test_kept_cells_give_the_same_table(sweep, tmp_path, capsys):
     assert keep.main([str(sweep), str(target)]) == 0
     assert "0 cells kept" in capsys.readouterr().out.splitlines()[-1]
     assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    again = tmp_path / "again"  # of a copy with which a sweep went on
+    assert keep.main([str(target), str(again)]) == 0
+    assert before == {
+        target / path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("folders", [[], ["a"], ["a", "b", "c"]])

@@ -13,7 +13,7 @@ import pytest
 
 from fedjax_spmc.report import __main__ as command
 from fedjax_spmc.report import fields, figures, matrix, overview, published, read, settings, tables
-from fedjax_spmc.report.settings import Estimate
+from fedjax_spmc.report.estimates import RESAMPLES, Estimate, bootstrap, estimate, share
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
 
@@ -54,12 +54,25 @@ def cells(folder: Path, table: str) -> dict[tuple[str, str, str], dict[str, str]
 
 def test_an_interval_is_the_percentile_bootstrap_of_the_mean():
     values = np.random.default_rng(1).normal(50, 5, size=(20, 2))
-    low, high = settings.bootstrap(values)
-    draws = np.random.default_rng(0).integers(20, size=(settings.RESAMPLES, 20))
+    low, high = bootstrap(values)
+    draws = np.random.default_rng(0).integers(20, size=(RESAMPLES, 20))
     expected = np.quantile(values[draws].mean(axis=1), (0.025, 0.975), axis=0)
     np.testing.assert_allclose([low, high], expected)
-    assert settings.estimate([3.0, math.nan]) == pytest.approx(Estimate(3.0, math.nan, math.nan, 1), nan_ok=True)
-    assert not settings.estimate([]).known
+    assert estimate([3.0, math.nan]) == pytest.approx(Estimate(3.0, math.nan, math.nan, 1), nan_ok=True)
+    assert not estimate([]).known
+
+
+def test_a_share_of_another_mean_is_drawn_in_pairs_of_seeds():
+    values, others = np.array([2.0, 8.0, 3.0]), np.array([1.0, 4.0, 1.5])
+    assert share(values, others)[:4] == pytest.approx((2.0, 2.0, 2.0, 3))
+    found = share(values, others[::-1])
+    draws = np.random.default_rng(0).integers(3, size=(RESAMPLES, 3))
+    ratios = values[draws].mean(axis=1) / others[::-1][draws].mean(axis=1)
+    assert found[:3] == pytest.approx((2.0, *np.quantile(ratios, (0.025, 0.975))))
+    assert not share(values, np.zeros(3)).known
+    assert not share(np.array([1.0, math.nan]), np.ones(2)).known
+    assert share(values, np.array([0.0, 1.0, 1.0])).mean == pytest.approx(6.5)
+    assert not share(values, np.array([0.0, 1.0, 1.0])).interval
 
 
 def test_best_are_all_whose_intervals_overlap_the_best_one():

@@ -14,7 +14,7 @@ from fedjax_spmc.record.judgement import judgement
 from fedjax_spmc.record.remarks import Remark
 from fedjax_spmc.report import __main__ as report
 from fedjax_spmc.report import latex, page, tables
-from fedjax_spmc.report.settings import estimate
+from fedjax_spmc.report.estimates import estimate
 from tests.kept_runs import make_run
 
 PDFLATEX = shutil.which("pdflatex")

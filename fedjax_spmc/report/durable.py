@@ -3,16 +3,19 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedjax_spmc import durability
+from fedjax_spmc.config import option_at
+from fedjax_spmc.report.estimates import estimate, share
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import Setting, estimate, labels, num_seeds, rounds_played
+from fedjax_spmc.report.settings import Setting, labels, num_seeds, rounds_played
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
 
 def durability_table(settings: Sequence[Setting]) -> Table:
     """A line per setting whose attack has ended: ASR after its end, and for each threshold the lifespans."""
-    given = [run.config["evaluation.lifespan_thresholds"] for one in settings for run in one.counted]
-    thresholds = sorted({float(theta) for some in given for theta in some})
+    thresholds = _thresholds(settings)
     rows = []
     for setting, label in zip(settings, labels(settings), strict=True):
         found = [run.durability(thresholds) for run in setting.counted]
@@ -46,6 +49,71 @@ def durability_table(settings: Sequence[Setting]) -> Table:
         "first below the most. In brackets the 95 % percentile bootstrap interval over seeds."
     ]
     return Table("durability", "How long the backdoor outlives the attack", notes, ("setting",), groups, columns, rows)
+
+
+def _thresholds(settings: Sequence[Setting]) -> list[float]:
+    given = [run.config["evaluation.lifespan_thresholds"] for one in settings for run in one.counted]
+    return sorted({float(theta) for some in given for theta in some})
+
+
+def added_part_table(settings: Sequence[Setting]) -> Table:
+    """A line per setting whose attack is another one's and a part more, all else equal: its lifespans as shares.
+
+    The seeds that both have are compared in pairs.
+    """
+    thresholds = _thresholds(settings)
+    names = [durability.name_at(name, theta) for theta in thresholds for name in durability.WORDS]
+    rows = []
+    for setting, label in zip(settings, labels(settings), strict=True):
+        for other in settings:
+            part = _added_part(setting, other)
+            seeds = sorted(
+                {run.config["seed"] for run in setting.counted} & {run.config["seed"] for run in other.counted}
+            )
+            if part is None or not seeds:
+                continue
+            pairs = [
+                [{run.config["seed"]: run.durability(thresholds) for run in one.counted}[seed] for seed in seeds]
+                for one in (setting, other)
+            ]
+            if not all(one["asr_after"] >= 0 for some in pairs for one in some):
+                continue
+            cells = [Cell(text=part), Cell(text=str(len(seeds)))]
+            for name in ("asr_after", *names):
+                with_part, without = (np.array([one[name] for one in some], float) for some in pairs)
+                cells.append(Cell(share(with_part, without), marks="c" * _open_ended(pairs, name)))
+            rows.append(Row("", (label,), cells))
+    groups = [("", 3), *((f"ASR > {theta:g} %", len(durability.WORDS)) for theta in thresholds)]
+    notes = [
+        "The mean over the seeds as a share of the mean of the same attack without the part: 2 is twice as long, 1 as "
+        "long. In brackets the 95 % percentile bootstrap interval over seeds, drawn in pairs."
+    ]
+    columns = ["part", "seeds", "ASR after", *(head for _ in thresholds for head in durability.WORDS.values())]
+    return Table(
+        "durability_part", "What one part of the attack does to it", notes, ("setting",), groups, columns, rows
+    )
+
+
+def _added_part(setting: Setting, other: Setting) -> str | None:
+    """The name of the part that the first attack has and the second lacks, all else equal; None where there is none."""
+    parts, fewer = ([name] if isinstance(name, str) else list(name) for name in _attack_names(setting, other))
+    added = [part for i, part in enumerate(parts) if parts[:i] + parts[i + 1 :] == fewer]
+    own, rest = (
+        {path: value for path, value in one.config.items() if path != "attack.name"} for one in (setting, other)
+    )
+    same = all(path in own and own[path] == value for path, value in rest.items())
+    options = all(option_at(path)[0] == "attack" for path in own.keys() - rest.keys())
+    return added[0] if added and same and options else None
+
+
+def _attack_names(*settings: Setting) -> list[str | list[str]]:
+    return [one.config["attack.name"] for one in settings]
+
+
+def _open_ended(pairs: Sequence[Sequence[dict[str, float]]], name: str) -> bool:
+    """Whether a lifespan may be longer in some run."""
+    theta = name.rpartition("_")[2]
+    return any(one.get(f"censored_{theta}", 0) > 0 for some in pairs for one in some)
 
 
 def _never_fell(run: Run, threshold: float) -> bool:

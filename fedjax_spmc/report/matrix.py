@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_spmc.config import belongs_to_method
+from fedjax_spmc.report.estimates import estimate
 from fedjax_spmc.report.read import Run
 from fedjax_spmc.report.settings import (
     Setting,
     differing_fields,
-    estimate,
     method_of,
     short_name,
     value_text,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.record.judgement import HELD, LOST, judgement
 from fedjax_spmc.report import read
-from fedjax_spmc.report.durable import durability_table, rejection_table
+from fedjax_spmc.report.durable import added_part_table, durability_table, rejection_table
+from fedjax_spmc.report.estimates import Estimate
 from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
 from fedjax_spmc.report.read import FoundRuns, Run
 from fedjax_spmc.report.settings import (
-    Estimate,
     Setting,
     departures,
     differing_fields,
@@ -48,7 +48,8 @@ class Fact(NamedTuple):
 def tables(settings: Sequence[Setting]) -> list[Table]:
     """The tables "main", "settings", "runs" and, where there is anything in them, "durability", "rejection",
     "next_token", "detection"."""
-    listed = [main_table(settings), settings_table(settings), durability_table(settings), rejection_table(settings)]
+    listed = [main_table(settings), settings_table(settings), durability_table(settings), added_part_table(settings)]
+    listed.append(rejection_table(settings))
     listed += [next_token_table(settings), detection_table(settings), runs_table(settings)]
     return [one for one in listed if one.rows or one.name in ("main", "settings", "runs")]
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from fedjax_spmc.config import FIELDS, belongs_to_method
 from fedjax_spmc.report import settings as settings_module
-from fedjax_spmc.report.settings import Estimate, Setting, value_text
+from fedjax_spmc.report.estimates import Estimate
+from fedjax_spmc.report.settings import Setting, value_text
 from fedjax_spmc.report.tables import INTERVALS, RANKING, Cell, Row, Table, ranks
 
 METRICS = ("A", "R_all", "V_all")

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,9 @@ from fedjax_spmc.config import belongs_to_method, presets
 from fedjax_spmc.errors import UserError
 from fedjax_spmc.metrics import LAST_ROUNDS
 from fedjax_spmc.record.remarks import MEANINGS
+from fedjax_spmc.report.estimates import Estimate, bootstrap, estimate
 from fedjax_spmc.report.read import DIVERGED, FAILED, FINISHED, UNFINISHED, Run
 
-RESAMPLES = 2000
 MARKS = {
     "o": "oracle: the aggregator was told who is malicious, or clients where the trigger is; never ranked",
     "s": "a single seed: no interval; never ranked",
@@ -28,30 +27,6 @@ MARKS = {
     **MEANINGS,
 }
 """Marks of cells in a table and their meaning, in the order of the legend."""
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval and the standard deviation (n - 1); neither below two seeds, NaN where
-    undefined."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    std: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a mean."""
-        return not math.isnan(self.mean)
-
-    @property
-    def interval(self) -> bool:
-        """Whether there is an interval."""
-        return not math.isnan(self.low)
-
-
-UNDEFINED = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 class Setting(NamedTuple):
@@ -124,40 +99,6 @@ def mean_of(setting: Setting) -> str:
     if not found:
         return "–"
     return str(found[0]) if len(found) == 1 else f"{found[0]}–{found[-1]}"
-
-
-def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile intervals of the mean over the rows.
-
-    Args:
-        values: [seeds, columns], finite.
-
-    Returns:
-        low, high: [columns]; NaN below two rows. The draws are always the same.
-    """
-    count, columns = values.shape
-    if count < 2 or not columns:
-        return np.full(columns, np.nan), np.full(columns, np.nan)
-    means = (_resampling_weights(count) @ values.reshape(count, -1)).reshape(RESAMPLES, columns)
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    return low, high
-
-
-@functools.cache
-def _resampling_weights(count: int) -> np.ndarray:
-    """[RESAMPLES, count]: the weight of each row in each resampled mean."""
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    return (draws[:, :, None] == np.arange(count)).mean(axis=1)
-
-
-def estimate(values: Iterable[float]) -> Estimate:
-    """Mean and interval of the values that are defined."""
-    known = np.array([value for value in values if not math.isnan(value)])
-    if not len(known):
-        return UNDEFINED
-    low, high = bootstrap(known[:, None])
-    std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
-    return Estimate(float(known.mean()), float(low[0]), float(high[0]), len(known), std)
 
 
 def comparable_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,4 +255,25 @@ def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[s
             if path in setting.config and path not in implied and (path in CONDITIONS or path in own)
         ]
         named.append(", ".join([method_of(setting.config) + (":reference" if variant else ""), *words]))
-    return named
+    return _told_apart(settings, named, implied)
+
+
+def _told_apart(settings: Sequence[Setting], named: Sequence[str], implied: set[str]) -> list[str]:
+    """The names, and of settings that share one the fields in which they differ, such as options of their attacks."""
+    by_name: dict[str, list[Setting]] = {}
+    for setting, name in zip(settings, named, strict=True):
+        by_name.setdefault(name, []).append(setting)
+    apart = {name: differing_fields(members) for name, members in by_name.items()}
+    return [
+        ", ".join(
+            [
+                name,
+                *(
+                    f"{short_name(path)}={value_text(setting.config[path])}"
+                    for path in apart[name]
+                    if path in setting.config and path not in implied
+                ),
+            ]
+        )
+        for setting, name in zip(settings, named, strict=True)
+    ]

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from fedjax_spmc.report.settings import MARKS, UNDEFINED, Estimate
+from fedjax_spmc.report.estimates import UNDEFINED, Estimate
+from fedjax_spmc.report.settings import MARKS
 
 BEST, SECOND = 1, 2
 INTERVAL, STD = "interval", "std"
