@@ -118,6 +118,7 @@ def spmc(
             stateless=coalition_weights != "previous",
         ),
         flags=False,
+        rows=(lambda client_ids: client_ids) if coalition_weights == "previous" else None,
     )
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import keys, reading
-from fedjax_spmc.errors import DamagedError, WorkdirError
-from fedjax_spmc.record import files
+from fedjax_spmc.errors import DamagedError, UserError, WorkdirError
+from fedjax_spmc.record import files, stores
 from fedjax_spmc.startup import Imports
 
 MANIFEST = "manifest.json"
@@ -66,10 +66,14 @@ class Checkpoints:
             room = shutil.disk_usage(self._folder)
             if room.total and room.free < LEAST_ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            stores.write(self._folder, rounds, state)
             with _quiet_absl(), _uninterrupted():
                 self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+            stores.remove_but(self._folder, rounds)
+        except UserError:
+            raise
         except Exception as error:
             for half in self._folder.glob(f"{rounds}.*"):  # its temporary folder, which would be in the way
                 shutil.rmtree(half, ignore_errors=True)
@@ -94,7 +98,8 @@ class Checkpoints:
         try:
             with _quiet_absl(), _uninterrupted():  # an error is raised and reported in one sentence
                 restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
-            return jax.tree.map(_restored, like, restored)
+            state = jax.tree.map(_restored, stores.without(like), restored)
+            return stores.read(self._folder, rounds, like, state)
         except Exception as error:
             raise self._unreadable(error, damaged=False if whole else None) from None
 
@@ -110,10 +115,12 @@ class Checkpoints:
     def _sums(self, rounds: int) -> dict[str, str]:
         """sha256 of every file of a checkpoint."""
         step = self._folder / str(rounds)
+        found = {str(path.relative_to(step)): path for path in step.rglob("*") if path.is_file()}
+        found |= {path.name: path for path in stores.files_of(self._folder, rounds)}
         sums = {}
-        for path in sorted(path for path in step.rglob("*") if path.is_file()):
+        for name, path in sorted(found.items()):
             with path.open("rb") as file:
-                sums[str(path.relative_to(step))] = hashlib.file_digest(file, "sha256").hexdigest()
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return sums
 
     def _check(self, rounds: int, structure: dict[str, str]) -> bool:
@@ -187,12 +194,20 @@ def _quiet_absl() -> Iterator[None]:
 
 
 def _structure(state: Any) -> dict[str, str]:
-    """The leaves of a state: path -> dtype and shape."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    """The leaves of a state: path -> dtype and shape, of those in a store the shape for all clients."""
+
+    def named(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stores.is_store)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+    found: dict[str, str] = {}
+    for name, leaf in named(state).items():
+        if stores.is_store(leaf):
+            rows = {f"{name}.{part}": row for part, row in named(leaf.row).items()}
+            found |= {part: f"{row.dtype}{[leaf.num_clients, *row.shape]} of those drawn" for part, row in rows.items()}
+        else:
+            found[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    return found
 
 
 def _storable(state: Any) -> Any:
@@ -201,7 +216,7 @@ def _storable(state: Any) -> Any:
     def storable(leaf: Any) -> Any:
         return np.asarray(leaf) if isinstance(leaf, np.generic) else keys.numbers_of(leaf)
 
-    return jax.tree.map(storable, state)
+    return jax.tree.map(storable, stores.without(state))
 
 
 def _restored(leaf: Any, data: Any) -> Any:
