@@ -24,6 +24,7 @@ from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
 from fedjax_spmc.federation import evaluated_model, with_stores
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.models.flax_layers import slow_layers
 from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
@@ -119,6 +120,8 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
         done = since = int(state.round)
         if done < rounds:
             progress.begin(history, remarks_ahead(config, experiment.malicious, experiment.idle))
+            if federation.model.left:
+                progress.note(slow_layers(federation.model.left))
             progress.phase("compiling")
         diverged, start = int(state.diverged), time.perf_counter()
         while done < rounds and diverged < 0:

@@ -64,6 +64,8 @@ class Model(NamedTuple):
         features: `apply`'s arguments -> (what the last linear layer takes [B, features], stats); the last two of
             `param_order` are that layer's weight and bias. None where a network does not end in such a layer, or in
             one without a bias.
+        left: layers of Flax's own that a CPU computes with the library, whose gradients are slow there, each with why;
+            see `models.flax_layers`.
     """
 
     init: Callable[..., Variables]
@@ -72,6 +74,7 @@ class Model(NamedTuple):
     num_classes: int
     input: jax.ShapeDtypeStruct
     features: Callable[..., tuple[Array, Stats]] | None = None
+    left: tuple[str, ...] = ()
 
 
 class Upload(NamedTuple):
