@@ -102,12 +102,18 @@ def test_the_summary_means_the_last_five_rounds(finished_run, loaded):
 
 def test_tensorboard_has_a_value_for_every_round(finished_run, loaded):
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
     (path,) = (finished_run / "tensorboard").iterdir()
     content, position, values = path.read_bytes(), 0, {}
     while position < len(content):
-        (length,) = struct.unpack("<Q", content[position : position + 8])
+        length, ahead = struct.unpack("<QI", content[position : position + 12])
+        (behind,) = struct.unpack("<I", content[position + 12 + length : position + 16 + length])
+        assert ahead == masked_crc32c(content[position : position + 8])
+        assert behind == masked_crc32c(content[position + 12 : position + 12 + length])
         event = Event.FromString(content[position + 12 : position + 12 + length])
+        assert event.file_version == ("" if position else "brain.Event:2")
+        assert abs(event.wall_time - path.stat().st_mtime) < 3600
         values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         position += 16 + length
     for line in loaded.history:

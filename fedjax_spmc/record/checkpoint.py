@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -38,22 +39,46 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        with Imports():
-            import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
-
-        self._ocp = ocp
         self._folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise self.damaged("it is no folder") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    @functools.cached_property
+    def _ocp(self) -> Any:
+        """Orbax, which takes half a second: not every command needs it, and none before it saves or restores."""
+        with Imports():
+            import orbax.checkpoint as ocp
+
+        return ocp
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's manager, which takes another half: made when the first checkpoint is saved or restored."""
+        options = self._ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        try:
+            return self._ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise self._unwritable(error) from None
         except Exception as error:
             raise self._unreadable(error) from None
 
     def latest(self) -> int | None:
-        """Rounds played when the newest checkpoint was saved; None without one."""
-        return self._manager.latest_step()
+        """Rounds played when the newest checkpoint was saved; None without one.
+
+        Orbax names the folder of a checkpoint by that number once it is whole.
+
+        Raises:
+            WorkdirError: the folder cannot be read.
+        """
+        try:
+            whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        except OSError as error:
+            raise self._unreadable(error) from None
+        return max(whole, default=None)
 
     def save(self, rounds: int, state: Any) -> None:
         """Writes `state`, to be found under `rounds`.
@@ -95,9 +120,10 @@ class Checkpoints:
             whole = self._check(rounds, _structure(like))
         except OSError as error:
             raise self._unreadable(error) from None
+        manager = self._manager
         try:
             with _quiet_absl(), _uninterrupted():  # an error is raised and reported in one sentence
-                restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
+                restored: Any = manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
             state = jax.tree.map(_restored, stores.without(like), restored)
             return stores.read(self._folder, rounds, like, state)
         except Exception as error:
@@ -105,7 +131,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the manager's background work."""
-        self._manager.close()
+        if "_manager" in self.__dict__:  # it was made
+            self._manager.close()
 
     def _unwritable(self, error: Exception) -> WorkdirError:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # of the storage below Orbax, which raises no OSError
