@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,18 @@ def test_the_summary_means_the_last_five_rounds(finished_run, loaded):
         values = [line[name] for line in loaded.history][-5:]
         assert summary[name] == pytest.approx(math.fsum(values) / len(values), abs=1e-12)
         assert summary[f"{name}_last"] == values[-1]
+
+
+def test_tensorboard_comes_without_torch(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensorboardX")]:
+        monkeypatch.delitem(sys.modules, name)
+    from fedjax_spmc.record.tensorboard import TensorBoard
+
+    TensorBoard(tmp_path, pytest.fail).add({"confidence": 0.0, "round": 0, "A": 50.0})
+    assert "tensorboardX.summary" in sys.modules
+    assert "torch" not in sys.modules
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_tensorboard_has_a_value_for_every_round(finished_run, loaded):
