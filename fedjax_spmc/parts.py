@@ -320,6 +320,14 @@ def make_start(
         federation = assemble(config, info, server, held, settings)
         variables = federation.model.init(purpose_key(key, "init")) if saved is None else saved
         attack_key = purpose_key(key, "attack")
-        return initial_state(federation, variables, config.federation.num_clients, roster, attack_key, stored)
+        state = initial_state(federation, variables, config.federation.num_clients, roster, attack_key, stored)
+        return jax.tree.map(_strongly_typed, state)
 
     return start
+
+
+def _strongly_typed(leaf: Any) -> Any:
+    """The same number without JAX's weak type, which a checkpoint does not keep: else a run that goes on in the process
+    in which it began would compile its round anew."""
+    leaf = jnp.asarray(leaf)  # an attack may hold a number of Python
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.astype(leaf.dtype)

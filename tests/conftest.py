@@ -1,11 +1,12 @@
 """Strict modes for every test: rank promotion raises, two fake CPU devices, no network, a cache of its own."""
 
+import base64
 import gc
 import os
 import sys
 from pathlib import Path
 
-from tests.flags import QUICK
+from tests.flags import QUICK, share_contexts
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=2"
@@ -24,6 +25,8 @@ jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 sys.path.insert(0, str(ROOT))
 MEMORY_OF_A_WORKER = 3 * 2**30
+BLANK = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+"""A PNG of one pixel."""
 SHARED = Path(os.environ.get("FEDJAX_SPMC_SHARED", ROOT.parent / "shared"))
 
 # Tracing makes very many objects, and JAX hooks into every collection: rarer ones save a part of each test.
@@ -39,10 +42,29 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Compiled programs stay in memory: where a worker has grown large, those of the modules before it are dropped."""
+    share_contexts()
     yield
     if psutil.Process().memory_info().rss > MEMORY_OF_A_WORKER:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """How the pictures of run folders are drawn."""
+    from fedjax_spmc.record import plots
+
+    return plots._png
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(request, draw):
+    """Run folders have pictures, which take longer to draw than a small run that is compiled: they are built in every
+    test, and drawn in the modules marked `pictures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        marked = request.node.get_closest_marker("pictures") is not None
+        patch.setattr("fedjax_spmc.record.plots._png", draw if marked else lambda figure: BLANK)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +93,14 @@ def cache_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(cache_folder, tmp_path_factory) -> Path:
+def finished_run(cache_folder, tmp_path_factory, draw) -> Path:
     """The folder of an uninterrupted run of `tests.small.config(rounds=4)`: read it, copy it, do not change it."""
     from fedjax_spmc import experiment
     from tests import small
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDJAX_SPMC_CACHE", str(cache_folder))
+        patch.setattr("fedjax_spmc.record.plots._png", draw)
         small.share_compiled(cache_folder)
         folder = tmp_path_factory.mktemp("runs") / "finished"
         experiment.run(small.config(rounds=4), folder)

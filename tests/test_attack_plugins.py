@@ -1,5 +1,6 @@
 """Attacks of a stranger: each composes with BadNets, resumes bit for bit, sweeps, and leaves benign clients alone."""
 
+import functools
 import importlib
 import json
 from typing import Any
@@ -52,34 +53,35 @@ def test_a_plug_in_is_a_short_file(name):
     assert len((small.Path(__file__).parent / "plugins" / f"{name}.py").read_text().splitlines()) <= 25
 
 
+@functools.cache
+def first_round(*names: str) -> Any:
+    """Who is malicious, what all clients trained and what they sent under attacks, compiled as usual."""
+    built = build(configs.resolve(config_of(*names)))
+    rule, seen = built.federation.aggregator(None), []
+
+    def spy(upload, state, key):
+        seen.append(upload)
+        return rule.aggregate(upload, state, key)
+
+    federation = built.federation._replace(aggregator=lambda server: rule._replace(aggregate=spy))
+
+    def play(state, key):
+        trainings = train(federation, built.arrays, built.sizes, state, key)
+        aggregate(federation, built.arrays, built.sizes, state, key, trainings)
+        return trainings.trained.variables.params, seen[-1].client_params
+
+    # As if a round had been played before, so that there is an update to look back at.
+    previous = jax.tree.map(lambda x: 0.9 * x, built.state.variables)
+    state = built.state._replace(previous=previous)
+    return built.malicious, *jax.jit(play, compiler_options=AS_USUAL)(state, built.key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
 def test_benign_clients_keep_their_bits(name):
     """Trained and sent: what the attackers do beside poisoning reaches nobody else."""
-    seen = {}
-    for names in (("badnets",), ("badnets", name)):
-        built = build(configs.resolve(config_of(*names)))
-        rule = built.federation.aggregator(None)
-
-        def spy(upload, state, key, names=names, rule=rule):
-            seen[names] = upload
-            return rule.aggregate(upload, state, key)
-
-        federation = built.federation._replace(
-            aggregator=lambda server, rule=rule, spy=spy: rule._replace(aggregate=spy)
-        )
-
-        def play(state, key, federation=federation, built=built, names=names):
-            trainings = train(federation, built.arrays, built.sizes, state, key)
-            aggregate(federation, built.arrays, built.sizes, state, key, trainings)
-            return trainings.trained.variables.params, seen[names].client_params
-
-        # As if a round had been played before, so that there is an update to look back at.
-        previous = jax.tree.map(lambda x: 0.9 * x, built.state.variables)
-        state = built.state._replace(previous=previous)
-        seen[names] = jax.jit(play, compiler_options=AS_USUAL)(state, built.key)
-        malicious = built.malicious
-    (alone_trained, alone_sent), (trained, sent) = seen.values()
+    _, alone_trained, alone_sent = first_round("badnets")
+    malicious, trained, sent = first_round("badnets", name)
     for ours, expected in ((trained, alone_trained), (sent, alone_sent)):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(np.asarray(a)[~malicious], np.asarray(b)[~malicious])
@@ -98,13 +100,14 @@ SWEPT = {
         {"attack.options.noise.scale": [0.05, 0.01], "aggregator.pre_options.clip.bound": [2.0]},
     ),
     ("constrain_and_scale", "neurotoxin"): ({}, {"attack.options.alpha": [0.2, 0.9]}),
-    ("chameleon", "neurotoxin"): (
-        {"attack__options__contrastive_epochs": 2},
-        {"attack.options.contrastive_rate": [0.1, 0.005], "attack.options.weight": [2.0]},
-    ),
-    ("neurotoxin", "layerwise"): (
-        {"attack__options__search_epochs": 2},
-        {"attack.options.scale": [0.5, 1.0], "attack.options.ratio": [0.95]},
+    ("chameleon", "neurotoxin", "layerwise"): (
+        {"attack__options__contrastive_epochs": 2, "attack__options__search_epochs": 2},
+        {
+            "attack.options.contrastive_rate": [0.1, 0.005],
+            "attack.options.weight": [2.0],
+            "attack.options.scale": [1.0],
+            "attack.options.ratio": [0.95],
+        },
     ),
 }
 """Attacks behind BadNets -> further fields, and a grid of arrays whose last cell is the config itself."""

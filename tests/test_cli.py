@@ -21,7 +21,7 @@ from fedjax_spmc.errors import DataError
 from fedjax_spmc.record.progress import Progress
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("small_cache")
+pytestmark = [pytest.mark.usefixtures("small_cache"), pytest.mark.pictures]
 
 ROOT = Path(__file__).parent.parent
 

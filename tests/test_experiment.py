@@ -18,7 +18,7 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("small_cache")
+pytestmark = [pytest.mark.usefixtures("small_cache"), pytest.mark.pictures]
 
 FILES = {
     "checkpoint",

@@ -20,6 +20,8 @@ from fedjax_spmc.types import AttackContext, Batch, Roster
 from tests import small
 from tests.uploads import flat, random_upload
 
+pytestmark = pytest.mark.pictures
+
 KEY = jax.random.key(5)
 SCORES = ("l2", "mse", "cosine", "nmse", "unit")
 

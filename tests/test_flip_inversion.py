@@ -192,8 +192,9 @@ def test_without_jitter_an_equal_mask_is_no_better_one():
     search = Search()
     progress = begin(start, COST, search)
     step_once = make_step(predictor(weight, bias), samples, none, search)
+    play = jax.jit(lambda progress, step: step_once(progress, step, jnp.ones(1, bool), None)[0])
     kept = []
     for step in range(4):
-        progress, _ = step_once(progress, jnp.int32(step), jnp.ones(1, bool), None)
+        progress = play(progress, jnp.int32(step))
         kept.append(int(progress.kept))
     assert kept == [1, 1, 2, 2]

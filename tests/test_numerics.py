@@ -22,6 +22,8 @@ from fedjax_spmc.sweep import __main__ as command
 from fedjax_spmc.sweep import player
 from tests import small
 
+pytestmark = pytest.mark.pictures
+
 PACKAGE = Path(numerics.__file__).parent
 SETTINGS = {
     "generator": lambda: jax.default_prng_impl("rbg"),

@@ -11,6 +11,8 @@ from fedjax_spmc import compiled, experiment, registry
 from fedjax_spmc.record.progress import Progress
 from tests import small
 
+pytestmark = pytest.mark.pictures
+
 COMPILES = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 

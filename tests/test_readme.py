@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_spmc import compiled, demo, experiment
 from fedjax_spmc import config as configs
-from fedjax_spmc import demo, experiment
 from fedjax_spmc.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +18,15 @@ BLOCK = re.compile(r"(<!-- with cifar10 -->\n\n)?^```(\w*)\n(.*?)^```$", re.DOTA
 BLOCKS = [(bool(known), language, text) for known, language, text in BLOCK.findall(README)]
 TOY = {"federation.rounds": "1", "local.epochs": "1", "federation.devices": "1"}
 """What every command that trains is given on top."""
+AS_THE_DEMO = {
+    "attack.trigger": "fdcr_code",
+    "attack.augmentation": "frozen",
+    "attack.poison_fraction": "0.5",
+    "sampling.options.order": "sorted",
+    "partition.min_size": "16",
+}
+"""What the digits' own methods are given too: the demo has compiled their programs."""
+PLAIN = ({"--config=digits"}, {"--config=digits:fedavg"})
 TRAINS = ("run", "sweep", "demo")
 
 
@@ -40,12 +49,14 @@ def toy(words: list[str]) -> list[str]:
     if words[0] == "run" and not any(word.startswith("--config=") for word in words):
         return kept  # it goes on with a run that is small
     given = {word.partition("=")[0].removeprefix("--config.") for word in kept}
-    return kept + [f"--config.{name}={value}" for name, value in TOY.items() if name not in given]
+    more = TOY | (AS_THE_DEMO if {word for word in kept if word.startswith("--config")} in PLAIN else {})
+    return kept + [f"--config.{name}={value}" for name, value in more.items() if name not in given]
 
 
 @pytest.mark.slow
 def test_every_command_runs_as_printed(tmp_path, small_cache, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compiled, "KEPT", 30)  # as many as the commands take in turn
     played = []
     for line in commands(needs_data=False):
         program, *words = shlex.split(line)
@@ -77,7 +88,7 @@ def test_every_command_runs_as_printed(tmp_path, small_cache, monkeypatch, capsy
     whole = experiment.run
 
     def quick(config, *arguments, **named):
-        for name, value in TOY.items():
+        for name, value in (TOY | AS_THE_DEMO).items():
             configs.set_field(config, name, configs.parse_override(config, name, value))
         return whole(config, *arguments, **named)
 

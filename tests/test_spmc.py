@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import aggregators, local_rules, trees
+from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.local_rules.spmc import purify
 from fedjax_spmc.types import Upload, Variables, Verdict
 from tests.uploads import random_tree, random_upload
@@ -184,8 +185,8 @@ def numpy_spmc(upload, previous, score, space, partner, coalition_weights, mappi
         other = coalition if partner == "coalition" else center
         similarities.append(numpy_similarity(score, points[k], other, eps) / temperature)
     s = np.array(similarities)
-    if mapping == "softmax":
-        mapped = np.exp(s - s.max())
+    if mapping in ("softmax", "relu_softmax"):
+        mapped = np.exp(s - s.max()) * ((s > 0) if mapping == "relu_softmax" and (s > 0).any() else 1)
     elif mapping == "sigmoid":
         mapped = 1 / (1 + np.exp(-s))
     else:
@@ -203,6 +204,7 @@ def every_option():
     cases += [(score, "weights", "global", *default[3:]) for score in ("cosine", "euclidean")]
     cases += [("cosine", "updates", "coalition", shares, "softmax") for shares in ("size", "previous")]
     cases += [("euclidean", "weights", "coalition", "size", mapping) for mapping in ("sigmoid", "minmax")]
+    cases += [("cosine", space, "coalition", "uniform", "relu_softmax") for space in ("weights", "updates")]
     return [*cases, ("cosine", "updates", "coalition", "previous", "minmax")]
 
 
@@ -221,6 +223,26 @@ def test_every_option_against_numpy(score, space, partner, coalition_weights, ma
         np.testing.assert_allclose(verdict.weights, expected, atol=2e-6)
         previous = np.where(upload.participating, expected, previous)
         upload = random_upload(7, absent=[2], seed=6)
+
+
+def test_relu_softmax_leaves_out_whom_the_others_contradict():
+    """A client against all others gets weight exactly 0 and a flag; where everybody is, nobody is told apart."""
+    rule = aggregators.make("spmc", mapping="relu_softmax", space="updates", temperature=1e-3)
+    updates = jnp.array([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1], [-1.0, 0.0], [9.0, 9.0]])
+    upload = Upload({"w": jnp.zeros(2)}, {"w": updates}, jnp.ones(5), jnp.arange(5) < 4, client_ids=jnp.arange(5))
+    run = jax.jit(rule.aggregate)
+    _, verdict, _ = run(upload, (), jax.random.key(0))
+    np.testing.assert_array_equal(verdict.flagged, [False, False, False, True, False])
+    np.testing.assert_array_equal(np.asarray(verdict.weights) > 0, [True, True, True, False, False])
+    opposed = upload._replace(participating=jnp.isin(jnp.arange(5), jnp.array([1, 3])))
+    _, verdict, _ = run(opposed, (), jax.random.key(0))
+    np.testing.assert_array_equal(verdict.weights, [0, 0.5, 0, 0.5, 0])
+    assert not verdict.flagged.any()
+
+
+def test_relu_softmax_needs_a_similarity_that_can_be_positive():
+    with pytest.raises(ConfigError, match=r"mapping = 'relu_softmax' is not allowed with score = 'euclidean'"):
+        aggregators.make("spmc", mapping="relu_softmax", score="euclidean")
 
 
 @pytest.mark.parametrize("score", ["cosine", "euclidean", "wasserstein", "chebyshev"])

@@ -25,6 +25,8 @@ from fedjax_spmc.report.__main__ import main as report
 from fedjax_spmc.sweep.__main__ import main as sweep
 from tests import small
 
+pytestmark = pytest.mark.pictures
+
 ROOT = Path(__file__).resolve().parent.parent
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

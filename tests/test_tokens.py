@@ -36,6 +36,8 @@ from fedjax_spmc.report import __main__ as report
 from fedjax_spmc.types import Attack, Batch, Context, Examples, ServerData, Upload
 from tests import small, tokens
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ("next_token", "topics")
 KEY = jax.random.key(0)
 BATCH = 4

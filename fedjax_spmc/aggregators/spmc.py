@@ -11,6 +11,9 @@ Deviations: where paper and code can be read in two ways, both are options, whos
     * The paper weighs by sigma(-phi_k) without saying what sigma is; the code takes exp (`mapping="softmax"`).
     * At temperature 1 two cosine weights differ by a factor of at most e^2, so nobody is ever excluded, as the paper's
       text would have it.
+    * `mapping="relu_softmax"`, with `space="updates"`, `temperature=0.5`, `eps=0` and the pre-aggregator `clip`, is the
+      form of a third party (DGM-Bench); the authors have no such mapping. Where no similarity is positive it takes the
+      plain mean, and nobody is flagged.
     * The code's `SPMD_euc` and `SPED` also score batch statistics and integer counters; here scores see trainable
       weights alone.
 """
@@ -27,7 +30,8 @@ from fedjax_spmc.registry import aggregators
 from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
 Score = Literal["cosine", "euclidean", "wasserstein", "chebyshev"]
-Mapping = Literal["softmax", "sigmoid", "minmax"]
+Mapping = Literal["softmax", "sigmoid", "minmax", "relu_softmax"]
+SOFTMAX = ("softmax", "relu_softmax")
 LOW_TEMPERATURE = 0.01
 """Below it a cosine's rounding, 1e-7, is more than a hundred-thousandth of a weight."""
 
@@ -54,15 +58,23 @@ def spmc(
         partner: with what: the mean of all the others (the code) or the broadcast global model.
         coalition_weights: how the others are averaged: alike (the code), by number of examples, or by the weights of
             the round before.
-        mapping: softmax (the code's exp); sigmoid, 1 / (1 + exp(-s)); minmax, scaled to [0, 1], ties uniform. All are
-            normalised to sum 1.
+        mapping: softmax (the code's exp); sigmoid, 1 / (1 + exp(-s)); minmax, scaled to [0, 1], ties uniform;
+            relu_softmax, the softmax over those of positive cosine alone, the others flagged. All are normalised to sum
+            1.
         temperature: divides the similarities before the mapping; the code's value is 1.
         eps: added to the product of norms in the cosine; the code's value is 1e-5.
 
     Raises:
         ConfigError: updates compared with the global model, whose update is zero; `eps` without the cosine, or
-            `coalition_weights` with partner="global", where they have no effect.
+            `coalition_weights` with partner="global", where they have no effect; mapping="relu_softmax" without the
+            cosine, because no negative distance is positive.
     """
+    rectified = mapping == "relu_softmax"
+    if rectified and score != "cosine":
+        raise ConfigError(
+            f"aggregator.options.mapping = 'relu_softmax' is not allowed with score = {score!r}, which is never "
+            "positive: score must be 'cosine'."
+        )
     if score != "cosine":
         refuse_unused(spmc, f"score = {score!r}", {"eps": eps})
     if partner == "global":
@@ -97,12 +109,17 @@ def spmc(
         compared = similarities
         # At ordinary temperatures the rounding of a cosine does not show in the weights.
         plain = score == "cosine" and isinstance(temperature, (int, float)) and temperature >= LOW_TEMPERATURE
-        if mapping == "minmax" or (mapping == "softmax" and not plain):
+        if mapping == "minmax" or (mapping in SOFTMAX and not plain):
             compared = differences(score, similarities, points, partners, eps, present)
-            if mapping == "softmax" and score == "cosine":
+            if mapping in SOFTMAX and score == "cosine":
                 compared = jnp.where(temperature < LOW_TEMPERATURE, compared, similarities)
-        weights = map_to_weights(mapping, compared / temperature, present)
-        verdict = Verdict(weights, -similarities, flagged=jnp.zeros_like(present))
+        chosen = present
+        if rectified:
+            positive = present & (similarities > 0)
+            chosen = jnp.where(positive.any(), positive, present)
+            compared = jnp.where(positive.any(), compared, 0.0)
+        weights = map_to_weights("softmax" if rectified else mapping, compared / temperature, chosen)
+        verdict = Verdict(weights, -similarities, flagged=present & ~chosen)
         if coalition_weights == "previous":
             state = state.at[upload.client_ids].set(jnp.where(present, weights, state[upload.client_ids]))
         return trees.weighted_mean(upload.client_params, weights), verdict, state
@@ -117,7 +134,7 @@ def spmc(
             robust=not (score == "cosine" and space == "updates"),
             stateless=coalition_weights != "previous",
         ),
-        flags=False,
+        flags=rectified,
         rows=(lambda client_ids: client_ids) if coalition_weights == "previous" else None,
     )
 

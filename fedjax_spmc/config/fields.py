@@ -238,7 +238,26 @@ def option_at(path: str) -> tuple[str, str]:
 
 def options_in(config: Config, section: str) -> dict[str, Any]:
     """The options that a config gives in a section, by name (`NAME.x` for those of one part)."""
-    return {name: value for path, value in flatten(config).items() for at, name in [option_at(path)] if at == section}
+    place: str = OPTION_PATHS[section]
+    found: Any = config
+    for name in place.split("."):
+        found = found.get(name, {})
+        if not hasattr(found, "items"):
+            return {}
+    inside = _flat(found, f"{place}.", _options_of_one_attack(config))
+    return {path[len(place) + 1 :]: value for path, value in inside.items()}
+
+
+def value_at(config: Config, path: str) -> Any:
+    """The value of one field by its dotted path, as in `flatten`, which reads them all and takes as many times longer.
+
+    Raises:
+        KeyError: the config has no such field.
+    """
+    value: Any = config
+    for name in path.split("."):
+        value = value[name]
+    return _plain_field(value, path)
 
 
 def belongs_to_method(path: str) -> bool:
@@ -277,7 +296,16 @@ def flatten(config: Config) -> dict[str, Any]:
             f"config = {quoted(config)} is not allowed: it must be a ConfigDict, as make_config('fedavg', "
             "data__name='digits') and config.files.read_config('digits:fedavg')[0] return it."
         )
-    return _flat(config, "", {f"attack.options.{name}" for name in _attack_names(config)})
+    return _flat(config, "", _options_of_one_attack(config))
+
+
+def _options_of_one_attack(config: Config) -> set[str]:
+    """Where options of one attack alone may stand."""
+    return {f"attack.options.{name}" for name in _attack_names(config)}
+
+
+def _plain_field(value: Any, path: str) -> Any:
+    return to_plain(value) if hasattr(value, "items") else options.plain(value, path)
 
 
 def _flat(config: Config, prefix: str, of_one_attack: set[str]) -> dict[str, Any]:
@@ -288,7 +316,7 @@ def _flat(config: Config, prefix: str, of_one_attack: set[str]) -> dict[str, Any
         if hasattr(value, "items") and not is_field:
             flat.update(_flat(value, f"{path}.", of_one_attack))
         else:
-            flat[path] = to_plain(value) if hasattr(value, "items") else options.plain(value, path)
+            flat[path] = _plain_field(value, path)
     return flat
 
 

@@ -27,6 +27,7 @@ from fedjax_spmc.config.fields import (
     plain,
     set_field,
     unknown_field,
+    value_at,
 )
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, check_options, quoted
@@ -73,7 +74,7 @@ def resolve(config: Config) -> Config:
 
 def resolved_name(config: Config, section: str) -> Any:
     """The part that a section names (`aggregator.name`, `local.rule`, ...); a tuple where it is a list."""
-    value = flatten(config)[SECTIONS[section][1]]
+    value = value_at(config, SECTIONS[section][1])
     return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
@@ -223,7 +224,7 @@ def _check_combinations(config: Config) -> None:
     _check_pixel_statistics(config)
     _check_evaluation(config)
     for path in ("local.rule", "attack.local.rule"):
-        name = flatten(config)[path]
+        name = value_at(config, path)
         chosen = rule if path == "local.rule" else registry.local_rules.make(name) if name is not None else None
         apart = path == "attack.local.rule" and config.attack.local.optimizer == "sgd"
         if chosen is not None and chosen.needs_sgd and config.local.optimizer != "sgd" and not apart:
@@ -276,7 +277,7 @@ def _check_unused(config: Config, section: str, takes: Mapping[str, tuple[str, .
 
 def _check_milestones(config: Config) -> None:
     for path in ("local.schedule_milestones", "attack.local.milestones"):
-        value = flatten(config)[path]
+        value = value_at(config, path)
         if any(type(one) is not int or not 0 <= one < 2**31 for one in value):
             raise FIELDS[path].refusal(value)
     if config.local.schedule == "step" and not config.local.schedule_milestones:
