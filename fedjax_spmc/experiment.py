@@ -22,8 +22,9 @@ from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.errors import DivergedError
 from fedjax_spmc.evaluation import make_evaluate
-from fedjax_spmc.federation import evaluated_model
+from fedjax_spmc.federation import evaluated_model, with_stores
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.models.flax_layers import slow_layers
 from fedjax_spmc.record.lines import NONE_UNREPORTED, diverged_message, metrics_line, verdict_of
 from fedjax_spmc.record.progress import Progress
 from fedjax_spmc.record.recorder import NoRecorder, make_recorder
@@ -86,14 +87,15 @@ def build(config: configs.Config, dataset: data.Dataset | None = None) -> Experi
     federation = parts.federation_of(config, task, model, rule, attack, aggregator, settings, server, held)
     saved = start_model(config, model, info.tokenizer)  # None = the weights are drawn
     program_key = compiled.key_of(config, dataset.fingerprint)  # a second run of one program compiles nothing
-    start = compiled.kept("start", program_key, lambda: parts.make_start(config, info, server))
+    start = compiled.kept("start", program_key, lambda: parts.make_start(config, info, server, stored=True))
+    state = start(key, roster, settings, held, None if saved is None else saved.variables)
     indices = pad_indices(shares)
     return Experiment(
         federation=federation,
         arrays=(setup.examples_of(dataset.train_inputs, dataset.train_labels), indices),
         sizes=indices.sizes,
         test=setup.examples_of(dataset.test_inputs, dataset.test_labels),
-        state=start(key, roster, settings, held, None if saved is None else saved.variables),
+        state=with_stores(federation, state, config.federation.num_clients),
         key=key,
         malicious=np.asarray(roster.malicious),
         idle=setup.idle_clients(config, shares),
@@ -112,12 +114,14 @@ def play(config: Any, experiment: Experiment, recorder: NoRecorder, progress: Pr
     flags = federation.aggregator(federation.server).flags
     used = devices.devices_for_round(config.federation.clients_per_round, config.federation.devices)
     place = experiment.program_key and (experiment.program_key, tuple(used))
-    program = compiled.kept("round", place, lambda: make_program(federation, used))
+    program = compiled.kept("round", place, lambda: make_program(federation, used, owned=True))
     play_round = make_round(federation, experiment.arrays, experiment.sizes, used, program)
     with recorder.opened(experiment) as ((state, unreported), history):
         done = since = int(state.round)
         if done < rounds:
             progress.begin(history, remarks_ahead(config, experiment.malicious, experiment.idle))
+            if federation.model.left:
+                progress.note(slow_layers(federation.model.left))
             progress.phase("compiling")
         diverged, start = int(state.diverged), time.perf_counter()
         while done < rounds and diverged < 0:

@@ -3,6 +3,7 @@
 sample K of N clients -> broadcast -> per client: prepare, local steps, finish -> craft -> aggregate -> after_round
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.models.on_batch import on_whole_batches
 from fedjax_spmc.server import ServerOptimizer
+from fedjax_spmc.store import Store, is_large
 from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
     Aggregator,
@@ -24,6 +26,7 @@ from fedjax_spmc.types import (
     ClientData,
     LocalRule,
     Model,
+    Params,
     PRNGKey,
     Roster,
     RuleState,
@@ -48,6 +51,8 @@ class FederationState(NamedTuple):
         attack: state of the attack.
         round: int32 scalar, the next round.
         diverged: int32 scalar, first round in which clients trained and nobody's model stayed finite; -1 = none.
+        drawn: () where `rule` and `aggregator` hold rows of all N clients; in the midst of a round [K] ids, of which
+            alone they hold rows then, see `narrowed`.
     """
 
     variables: Variables
@@ -59,6 +64,7 @@ class FederationState(NamedTuple):
     attack: State
     round: Array
     diverged: Array
+    drawn: Any = ()
 
 
 class RoundReport(NamedTuple):
@@ -88,7 +94,10 @@ class RoundReport(NamedTuple):
 
 
 class Trainings(NamedTuple):
-    """What the clients leave of a round: [K] client ids, the attack's state in this round, stacked `Trained`."""
+    """What the clients leave of a round: [K] client ids, the attack's state in this round, stacked `Trained`.
+
+    `trained.client_state` is () where training leaves what the clients keep as it is.
+    """
 
     client_ids: Array
     attack: State
@@ -118,6 +127,13 @@ class Attacker(NamedTuple):
     idle: bool = False
 
 
+class Large(NamedTuple):
+    """Which parts keep so much of all N clients that a single run has it on the host, see `store`."""
+
+    rule: bool = False
+    aggregator: bool = False
+
+
 class Federation(NamedTuple):
     """The parts of a federation.
 
@@ -142,6 +158,7 @@ class Federation(NamedTuple):
             so that one that takes no `valid` works too.
         map_clients: (train_one, stacked rows, client_batch, work [K]) -> stacked results; several devices may share the
             rows.
+        large: see there.
     """
 
     model: Model
@@ -163,6 +180,7 @@ class Federation(NamedTuple):
     frozen: bool = False
     whole_batches: bool = False
     map_clients: Callable[[Callable[..., Any], Any, int, Array], Any] = map_clients
+    large: Large = Large()
 
     def local_model(self) -> Model:
         """The network as local rules run it."""
@@ -175,6 +193,27 @@ class Federation(NamedTuple):
         factor = jnp.asarray(self.schedule)[round_index]
         return {**self.hyper, "learning_rate": factor * self.hyper["learning_rate"]}
 
+    def aggregator_of(self, drawn: Any) -> Aggregator:
+        """The aggregator, which of a narrowed state is told where its rows stand there.
+
+        Args:
+            drawn: see `FederationState`.
+        """
+        aggregator = self.aggregator(self.server)
+        if aggregator.rows is None or isinstance(drawn, tuple):
+            return aggregator
+
+        def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
+            return aggregator.aggregate(_numbered(upload), state, key)
+
+        return aggregator._replace(aggregate=aggregate)
+
+    def rule_is_narrow(self) -> bool:
+        """Whether `after_round` needs no more than the rows of the clients drawn."""
+        rule = self.rule
+        idle = rule.after_round is LocalRule._field_defaults["after_round"]
+        return rule.drawn_only or idle or (self.large.rule and rule.running is not None)
+
 
 def evaluated_model(federation: Federation, state: FederationState) -> Variables:
     """The global model as it is evaluated and saved, which a rule may tell from the one that it broadcasts."""
@@ -184,7 +223,7 @@ def evaluated_model(federation: Federation, state: FederationState) -> Variables
 
 
 def initial_state(
-    federation: Federation, variables: Variables, num_clients: int, roster: Roster, key: PRNGKey
+    federation: Federation, variables: Variables, num_clients: int, roster: Roster, key: PRNGKey, stored: bool = False
 ) -> FederationState:
     """The state before round 0.
 
@@ -194,21 +233,71 @@ def initial_state(
         num_clients: N.
         roster: who is malicious and when they attack.
         key: what the attack draws with.
+        stored: whether parts that are `Federation.large` are left without rows, for `with_stores`.
     """
     ctx = AttackContext(
         model=federation.model, variables=variables, task=federation.task, roster=roster, held=federation.held
     )
     init, optimizer = federation.attack.init, federation.server_optimizer
+    rule = federation.rule.init(variables, num_clients)
+    large = federation.large if stored else Large()
     return FederationState(
         variables=variables,
         previous=variables,
-        rule=federation.rule.init(variables, num_clients),
-        aggregator=federation.aggregator(federation.server).init(variables.params, num_clients),
+        rule=rule._replace(clients=()) if large.rule else rule,
+        aggregator=()
+        if large.aggregator
+        else federation.aggregator(federation.server).init(variables.params, num_clients),
         server_optimizer=() if optimizer is None else optimizer.init(variables.params),
         roster=roster,
         attack=() if init is None else init(ctx, key),
         round=jnp.int32(0),
         diverged=jnp.int32(-1),
+    )
+
+
+def with_stores(federation: Federation, state: FederationState, num_clients: int) -> FederationState:
+    """The state before round 0 as a single run has it: large parts have a store of the host in place of N rows.
+
+    Args:
+        federation: the parts.
+        state: from `initial_state`, with `stored`.
+        num_clients: N.
+    """
+
+    def clients(variables: Variables) -> State:
+        return federation.rule.init(variables, num_clients).clients
+
+    def aggregated(variables: Variables) -> State:
+        return federation.aggregator(federation.server).init(variables.params, num_clients)
+
+    def store(init: Callable[[Variables], State]) -> Store:
+        shapes = jax.eval_shape(init, state.variables)
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+        made = jax.jit(lambda variables, ids: trees.take_rows(init(variables), ids))
+        return Store(num_clients, row, functools.partial(made, state.variables))
+
+    if federation.large.rule:
+        state = state._replace(rule=state.rule._replace(clients=store(clients)))
+    return state._replace(aggregator=store(aggregated)) if federation.large.aggregator else state
+
+
+def large_parts(federation: Federation, variables: Variables, num_clients: int, clients_per_round: int) -> Large:
+    """Which parts keep so much that a single run has it on the host.
+
+    Args:
+        federation: the parts.
+        variables: a model's, or their shapes and dtypes.
+        num_clients: N.
+        clients_per_round: K.
+    """
+    rule, aggregator = federation.rule, federation.aggregator(federation.server)
+    clients = jax.eval_shape(lambda variables: rule.init(variables, num_clients).clients, variables)
+    kept = jax.eval_shape(lambda variables: aggregator.init(variables.params, num_clients), variables)
+    able = federation._replace(large=Large(rule=True)).rule_is_narrow()
+    return Large(
+        rule=able and is_large(clients, num_clients, clients_per_round),
+        aggregator=aggregator.rows is not None and is_large(kept, num_clients, clients_per_round),
     )
 
 
@@ -219,18 +308,60 @@ def play_round(
     return aggregate(federation, arrays, sizes, state, key, train(federation, arrays, sizes, state, key))
 
 
-def train(federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey) -> Trainings:
-    """The clients' part of a round: who takes part, and what each of them has trained."""
+def sampled(federation: Federation, state: FederationState, key: PRNGKey) -> Array:
+    """[K] ids of the clients that take part in the round that `state` stands before."""
     roster = state.roster._replace(round=state.round)
-    client_ids = federation.sample(purpose_key(key, "sampling", state.round), roster)
+    return federation.sample(purpose_key(key, "sampling", state.round), roster)
+
+
+def narrowed(federation: Federation, state: FederationState, client_ids: Array) -> FederationState:
+    """The state with the rows of the clients drawn in place of those of all, for each part that needs no others."""
+    clients, aggregated = state.rule.clients, state.aggregator
+    rows = federation.aggregator(federation.server).rows
+    return state._replace(
+        rule=state.rule._replace(
+            clients=trees.take_rows(clients, client_ids) if federation.rule_is_narrow() else clients
+        ),
+        aggregator=aggregated if rows is None else trees.take_rows(aggregated, rows(client_ids)),
+        drawn=client_ids,
+    )
+
+
+def widened(federation: Federation, wide: FederationState, narrow: FederationState) -> FederationState:
+    """The state behind a round: `narrow`, its rows put into those of all clients in `wide`, the state before it."""
+    clients, aggregated = narrow.rule.clients, narrow.aggregator
+    rows = federation.aggregator(federation.server).rows
+    if federation.rule_is_narrow():
+        clients = trees.put_rows(wide.rule.clients, narrow.drawn, clients)
+    if rows is not None:
+        aggregated = trees.put_rows(wide.aggregator, rows(narrow.drawn), aggregated)
+    return narrow._replace(rule=narrow.rule._replace(clients=clients), aggregator=aggregated, drawn=())
+
+
+def for_training(state: FederationState, client_ids: Array, rows: State) -> FederationState:
+    """The state as `train` takes it: with the rows of the clients drawn and without what the server alone needs."""
+    return state._replace(rule=state.rule._replace(clients=rows), aggregator=(), server_optimizer=(), drawn=client_ids)
+
+
+def train(federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey) -> Trainings:
+    """The clients' part of a round: who takes part, and what each of them has trained.
+
+    `state` has rows of all clients, or is from `for_training`.
+    """
+    if isinstance(state.drawn, tuple):
+        client_ids = sampled(federation, state, key)
+        state = for_training(state, client_ids, trees.take_rows(state.rule.clients, client_ids))
+    client_ids = state.drawn
     attackers = Attackers(federation, arrays, state, key, client_ids)
     own = attackers.begin_round(state.attack)
 
     def train_one(row: tuple[Array, State]) -> Trained:
         client_id, client_state = row
-        return attackers.train(own, client_id, client_state)
+        trained = attackers.train(own, client_id, client_state)
+        pairs = zip(jax.tree.leaves(trained.client_state), jax.tree.leaves(client_state), strict=True)
+        return trained._replace(client_state=()) if all(new is old for new, old in pairs) else trained
 
-    rows = (client_ids, trees.take_rows(state.rule.clients, client_ids))
+    rows = (client_ids, state.rule.clients)
     trained = federation.map_clients(train_one, rows, federation.client_batch, sizes[client_ids])
     return Trainings(client_ids, own, trained)
 
@@ -238,10 +369,19 @@ def train(federation: Federation, arrays: Any, sizes: Array, state: FederationSt
 def aggregate(
     federation: Federation, arrays: Any, sizes: Array, state: FederationState, key: PRNGKey, trainings: Trainings
 ) -> tuple[FederationState, RoundReport]:
-    """The rest of a round: attackers craft their uploads, the server aggregates, all states are brought up to date."""
+    """The rest of a round: attackers craft their uploads, the server aggregates, all states are brought up to date.
+
+    `state` has rows of all clients, or is narrowed; so is then the one that is returned.
+    """
+    if isinstance(state.drawn, tuple):
+        narrow = narrowed(federation, state, trainings.client_ids)
+        new, report = aggregate(federation, arrays, sizes, narrow, key, trainings)
+        return widened(federation, state, new), report
     client_ids, own, trained = trainings
     roster = state.roster._replace(round=state.round)
-    rule, aggregator = federation.rule, federation.aggregator(federation.server)
+    aggregator = federation.aggregator_of(state.drawn)
+    kept = state.rule.clients if federation.rule_is_narrow() else trees.take_rows(state.rule.clients, client_ids)
+    attackers_state = state._replace(rule=state.rule._replace(clients=kept))
     upload = Upload(
         global_params=state.variables.params,
         client_params=trained.variables.params,
@@ -254,7 +394,7 @@ def aggregate(
         client_stats=trained.variables.stats,
         extras=trained.extras,
     )
-    upload, own = Attackers(federation, arrays, state, key, client_ids).craft(own, upload)
+    upload, own = Attackers(federation, arrays, attackers_state, key, client_ids).craft(own, upload)
     if federation.oracle:
         upload = upload._replace(extras={**upload.extras, "malicious": roster.malicious[client_ids]})
 
@@ -272,12 +412,7 @@ def aggregate(
             (state.variables, optimizer_state, state.aggregator),
         )
     failed = verdict.weights.sum() == 0
-    rule_state = state.rule._replace(
-        clients=trees.put_rows(state.rule.clients, client_ids, trained.client_state),
-    )
-    rule_state = rule.after_round(
-        rule_state, upload._replace(participating=usable), trained.variables.params, variables, verdict
-    )
+    rule_state = _rule_behind(federation, len(sizes), state.rule, kept, trained, upload, usable, variables, verdict)
     took_part = upload.participating
     all_rejected = took_part.any() & ~usable.any()
     new_state = FederationState(
@@ -290,6 +425,7 @@ def aggregate(
         attack=own,
         round=state.round + 1,
         diverged=jnp.where((state.diverged < 0) & all_rejected, state.round, state.diverged),
+        drawn=client_ids,
     )
     total_steps = jnp.maximum(trained.steps.sum(), 1)
     metrics = jax.tree.map(lambda sums: sums.sum(axis=0) / total_steps, trained.metrics)
@@ -309,6 +445,34 @@ def aggregate(
         unattacked=unattacked.astype(jnp.int32),
         details=details,
     )
+
+
+def _rule_behind(
+    federation: Federation,
+    num_clients: int,
+    state: RuleState,
+    kept: State,
+    trained: Trained,
+    upload: Upload,
+    usable: Array,
+    variables: Variables,
+    verdict: Verdict,
+) -> RuleState:
+    """The local rule's state behind a round, with rows as `state` has them; `kept` are those before training."""
+    rule, upload = federation.rule, upload._replace(participating=usable)
+    rows = trained.client_state if jax.tree.leaves(trained.client_state) else kept
+    if federation.rule_is_narrow() and not rule.drawn_only and rule.running is not None:
+        return RuleState(rule.running(state.server, kept, rows, num_clients), rows)
+    if federation.rule_is_narrow():
+        upload = _numbered(upload)
+    else:
+        rows = trees.put_rows(state.clients, upload.client_ids, rows)
+    return rule.after_round(state._replace(clients=rows), upload, trained.variables.params, variables, verdict)
+
+
+def _numbered(upload: Upload) -> Upload:
+    """The upload as clients 0..K-1, which is where their rows stand in a narrowed state."""
+    return upload._replace(client_ids=jnp.arange(len(upload.participating), dtype=jnp.int32))
 
 
 def data_of_client(

@@ -15,9 +15,10 @@ from fedjax_spmc import server as servers
 from fedjax_spmc.data.pipeline import ClientIndices, Pipeline, client_data
 from fedjax_spmc.data.task import task_of as make_task
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state
+from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state, large_parts
 from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.setup import ArraySettings, array_settings, asks_for_truth
+from fedjax_spmc.store import FEW
 from fedjax_spmc.training import auto_client_batch
 from fedjax_spmc.types import (
     Aggregator,
@@ -262,7 +263,7 @@ def federation_of(
         server: from `setup.server_examples`.
         held: from `held_by`, on the device.
     """
-    return Federation(
+    federation = Federation(
         model=model,
         task=task,
         sample=sampling_of(config),
@@ -282,6 +283,10 @@ def federation_of(
         frozen=config.attack.augmentation == "frozen",
         whole_batches=config.local.drop_last,
     )
+    every, drawn = config.federation.num_clients, config.federation.clients_per_round
+    if FEW * drawn > every:  # few clients: what they keep lies on the device
+        return federation
+    return federation._replace(large=large_parts(federation, jax.eval_shape(model.init, root_key(0)), every, drawn))
 
 
 def assemble(
@@ -300,11 +305,12 @@ def assemble(
 
 
 def make_start(
-    config: Any, info: data.DatasetInfo, server: Examples | None
+    config: Any, info: data.DatasetInfo, server: Examples | None, stored: bool = False
 ) -> Callable[[PRNGKey, Roster, ArraySettings, Any, Variables | None], FederationState]:
     """The jitted start, the same for a run and a sweep: the state before round 0.
 
-    Its arguments are (key, roster, settings, held, the variables to begin with, or None to draw them).
+    Its arguments are (key, roster, settings, held, the variables to begin with, or None to draw them); `stored` as in
+    `federation.initial_state`.
     """
 
     @jax.jit  # one program in place of a hundred small ones
@@ -313,7 +319,8 @@ def make_start(
     ) -> FederationState:
         federation = assemble(config, info, server, held, settings)
         variables = federation.model.init(purpose_key(key, "init")) if saved is None else saved
-        state = initial_state(federation, variables, config.federation.num_clients, roster, purpose_key(key, "attack"))
+        attack_key = purpose_key(key, "attack")
+        state = initial_state(federation, variables, config.federation.num_clients, roster, attack_key, stored)
         return jax.tree.map(_strongly_typed, state)
 
     return start

@@ -4,17 +4,29 @@ Users, tests and parity checks play this one; `sweep/program.py` puts many exper
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc import numerics, trees
 from fedjax_spmc.devices import CLIENTS, balanced_order, map_clients_over
-from fedjax_spmc.federation import Federation, FederationState, RoundReport, Trainings, aggregate, train
+from fedjax_spmc.federation import (
+    Federation,
+    FederationState,
+    RoundReport,
+    Trainings,
+    aggregate,
+    for_training,
+    sampled,
+    train,
+)
+from fedjax_spmc.store import Store
 from fedjax_spmc.training import Trained
 from fedjax_spmc.types import Array, PRNGKey
 
@@ -69,21 +81,82 @@ def make_round(
 
 
 def make_program(
-    federation: Federation, devices: Sequence[Any]
+    federation: Federation, devices: Sequence[Any], owned: bool = False
 ) -> Callable[[PlacedInputs, FederationState, PRNGKey], tuple[FederationState, RoundReport]]:
-    """The programs of `make_round` for any arrays of one shape: (placed, state, key) -> (state, report)."""
+    """The programs of `make_round` for any arrays of one shape: (placed, state, key) -> (state, report).
 
-    @jax.jit
-    def server_part(state: FederationState, key: PRNGKey, trainings: Trainings, first: Any, server: Any) -> Any:
+    Only the rows of the clients drawn go in and out; those of all are on the first device or in a `store.Store`.
+
+    Args:
+        federation: the parts.
+        devices: see `make_round`.
+        owned: whether a state that a call has returned belongs to the next call, which writes on its memory.
+    """
+    train_all = _training(federation, devices)
+    aggregator_rows, rule_is_narrow = federation.aggregator(federation.server).rows, federation.rule_is_narrow()
+
+    @functools.partial(jax.jit, donate_argnums=0)  # the rows that come out take the place of those that go in
+    def server_part(
+        clients: Any, state: FederationState, key: PRNGKey, trainings: Trainings, first: Any, server: Any
+    ) -> Any:
         arrays, sizes, held = first
+        if rule_is_narrow:
+            state = state._replace(rule=state.rule._replace(clients=clients))
         return aggregate(federation._replace(server=server, held=held), arrays, sizes, state, key, trainings)
 
-    train_all = _training(federation, devices)
+    @jax.jit
+    def draw(state: FederationState, key: PRNGKey) -> tuple[Array, Array | None]:
+        client_ids = sampled(federation, state, key)
+        return client_ids, None if aggregator_rows is None else aggregator_rows(client_ids)
+
+    take = jax.jit(trees.take_rows)
+    put = jax.jit(trees.put_rows, donate_argnums=0)
+    returned: list[Any] = [(), ()]  # what the last call has returned of all clients
+
+    def writable(part: int, kept: Any) -> Any:
+        """What is kept of all clients, on the first device, where it may be written on."""
+        leaves = jax.tree.leaves(kept)  # none of a Store
+        if owned and len(leaves) == len(returned[part]) and all(map(operator.is_, leaves, returned[part])):
+            return kept
+        return jax.tree.map(jnp.copy, jax.device_put(kept, devices[0]))
+
+    def rows_of(kept: Any, ids: Array) -> Any:
+        if isinstance(kept, Store):
+            return jax.device_put(kept.take(jax.device_get(ids)), devices[0])
+        return take(kept, ids) if jax.tree.leaves(kept) else kept
+
+    def with_rows(part: int, kept: Any, ids: Array, rows: Any) -> Any:
+        if isinstance(kept, Store):
+            return kept.put(jax.device_get(ids), jax.device_get(rows))
+        made = put(kept, ids, rows) if jax.tree.leaves(kept) else kept
+        returned[part] = jax.tree.leaves(made)
+        return made
 
     def play(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> tuple[FederationState, RoundReport]:
+        all_clients, all_aggregated = state.rule.clients, state.aggregator
+        if rule_is_narrow:
+            all_clients = writable(0, all_clients)
+            state = state._replace(rule=state.rule._replace(clients=()))
+        if aggregator_rows is not None:
+            all_aggregated = writable(1, all_aggregated)
+            state = state._replace(aggregator=())
         # The first state is nowhere in particular, later ones are here: said for both, they share a program.
         state, key = jax.device_put((state, key), devices[0])
-        return server_part(state, key, train_all(placed, state, key), placed.first, federation.server)
+        client_ids, places = draw(state, key)
+        clients = rows_of(all_clients if rule_is_narrow else state.rule.clients, client_ids)
+        narrow = state._replace(drawn=client_ids)
+        if aggregator_rows is not None:
+            narrow = narrow._replace(aggregator=rows_of(all_aggregated, places))
+        trainings = train_all(placed, for_training(state, client_ids, clients), key)
+        clients = clients if rule_is_narrow else ()
+        new, report = server_part(clients, narrow, key, trainings, placed.first, federation.server)
+        del trainings, clients
+        if rule_is_narrow:
+            clients = with_rows(0, all_clients, client_ids, new.rule.clients)
+            new = new._replace(rule=new.rule._replace(clients=clients))
+        if aggregator_rows is not None:
+            new = new._replace(aggregator=with_rows(1, all_aggregated, places, new.aggregator))
+        return new._replace(drawn=()), report
 
     return play
 
@@ -127,6 +200,7 @@ def _training(
             compiled[kind] = jitted.lower(*shapes).compile()
         client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
-        return Trainings(client_ids, attack, in_order(jax.device_put(trained, devices[0]), client_ids, placed.first[1]))
+        trained = jax.device_put(trained, devices[0])  # the name is taken again, so that the shards are freed
+        return Trainings(client_ids, attack, in_order(trained, client_ids, placed.first[1]))
 
     return train_all

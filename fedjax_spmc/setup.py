@@ -45,7 +45,7 @@ class Experiment(NamedTuple):
         arrays: (training examples, index lists) on the device, what the federation's clients read.
         sizes: [N] int32, length of every client's index list.
         test: test examples on the device.
-        state: before round 0.
+        state: before round 0; what a large part keeps of all clients is a `store.Store`.
         key: the experiment's key, the same in every round.
         malicious: [N] bool, the ground truth (for metrics and pictures).
         idle: [N] bool, clients that never train.

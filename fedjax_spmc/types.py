@@ -64,6 +64,8 @@ class Model(NamedTuple):
         features: `apply`'s arguments -> (what the last linear layer takes [B, features], stats); the last two of
             `param_order` are that layer's weight and bias. None where a network does not end in such a layer, or in
             one without a bias.
+        left: layers of Flax's own that a CPU computes with the library, whose gradients are slow there, each with why;
+            see `models.flax_layers`.
     """
 
     init: Callable[..., Variables]
@@ -72,6 +74,7 @@ class Model(NamedTuple):
     num_classes: int
     input: jax.ShapeDtypeStruct
     features: Callable[..., tuple[Array, Stats]] | None = None
+    left: tuple[str, ...] = ()
 
 
 class Upload(NamedTuple):
@@ -187,6 +190,9 @@ class Aggregator(NamedTuple):
         pictures: of these arrays.
         flags: whether the rule judges clients at all. One that never flags any has no TPR and no FPR, where one that
             flagged nobody this time has 0; the rows that the guard rejects are not its doing.
+        rows: client ids [K] -> [K] int32: of a state all of whose leaves are [N, ...], the rows that `aggregate` reads
+            and writes. The round may then give it these alone, in this order, with `Upload.client_ids` 0..K-1. None =
+            it is always given the whole state.
     """
 
     init: Callable[[Params, int], State]
@@ -199,6 +205,7 @@ class Aggregator(NamedTuple):
     details: Callable[[Upload], dict[str, Array]] = lambda upload: {}
     pictures: tuple[Picture, ...] = ()
     flags: bool = True
+    rows: Callable[[Array], Array] | None = None
 
 
 class PreAggregator(NamedTuple):
@@ -334,7 +341,12 @@ class LocalRule(NamedTuple):
         sends: the names of the extras that `finish` returns.
         extra_passes: epochs of batches that the rule may read besides the local ones.
         details: (rule_state, malicious [N] bool) -> small arrays of what a client keeps, for pictures alone: the run
-            folder's `rule.npz`. On the host; {} = none.
+            folder's `rule.npz`. On the host, where `rule_state.clients` may be a `store.Store`; {} = none.
+        drawn_only: whether `after_round` looks at no other rows of `rule_state.clients` than those of
+            `upload.client_ids`. The round may then give it these alone, in this order, with `client_ids` 0..K-1.
+        running: (server, before, after, N) -> server, for a rule whose `after_round` makes the server's part of all
+            clients' states and does no more: the same, but for rounding, from the rows of those drawn alone, before and
+            after the round. It is taken where clients are too many to keep them on the device, see `store`.
     """
 
     gradients: Callable[..., tuple[Params, Stats, dict[str, Array]]]
@@ -350,6 +362,8 @@ class LocalRule(NamedTuple):
     sends: tuple[str, ...] = ()
     extra_passes: int = 0
     details: Callable[[RuleState, Any], dict[str, Any]] = lambda rule_state, malicious: {}
+    drawn_only: bool = False
+    running: Callable[[State, State, State, int], State] | None = None
 
 
 class Roster(NamedTuple):
@@ -399,7 +413,9 @@ class AttackContext(NamedTuple):
         clean_data: client_id -> ClientData, unpoisoned.
         poisoned_data: client_id -> ClientData as the whole list of attacks poisons it.
         backdoor: Batch -> Batch, the trigger of the whole list.
-        benign: client_id -> Variables, what the benign rule trains on that client's clean data. Costs a training.
+        benign: client_id -> Variables, what the benign rule trains on that client's clean data. Costs a training. Of a
+            client that takes part in the round: of others nobody has the state, and where the rule keeps one the result
+            is NaN.
         defend: Upload -> (params, verdict), the server's aggregator under the attacker's own key; in `craft` alone.
         server_learning_rate: of the server's step.
         trained_clean: whether the whole list of attacks leaves data and training alone, so that attacking clients have

@@ -22,11 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_help_and_version_come_without_jax():
     code = (
-        "import sys; sys.argv = ['/x/bin/fedjax-spmc']\n"
+        "import importlib, sys; sys.argv = ['/x/bin/fedjax-spmc']\n"
         "from fedjax_spmc.__main__ import COMMANDS, main\n"
         "helps = [[name, '--help'] for name in COMMANDS]\n"
         "for words in ([], ['--help'], ['--version'], *helps, ['run', '--versoin']):\n"
         "    assert main(words) == (0 if '--help' in words or '--version' in words else 2), words\n"
+        "for command in COMMANDS.values():  # as `python -m` runs them\n"
+        "    assert importlib.import_module(command.module).main(['--help']) == 0, command\n"
         "heavy = {'jax', 'flax', 'optax', 'ml_collections', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

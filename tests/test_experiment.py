@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -100,14 +101,32 @@ def test_the_summary_means_the_last_five_rounds(finished_run, loaded):
         assert summary[f"{name}_last"] == values[-1]
 
 
+def test_tensorboard_comes_without_torch(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensorboardX")]:
+        monkeypatch.delitem(sys.modules, name)
+    from fedjax_spmc.record.tensorboard import TensorBoard
+
+    TensorBoard(tmp_path, pytest.fail).add({"confidence": 0.0, "round": 0, "A": 50.0})
+    assert "tensorboardX.summary" in sys.modules
+    assert "torch" not in sys.modules
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_tensorboard_has_a_value_for_every_round(finished_run, loaded):
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
     (path,) = (finished_run / "tensorboard").iterdir()
     content, position, values = path.read_bytes(), 0, {}
     while position < len(content):
-        (length,) = struct.unpack("<Q", content[position : position + 8])
+        length, ahead = struct.unpack("<QI", content[position : position + 12])
+        (behind,) = struct.unpack("<I", content[position + 12 + length : position + 16 + length])
+        assert ahead == masked_crc32c(content[position : position + 8])
+        assert behind == masked_crc32c(content[position + 12 : position + 12 + length])
         event = Event.FromString(content[position + 12 : position + 12 + length])
+        assert event.file_version == ("" if position else "brain.Event:2")
+        assert abs(event.wall_time - path.stat().st_mtime) < 3600
         values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         position += 16 + length
     for line in loaded.history:

@@ -53,7 +53,7 @@ def test_convolution_and_both_gradients(shape, stride):
 @pytest.mark.parametrize("values", [winograd.BLOCK_NUMBERS, 2**10])
 def test_wide_convolution_and_both_gradients(values, monkeypatch):
     """Winograd's form, as one block and image by image; here it is taken for few channels too."""
-    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
+    monkeypatch.setattr(convolution.forms, "WINOGRAD_CHANNELS", 4)
     monkeypatch.setattr(winograd, "BLOCK_NUMBERS", values)
     assert_as_the_library((3, 8, 6, 16), 12, 1)
 

@@ -17,11 +17,8 @@ local epochs, batch 64, crop and flip, SimpleCNN, BadNets: no data files and no 
 * profile: with --profile, a trace of a short round of the largest program, for TensorBoard or Perfetto.
 
 What does not fit into --seconds is left out, the least telling first, and said to be left out. Needed are jax for CUDA,
-flax, optax, numpy, filelock and ml_collections. Where the last is missing and nothing can be installed, bring its
-wheel, which is plain Python and can be imported as it is (it needs absl-py and PyYAML):
-
-    pip download --no-deps ml-collections -d wheels        # on a machine with a network
-    PYTHONPATH=.:wheels/ml_collections-1.1.0-py3-none-any.whl python experiments/bench/bench_gpu.py --out=gpu.json
+flax, optax, numpy and filelock; tensorflow-datasets is not, and for ml_collections `plain_config.py` stands in where it
+is missing.
 
 --toy shrinks everything until it runs on a CPU: a check of the bench, its numbers mean nothing.
 """
@@ -37,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("jax", "flax", "optax", "numpy", "filelock", "ml_collections")
+NEEDED = ("jax", "flax", "optax", "numpy", "filelock")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 RESERVED = {"forms": 35.0, "deterministic": 60.0, "torch": 15.0}
 """Seconds kept for the sections after the long one."""
@@ -250,10 +247,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"error: {', '.join(missing)} cannot be imported: the head of {__file__} says how to bring it.",
+            f"error: {', '.join(missing)} cannot be imported: the head of {__file__} says what is needed.",
             file=sys.stderr,
         )
         return 2
+    if importlib.util.find_spec("ml_collections") is None:
+        sys.path.insert(0, str(HERE))
+        from plain_config import stand_in
+
+        stand_in()
     # The process with deterministic operations and torch take memory of the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path[:0] = [str(HERE.parents[1]), str(HERE)]

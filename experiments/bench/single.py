@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_spmc import devices, setup
 from fedjax_spmc.data import Dataset
 from fedjax_spmc.experiment import build
-from fedjax_spmc.rounds import make_round
+from fedjax_spmc.rounds import make_program, make_round
 
 
 def rounds(config: Any, dataset: Dataset | None = None) -> tuple[Callable[[], int], setup.Experiment]:
@@ -21,7 +21,8 @@ def rounds(config: Any, dataset: Dataset | None = None) -> tuple[Callable[[], in
     """
     experiment = build(config, dataset)
     used = devices.devices_for_round(config.federation.clients_per_round, None)
-    play = make_round(experiment.federation, experiment.arrays, experiment.sizes, used)
+    program = make_program(experiment.federation, used, owned=True)
+    play = make_round(experiment.federation, experiment.arrays, experiment.sizes, used, program)
     state = experiment.state
 
     def run() -> int:

@@ -80,6 +80,7 @@ def foolsgold(
         ),
         aggregate=aggregate,
         traits=Traits(linear=True, consensus=False, permutation=paper, robust=False, stateless=False),
+        rows=(lambda client_ids: client_ids) if paper else lambda client_ids: jnp.arange(len(client_ids)),
     )
 
 

@@ -135,6 +135,7 @@ def spmc(
             stateless=coalition_weights != "previous",
         ),
         flags=rectified,
+        rows=(lambda client_ids: client_ids) if coalition_weights == "previous" else None,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_spmc.flip.inversion import Triggers
 from fedjax_spmc.flip.options import Options
+from fedjax_spmc.store import Store
 from fedjax_spmc.types import Array
 
 
@@ -103,17 +104,26 @@ def normalised(gain: Array) -> Array:
     return gain / jnp.maximum(gain.max(), jnp.finfo(jnp.float32).tiny)
 
 
-def shown(clients: Memory, malicious: np.ndarray) -> dict[str, np.ndarray]:
+def shown(clients: Memory | Store, malicious: np.ndarray) -> dict[str, np.ndarray]:
     """What one client keeps, for pictures: the benign one that has found triggers of the most pairs.
 
     Args:
-        clients: stacked, of all N clients.
+        clients: stacked, of all N clients; or the rows of those that were ever drawn.
         malicious: [N] bool.
 
     Returns:
         client_id; warm [C, C], sizes of masks; where triggers are kept also has [C, C] or, with a place for each target
         alone, [C], masks and patterns of the same leading axes, float32. {} where no benign client has taken part.
     """
+    if isinstance(clients, Store):
+        best, most = None, -1
+        for one in clients.ids:  # one at a time: together they may not fit into memory
+            row = clients.take(np.array([one]))
+            if row.visited[0] and not malicious[one] and (row.warm > 0).sum() > most:
+                best, most = one, (row.warm > 0).sum()
+        if best is None:
+            return {}
+        return {**shown(clients.take(np.array([best])), np.zeros(1, bool)), "client_id": np.array(best, np.int32)}
     visited = np.asarray(clients.visited) & ~malicious
     if not visited.any():
         return {}

@@ -10,8 +10,8 @@ Deviations: the paper's local solver is plain SGD. With momentum m the gradient 
     learning rate times K; without momentum they are the same. Weight decay counts as part of the gradient there. With
     Adam (local.optimizer) there is no such formula, and it is refused.
     The server's variate, c + |S| / N times the mean change over the clients S of the round, is kept as the mean over
-    all N clients' variates, which is the same number as long as it starts so. A client whose model is not finite keeps
-    its variate.
+    all N clients' variates, which is the same number as long as it starts so, but for rounding; where clients are too
+    many to keep them on the device it is the paper's sum. A client whose model is not finite keeps its variate.
     The server's step size is server.learning_rate with server.optimizer=sgd, around `mean` with weights="uniform".
 """
 
@@ -111,9 +111,14 @@ def scaffold(
         del upload, trained_params, new_variables, verdict
         return rule_state._replace(server=jax.tree.map(lambda x: x.mean(axis=0), rule_state.clients))
 
+    def running(server: State, before: State, after: State, num_clients: int) -> State:
+        return jax.tree.map(lambda c, old, new: c + (new - old).sum(axis=0) / num_clients, server, before, after)
+
     if variant == "reference":
         return LocalRule(gradients=gradients, init=init, train=train_as_the_code, needs_sgd=True)
-    return LocalRule(gradients=gradients, init=init, train=train, after_round=after_round, needs_sgd=True)
+    return LocalRule(
+        gradients=gradients, init=init, train=train, after_round=after_round, needs_sgd=True, running=running
+    )
 
 
 def gradient_share(steps: Array, momentum: float | Array) -> Array:

@@ -169,4 +169,10 @@ def spmc(
         teachers = trees.where_rows(renewed, teachers, old)
         return rule_state._replace(clients=trees.put_rows(rule_state.clients, upload.client_ids, teachers))
 
-    return LocalRule(gradients=gradients, init=init, after_round=after_round, needs_linear=teacher_weights == "verdict")
+    return LocalRule(
+        gradients=gradients,
+        init=init,
+        after_round=after_round,
+        needs_linear=teacher_weights == "verdict",
+        drawn_only=True,
+    )

@@ -16,19 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_spmc.models import winograd
+from fedjax_spmc.models import forms, winograd
 from fedjax_spmc.models.winograd import block_size
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
 BLOCK_PIXELS = 4096
 """Pixels of a block of images in these products: its patches then stay in a CPU's cache."""
-
-WINOGRAD_CHANNELS = 64
-"""Channels from which on Winograd's form is the faster one."""
-
-JOINED_TAPS_CHANNELS = 16
-"""Channels below which the patches of all nine taps are joined: three products would be too small to be fast."""
 
 
 def _clients_in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,10 +36,9 @@ def _clients_in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _worth_winograd(images: Array, outputs: int, stride: int) -> bool:
-    """Whether fewer multiplications outweigh the transforms; a GPU's library chooses for itself."""
+    """Whether fewer multiplications outweigh the transforms."""
     _, height, width, channels = images.shape
-    even = height % 2 == 0 and width % 2 == 0
-    return stride == 1 and even and min(channels, outputs) >= WINOGRAD_CHANNELS and jax.default_backend() == "cpu"
+    return forms.padded_form(outputs, channels, height, width, stride) == "winograd"
 
 
 def _pad(images: Array) -> Array:
@@ -110,7 +103,7 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
         down, right = stride * rows, stride * columns
         strips = jnp.concatenate([padded[:, :, v : v + right : stride] for v in range(3)], axis=3)
         taps = [strips[:, u : u + down : stride].reshape(-1, 3 * channels) for u in range(3)]
-        if channels < JOINED_TAPS_CHANNELS:
+        if channels < forms.JOINED_TAPS_CHANNELS:
             taps = [jnp.concatenate(taps, axis=1)]
         # The order of the factors matters: cotangent first packs the smaller matrix.
         parts = [lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps]

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.models import flax_layers
 from fedjax_spmc.models.pooled import convolution_pool
 from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array, Model, Params, PRNGKey, Stats, Variables
@@ -123,11 +124,17 @@ def paths(tree: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 
 def as_model(
-    module: nn.Module, num_classes: int, shape: tuple[int, ...], dropout: bool = False, dtype: Any = jnp.float32
+    module: nn.Module,
+    num_classes: int,
+    shape: tuple[int, ...],
+    dropout: bool = False,
+    dtype: Any = jnp.float32,
+    fast_forms: bool = True,
 ) -> Model:
     """Wraps a Flax module called as `module(inputs [B, ...], train)`.
 
-    The module must create its parameters in torch's registration order, under torch's names and in torch's layout; its
+    Where saved models shall load into torch, the module creates its parameters in torch's registration order, under
+    torch's names and in torch's layout, as the layers of this file do; those of Flax's own layers stay Flax's. Its
     batch statistics are the collection "batch_stats". One that has any and can leave rows out of them takes a third
     argument, `valid`, [B] bool or None; without it `Model.apply` refuses `valid`. `Model.features` is None unless the
     last parameters are the weight and the bias of a `Linear`.
@@ -139,6 +146,8 @@ def as_model(
         dropout: whether it draws random numbers in training; they come from Flax's stream "dropout", which begins with
             the `key` that `Model.apply` is given. A module without it never reads that key.
         dtype: of the inputs.
+        fast_forms: whether `nn.Conv`, `nn.max_pool` and `nn.Dense` are computed on a CPU in faster forms, which differ
+            from the library's by rounding (`flax_layers`). `Model.left` names what has none.
     """
     takes_valid = "valid" in inspect.signature(type(module).__call__).parameters
 
@@ -157,10 +166,11 @@ def as_model(
         if dropout and train and key is None:
             raise ValueError(f"{type(module).__name__} draws random numbers in training: Model.apply needs a key.")
         draws = {"dropout": key} if dropout and train and key is not None else {}
-        if not stats:
-            return jnp.asarray(module.apply({"params": params}, inputs, train, rngs=draws)), stats
         variables, rows = {"params": params, "batch_stats": stats}, (valid,) if takes_valid else ()
-        logits, new = module.apply(variables, inputs, train, *rows, rngs=draws, mutable=["batch_stats"])
+        with flax_layers.fast_forms(fast_forms):
+            if not stats:
+                return jnp.asarray(module.apply({"params": params}, inputs, train, rngs=draws)), stats
+            logits, new = module.apply(variables, inputs, train, *rows, rngs=draws, mutable=["batch_stats"])
         return logits, ordered(new["batch_stats"], like=stats)
 
     linear: dict[tuple[str, ...], bool] = {}
@@ -170,7 +180,7 @@ def as_model(
             linear[context.module.path] = context.module.bias
         return next_function(*arguments, **keywords)
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(note), flax_layers.fast_forms(fast_forms) as left:
         order = paths(jax.eval_shape(init, root_key(0)).params)
     last = order[-1][:-1]
 
@@ -189,4 +199,4 @@ def as_model(
         return taken[0].T, new_stats
 
     input = jax.ShapeDtypeStruct(shape, dtype)
-    return Model(init, apply, order, num_classes, input, features if linear.get(last) else None)
+    return Model(init, apply, order, num_classes, input, features if linear.get(last) else None, tuple(left))

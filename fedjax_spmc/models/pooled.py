@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from fedjax_spmc.models.forms import pooled_form
 from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Array
 
@@ -38,9 +39,9 @@ def convolution_pool(images: Array, kernel: Array, bias: Array) -> Array:
 
 
 def _row_by_row(images: Array, kernel: Array) -> bool:
-    """Whether one row of windows is taken at a time: on a CPU, where the kernels are few for the patches of a row."""
+    """Whether one row of windows is taken at a time."""
     (outputs, _, size, _), (_, _, width, batch) = kernel.shape, images.shape
-    return jax.default_backend() == "cpu" and 2 * 4 * outputs <= (width - size + 1) // 2 * batch
+    return pooled_form(outputs, (width - size + 1) // 2, batch) == "rows"
 
 
 def _largest(images: Array, kernel: Array) -> Array:
@@ -135,6 +136,31 @@ def to_index(index: Array, cotangent: Array) -> Array:
 
 
 max_of_first.defvjp(_max_and_index, lambda index, cotangent: (to_index(index, cotangent),))
+
+
+@jax.custom_vjp
+def first_largest(values: Array) -> Array:
+    """As `max_of_first` for any number of values, at most 127, and with NaN as the largest of all."""
+    return _first_largest(values)[0]
+
+
+def _first_largest(values: Array) -> tuple[Array, tuple[Array, Array]]:
+    largest = values[0]
+    index = jnp.zeros(largest.shape, jnp.int8)
+    for place in range(1, len(values)):
+        above = (values[place] > largest) | (values[place] != values[place])
+        largest = jnp.where(above, values[place], largest)
+        index = jnp.where(above, jnp.int8(place), index)
+    return largest, (index, jnp.zeros((len(values), 0), jnp.int8))  # the second tells how many there are
+
+
+def _sent_to_first(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
+    index, places = saved
+    numbers = lax.broadcasted_iota(jnp.int8, (len(places), *index.shape), 0)
+    return (jnp.where(numbers == index[None], cotangent[None], jnp.zeros((), cotangent.dtype)),)
+
+
+first_largest.defvjp(_first_largest, _sent_to_first)
 
 
 @jax.custom_vjp

@@ -17,12 +17,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fedjax_spmc import commands, numerics
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, run_command
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
-from fedjax_spmc.parity.walker import walk
 from fedjax_spmc.paths import expanded
+from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import note, show
 
 
@@ -31,8 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(commands.make("parity"), _parity, arguments)
 
 
-@numerics.pinned()
 def _parity(flags: Flags) -> int:
+    with Imports():
+        from fedjax_spmc import numerics
+
+    with numerics.pinned():
+        return _compared(flags)
+
+
+def _compared(flags: Flags) -> int:
+    with Imports():
+        from fedjax_spmc.parity.comparison import Outcome, exit_code, table, to_json
+        from fedjax_spmc.parity.walker import walk
+
     golden, clone = (
         None if flags[name] is None else expanded(flags[name], f"--{name}") for name in ("golden", "reference")
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -19,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import keys, reading
-from fedjax_spmc.errors import DamagedError, WorkdirError
-from fedjax_spmc.record import files
+from fedjax_spmc.errors import DamagedError, UserError, WorkdirError
+from fedjax_spmc.record import files, stores
 from fedjax_spmc.startup import Imports
 
 MANIFEST = "manifest.json"
@@ -38,22 +39,46 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        with Imports():
-            import orbax.checkpoint as ocp  # imported here: it takes half a second, and not every command needs it
-
-        self._ocp = ocp
         self._folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise self.damaged("it is no folder") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    @functools.cached_property
+    def _ocp(self) -> Any:
+        """Orbax, which takes half a second: not every command needs it, and none before it saves or restores."""
+        with Imports():
+            import orbax.checkpoint as ocp
+
+        return ocp
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's manager, which takes another half: made when the first checkpoint is saved or restored."""
+        options = self._ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        try:
+            return self._ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise self._unwritable(error) from None
         except Exception as error:
             raise self._unreadable(error) from None
 
     def latest(self) -> int | None:
-        """Rounds played when the newest checkpoint was saved; None without one."""
-        return self._manager.latest_step()
+        """Rounds played when the newest checkpoint was saved; None without one.
+
+        Orbax names the folder of a checkpoint by that number once it is whole.
+
+        Raises:
+            WorkdirError: the folder cannot be read.
+        """
+        try:
+            whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        except OSError as error:
+            raise self._unreadable(error) from None
+        return max(whole, default=None)
 
     def save(self, rounds: int, state: Any) -> None:
         """Writes `state`, to be found under `rounds`.
@@ -66,10 +91,14 @@ class Checkpoints:
             room = shutil.disk_usage(self._folder)
             if room.total and room.free < LEAST_ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            stores.write(self._folder, rounds, state)
             with _quiet_absl(), _uninterrupted():
                 self._manager.save(rounds, args=args.StandardSave(_storable(state)), force=True)
             manifest = {"rounds": rounds, "structure": _structure(state), "sha256": self._sums(rounds)}
             files.replace(self._folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+            stores.remove_but(self._folder, rounds)
+        except UserError:
+            raise
         except Exception as error:
             for half in self._folder.glob(f"{rounds}.*"):  # its temporary folder, which would be in the way
                 shutil.rmtree(half, ignore_errors=True)
@@ -91,16 +120,19 @@ class Checkpoints:
             whole = self._check(rounds, _structure(like))
         except OSError as error:
             raise self._unreadable(error) from None
+        manager = self._manager
         try:
             with _quiet_absl(), _uninterrupted():  # an error is raised and reported in one sentence
-                restored: Any = self._manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
-            return jax.tree.map(_restored, like, restored)
+                restored: Any = manager.restore(rounds, args=self._ocp.args.StandardRestore(_storable(like)))
+            state = jax.tree.map(_restored, stores.without(like), restored)
+            return stores.read(self._folder, rounds, like, state)
         except Exception as error:
             raise self._unreadable(error, damaged=False if whole else None) from None
 
     def close(self) -> None:
         """Ends the manager's background work."""
-        self._manager.close()
+        if "_manager" in self.__dict__:  # it was made
+            self._manager.close()
 
     def _unwritable(self, error: Exception) -> WorkdirError:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # of the storage below Orbax, which raises no OSError
@@ -110,10 +142,12 @@ class Checkpoints:
     def _sums(self, rounds: int) -> dict[str, str]:
         """sha256 of every file of a checkpoint."""
         step = self._folder / str(rounds)
+        found = {str(path.relative_to(step)): path for path in step.rglob("*") if path.is_file()}
+        found |= {path.name: path for path in stores.files_of(self._folder, rounds)}
         sums = {}
-        for path in sorted(path for path in step.rglob("*") if path.is_file()):
+        for name, path in sorted(found.items()):
             with path.open("rb") as file:
-                sums[str(path.relative_to(step))] = hashlib.file_digest(file, "sha256").hexdigest()
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return sums
 
     def _check(self, rounds: int, structure: dict[str, str]) -> bool:
@@ -187,12 +221,20 @@ def _quiet_absl() -> Iterator[None]:
 
 
 def _structure(state: Any) -> dict[str, str]:
-    """The leaves of a state: path -> dtype and shape."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    """The leaves of a state: path -> dtype and shape, of those in a store the shape for all clients."""
+
+    def named(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stores.is_store)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+    found: dict[str, str] = {}
+    for name, leaf in named(state).items():
+        if stores.is_store(leaf):
+            rows = {f"{name}.{part}": row for part, row in named(leaf.row).items()}
+            found |= {part: f"{row.dtype}{[leaf.num_clients, *row.shape]} of those drawn" for part, row in rows.items()}
+        else:
+            found[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    return found
 
 
 def _storable(state: Any) -> Any:
@@ -201,7 +243,7 @@ def _storable(state: Any) -> Any:
     def storable(leaf: Any) -> Any:
         return np.asarray(leaf) if isinstance(leaf, np.generic) else keys.numbers_of(leaf)
 
-    return jax.tree.map(storable, state)
+    return jax.tree.map(storable, stores.without(state))
 
 
 def _restored(leaf: Any, data: Any) -> Any:

@@ -68,6 +68,7 @@ class Recorder(NoRecorder):
         """
         folder, info = self._folder, experiment.dataset.info
         self._experiment = experiment
+        self._pictured = False
         self._board: TensorBoard | None = None
         fingerprint, held = experiment.dataset.fingerprint, experiment.federation.held
         folder.begin(environment(info, fingerprint, self._config.precision, experiment.start_sha256, held))
@@ -132,6 +133,8 @@ class Recorder(NoRecorder):
             self._folder.write_attack(attack_arrays(snapshot.state.attack))
             self._folder.write_model(evaluated_model(federation, snapshot.state))
             self._folder.write_rule(federation.rule.details(snapshot.state.rule, self._experiment.malicious))
+        if not self._pictured:  # behind the first round, as it takes a second
+            self._draw_partition()
 
     def finish(self, history: list[dict[str, Any]], diverged: int) -> None:
         """Writes the summary and the pictures, those among them that the aggregator declares."""
@@ -140,6 +143,8 @@ class Recorder(NoRecorder):
         facts = facts_of(configs.flatten(config), history, malicious, experiment.idle)
         summary = summary_of(config, history, facts, note, diverged)
         folder.write_json("summary.json", summary)
+        if not self._pictured:  # it may have been killed before it was drawn
+            self._draw_partition()
         with self._drawing():
             plots.curves({configs.run_title(config): history}, folder.path / "curves.png")
             plots.verdicts(history, malicious, folder.path / "verdicts.png")
@@ -166,11 +171,16 @@ class Recorder(NoRecorder):
 
     def _write_partition(self) -> None:
         dataset = self._experiment.dataset
-        arrays = partition_arrays(dataset, self._experiment.parts)
-        self._folder.write_partition(arrays)
+        self._folder.write_partition(partition_arrays(dataset, self._experiment.parts))
+
+    def _draw_partition(self) -> None:
+        """Draws who has how much of which class, where it was not drawn yet and there are classes."""
+        self._pictured = True
+        path = self._folder.path / "partition.png"
+        arrays = {} if path.exists() else partition_arrays(self._experiment.dataset, self._experiment.parts)
         if "counts" in arrays:
             with self._drawing():
-                plots.partition(arrays["counts"], self._experiment.malicious, self._folder.path / "partition.png")
+                plots.partition(arrays["counts"], self._experiment.malicious, path)
 
 
 def make_recorder(

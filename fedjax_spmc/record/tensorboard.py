@@ -1,10 +1,12 @@
 """TensorBoard events beside the other files of a run: the numbers of `metrics.jsonl` once more."""
 
+import contextlib
 import os
 import socket
 import struct
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,16 @@ class TensorBoard:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round, from 1."""
-        from tensorboardX.summary import scalar  # imported here: it takes over a second
+        with _without_torch():
+            from tensorboardX.summary import scalar  # imported here: it takes a while
 
         names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()), *metrics.NEXT_TOKEN)
         shown = {name: line[name] for name in names if line.get(name) is not None}
         self._append([{"summary": scalar(name, value), "step": line["round"] + 1} for name, value in shown.items()])
 
     def _append(self, events: list[dict[str, Any]]) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        with _without_torch():
+            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         content = b"".join(_framed(Event(wall_time=time.time(), **one).SerializeToString()) for one in events)
 
@@ -61,7 +65,21 @@ class TensorBoard:
 
 def _framed(data: bytes) -> bytes:
     """An event as TensorBoard's files hold it: its length and itself, each with a checksum."""
-    from tensorboardX.record_writer import masked_crc32c
+    with _without_torch():
+        from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports torch where it is installed, which takes seconds, for tensors that it is not given here."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["torch"]

@@ -10,15 +10,25 @@ In a notebook:
 plan.py makes cells and groups, program.py the one program of a group, player.py plays it, table.py keeps the results.
 """
 
+import importlib
 import os
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fedjax_spmc.startup import Imports
-from fedjax_spmc.sweep.plan import Cell, Group, Sweep, as_sweep, expand, groups_of
+
+if TYPE_CHECKING:
+    from fedjax_spmc.sweep.plan import Cell, Group, Sweep, as_sweep, expand, groups_of
+
+
+def __getattr__(name: str) -> Any:
+    """What `plan` has is imported when it is asked for: the command's help needs none of it, and no JAX."""
+    if name in PLANNED:
+        return getattr(importlib.import_module("fedjax_spmc.sweep.plan"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def run(
-    sweep: Sweep | Any, workdir: str | os.PathLike[str], stream: TextIO | None = None, engine: str = "local"
+    sweep: "Sweep | Any", workdir: str | os.PathLike[str], stream: TextIO | None = None, engine: str = "local"
 ) -> list[dict[str, Any]]:
     """Plays a sweep, or goes on with the one in `workdir`.
 
@@ -36,6 +46,7 @@ def run(
     """
     with Imports():
         from fedjax_spmc.sweep import engine as local
+        from fedjax_spmc.sweep.plan import as_sweep, expand
         from fedjax_spmc.sweep.table import Table
 
     checked = as_sweep(sweep)
@@ -50,4 +61,5 @@ def run(
     return [table.rows[cell.id] for cell in cells if cell.id in table.rows]
 
 
+PLANNED = ("Cell", "Group", "Sweep", "as_sweep", "expand", "groups_of")
 __all__ = ["Cell", "Group", "Sweep", "as_sweep", "expand", "groups_of", "run"]

@@ -8,17 +8,16 @@ Exit codes: 0 every cell finished, 1 a cell failed or diverged, 2 bad input (one
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fedjax_spmc import commands, devices, numerics
-from fedjax_spmc import config as configs
-from fedjax_spmc import sweep as sweeps
+from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
-from fedjax_spmc.config.files import call_config, use_compilation_cache
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.options import quoted
 from fedjax_spmc.startup import Imports
-from fedjax_spmc.sweep.plan import METHOD, Sweep, as_sweep, expand
 from fedjax_spmc.terminal import note, show
+
+if TYPE_CHECKING:
+    from fedjax_spmc.sweep.plan import Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +33,13 @@ def _sweep(parser: Parser, flags: Flags) -> int:
         )
     if flags["estimate"] and not flags["dry_run"]:
         raise ConfigError("--estimate needs --dry-run: it plays no cell.")
+    with Imports():
+        from fedjax_spmc import devices, numerics
+        from fedjax_spmc import sweep as sweeps
+        from fedjax_spmc.config.files import call_config, use_compilation_cache
+        from fedjax_spmc.options import quoted
+        from fedjax_spmc.sweep.plan import Sweep, as_sweep, expand
+
     content, label, _ = call_config(flags["config"])
     if hasattr(content, "items") and not isinstance(content, Sweep) and "federation" in content:
         text = flags["config"]
@@ -64,12 +70,15 @@ def _sweep(parser: Parser, flags: Flags) -> int:
     return 0 if set(ended) == {"finished"} else 1
 
 
-def override(sweep: Sweep, overrides: Sequence[tuple[str, str]]) -> Sweep:
+def override(sweep: "Sweep", overrides: Sequence[tuple[str, str]]) -> "Sweep":
     """The sweep around a base config with other fields.
 
     Raises:
         ConfigError: a field that is swept or that the methods of the grid set, an unknown field, a bad value.
     """
+    from fedjax_spmc import config as configs
+    from fedjax_spmc.sweep.plan import METHOD
+
     base = configs.editable_copy(sweep.base)
     for path, _ in overrides:
         set_by_method = METHOD in sweep.grid and path.startswith(("local.rule", "local.options.", "aggregator."))

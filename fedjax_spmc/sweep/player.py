@@ -127,8 +127,9 @@ class Player:
         states = programs.place(layout, states, stacked=True)
         shared = self.shared(layout)
         histories = [[line for entry in evaluated if (line := entry["lines"][i])] for i in range(len(cells))]
-        malicious = np.asarray(states.roster.malicious)
-        diverged_rounds = np.asarray(states.diverged)[: len(cells)]
+        # Copies: the program writes on the states.
+        malicious = np.array(states.roster.malicious)
+        diverged_rounds = np.array(states.diverged)[: len(cells)]
         since = done
         start = began = time.perf_counter()
         while done < rounds and (diverged_rounds < 0).any():
@@ -137,7 +138,7 @@ class Player:
                 states, lanes, shared, programs.place(layout, jnp.asarray(evaluate), stacked=False)
             )
             states, before = outcome.states, diverged_rounds
-            diverged_rounds = np.asarray(states.diverged)[: len(cells)]  # waits for the devices
+            diverged_rounds = np.array(states.diverged)[: len(cells)]  # waits for the devices
             unreported = unreported.plus(outcome.reports)
             done += 1
             due = [i for i in range(len(cells)) if (evaluate and before[i] < 0) or diverged_rounds[i] != before[i]]
@@ -177,7 +178,9 @@ class Player:
             shared, flag = _shapes((self._host, jnp.asarray(True)))
             # The shardings are given here and not by the shapes, so that the clients' training may close over arrays.
             split, whole = (programs.sharding(layout, stacked) for stacked in (True, False))
-            jitted = jax.jit(program, in_shardings=(split, split, whole, whole), out_shardings=split)
+            # The states are written on: what is kept of every client would else be copied each round.
+            shardings = (split, split, whole, whole)
+            jitted = jax.jit(program, in_shardings=shardings, out_shardings=split, donate_argnums=0)
             with numerics.pinned(self._config.precision):
                 self._programs[layout] = jitted.lower(states, lanes, shared, flag).compile()
             self.compiled += 1
