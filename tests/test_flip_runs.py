@@ -84,7 +84,7 @@ def test_a_result_says_how_its_clients_searched(finished):
 
 @pytest.mark.slow
 def test_a_sweep_counts_what_clients_keep():
-    """The memory of all clients enters a program twice for each experiment: as argument and as result.
+    """The memory of all clients enters a program for each experiment: as argument, on which the result is written.
 
     Noise stands for the triggers: a search, which keeps nothing more, takes long to compile.
     """
@@ -100,7 +100,7 @@ def test_a_sweep_counts_what_clients_keep():
     needed = player.memory(layout, cells[0])
     if needed is None:
         pytest.skip("this backend does not say how much memory a program takes")
-    assert needed > 2 * kept
+    assert needed > kept
     assert program.largest_batch(8 * needed, 8, 0, 3 * needed) == 3
 
 

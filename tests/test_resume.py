@@ -219,7 +219,8 @@ def test_fields_that_touch_no_number_may_differ(copied, tmp_path):
     assert json.loads((copied / "config.json").read_text())["checkpoint"]["every"] == 5
 
 
-def test_a_finished_run_prints_its_summary_again(copied, capsys):
+def test_a_finished_run_prints_its_summary_again(copied, capsys, monkeypatch, draw):
+    monkeypatch.setattr("fedjax_spmc.record.plots._png", draw)
     before = small.contents(copied)
     assert run.main(small.arguments(copied)) == 0
     first = capsys.readouterr()

@@ -137,8 +137,10 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
             loads.append((programs.place(layout, states, stacked=True), lanes))
 
         def together(run=run, loads=loads, shared=shared, flag=flag):
-            for states, lanes in loads:
-                jax.block_until_ready(run(states, lanes, shared, flag).states)
+            for at, (states, lanes) in enumerate(
+                loads
+            ):  # the program writes on the states: a round goes on from another
+                loads[at] = jax.block_until_ready(run(states, lanes, shared, flag).states), lanes
 
         def alone(count=count):
             for held, (state, lane) in zip(helds[:count], starts[:count], strict=True):

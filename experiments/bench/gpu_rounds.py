@@ -192,14 +192,20 @@ class Round(NamedTuple):
     client_steps: int
 
 
+def copied(states: Any) -> Any:
+    """States for a program, which writes on what it is given."""
+    return jax.block_until_ready(jax.tree.map(jnp.copy, states))
+
+
 def play(ready: Ready, share: float, evaluate: bool = False) -> Round:
     """Plays the first round with a share of the data, once to warm up and twice for the clock: the faster counts."""
     lanes, flag = shortened(ready, share), jnp.asarray(evaluate)
-    outcome = jax.block_until_ready(ready.run(ready.states, lanes, ready.shared, flag))
+    outcome = jax.block_until_ready(ready.run(copied(ready.states), lanes, ready.shared, flag))
     times = []
     for _ in range(2):
+        given = copied(ready.states)
         start = time.perf_counter()
-        jax.block_until_ready(ready.run(ready.states, lanes, ready.shared, flag))
+        jax.block_until_ready(ready.run(given, lanes, ready.shared, flag))
         times.append(time.perf_counter() - start)
     steps = np.asarray(outcome.reports.steps)
     return Round(min(times), *step_counts(steps, ready.case.client_batch or ready.size.clients))
@@ -263,7 +269,7 @@ def same_bits(ready: Ready) -> dict[str, bool]:
     lanes, flag = shortened(ready, 1 / 16), jnp.asarray(False)
 
     def once(states: Any) -> Any:
-        return ready.run(states, lanes, ready.shared, flag).states
+        return ready.run(copied(states), lanes, ready.shared, flag).states
 
     one = once(ready.states)
     two = bits(once(one))

@@ -73,13 +73,14 @@ def _measure(player: Player, group: Group, layout: Layout) -> tuple[float, int |
     share = min(1.0, TIMED_STEPS * layout.lanes / max(1.0, steps))
 
     def timed(share: float, evaluate: bool) -> tuple[float, float]:
+        nonlocal states  # the program writes on them: each round goes on where the one before ended
         few = np.where(sizes >= batch, np.maximum(np.ceil(sizes * share), batch), sizes).astype(np.int32)
         placed = programs.place(layout, jnp.asarray(few), stacked=True)
         short = lanes._replace(indices=ClientIndices(lanes.indices.rows, placed))
         flag = programs.place(layout, jnp.asarray(evaluate), stacked=False)
-        jax.block_until_ready(run(states, short, shared, flag))  # once before: the first call is slow
+        states = jax.block_until_ready(run(states, short, shared, flag).states)  # once before: the first call is slow
         start = time.perf_counter()
-        jax.block_until_ready(run(states, short, shared, flag))
+        states = jax.block_until_ready(run(states, short, shared, flag).states)
         return float((few // batch).sum()), time.perf_counter() - start
 
     (few, short), (many, long) = timed(share / 4, False), timed(share, False)
