@@ -135,6 +135,8 @@ def test_the_page_answers_first_and_can_be_read_aloud(out):
     assert found.tables == found.captions
     assert all(found.names)
     assert len(set(found.names)) == len(found.names)
+    written = sorted(path.stem for path in (out / "tables").glob("*.md"))
+    assert sorted(one.removeprefix("t-") for one in found.order if one.startswith("t-")) == written
     parts = [one for one in found.order if one in ("t-main", "t-settings", "t-runs", "run", "curves")]
     assert parts == ["t-main", "t-settings", "curves", "t-runs", "run"]
     first = text[text.index("<main>") : text.index('id="t-settings"')]

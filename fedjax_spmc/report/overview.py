@@ -46,8 +46,8 @@ class Fact(NamedTuple):
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
-    """The tables "main", "settings", "runs" and, where there is anything in them, "durability", "rejection",
-    "next_token", "detection"."""
+    """The tables "main", "settings", "runs" and, where there is anything in them, "durability", "durability_part",
+    "rejection", "next_token", "detection"."""
     listed = [main_table(settings), settings_table(settings), durability_table(settings), added_part_table(settings)]
     listed.append(rejection_table(settings))
     listed += [next_token_table(settings), detection_table(settings), runs_table(settings)]

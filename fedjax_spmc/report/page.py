@@ -162,6 +162,8 @@ def _page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
+    papers = {one.name for one in listed if one.name in published.LAYOUTS}
+    grids = {one.name for one in listed if one.name.startswith("matrix")}
     panels, panels_left_out = figures.curves(settings)
     varied, common = overview.config_differences(settings)
     shown_runs, runs_left_out = choose_runs(settings, details)
@@ -179,9 +181,9 @@ def _page(
         facts=overview.facts(found),
         varied=varied,
         common=common,
-        papers=[one for one in listed if one.name in published.LAYOUTS],
-        matrix=[one for one in listed if one.name.startswith("matrix")],
-        overview={one.name: one for one in listed if one.name not in published.LAYOUTS},
+        papers=[one for one in listed if one.name in papers],
+        matrix=[one for one in listed if one.name in grids],
+        overview={one.name: one for one in listed if one.name not in papers | grids},
         panels=panels,
         panels_left_out=panels_left_out,
         details=_details(shown_runs, settings, RunImages(data_dir)),
