@@ -268,19 +268,19 @@ class Attackers:
     def _benign(self, client_id: Array) -> Variables:
         """What the benign rule trains on a client's clean data."""
         state, key = self._state, purpose_key(self._key, "benign", self._state.round, client_id)
-        if isinstance(state.drawn, tuple):
-            client_state = trees.take_rows(state.rule.clients, client_id)
-        else:
+        if state.is_narrow():
             here = state.drawn == client_id
             row = trees.take_rows(state.rule.clients, jnp.argmax(here))
             client_state = jax.tree.map(lambda x: jnp.where(here.any(), x, _nothing(x)), row)
+        else:
+            client_state = trees.take_rows(state.rule.clients, client_id)
         data = self.clean_data(client_id)
         return train_client(self._federation.rule, self.rule_context(), client_state, data, key).variables
 
     def _defend(self, upload: Upload) -> tuple[Params, Verdict]:
         """What the server would make of an upload; its draws are the attacker's own."""
         federation, state = self._federation, self._state
-        aggregator = federation.aggregator_of(state.drawn)
+        aggregator = federation.aggregator_for(state)
         key = purpose_key(self._key, "defend", state.round)
         params, verdict, _ = aggregator.aggregate(upload, state.aggregator, key)
         return params, verdict

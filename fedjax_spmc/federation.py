@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from fedjax_spmc import trees
 from fedjax_spmc.aggregators.guard import usable_rows
 from fedjax_spmc.attacking import Attackers
-from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.models.on_batch import on_whole_batches
 from fedjax_spmc.server import ServerOptimizer
-from fedjax_spmc.store import Store, is_large
+from fedjax_spmc.store import Store, are_few, is_large
 from fedjax_spmc.training import Trained, map_clients
 from fedjax_spmc.types import (
     Aggregator,
@@ -65,6 +65,10 @@ class FederationState(NamedTuple):
     round: Array
     diverged: Array
     drawn: Any = ()
+
+    def is_narrow(self) -> bool:
+        """Whether it holds rows of the clients drawn alone."""
+        return not isinstance(self.drawn, tuple)
 
 
 class RoundReport(NamedTuple):
@@ -193,14 +197,10 @@ class Federation(NamedTuple):
         factor = jnp.asarray(self.schedule)[round_index]
         return {**self.hyper, "learning_rate": factor * self.hyper["learning_rate"]}
 
-    def aggregator_of(self, drawn: Any) -> Aggregator:
-        """The aggregator, which of a narrowed state is told where its rows stand there.
-
-        Args:
-            drawn: see `FederationState`.
-        """
+    def aggregator_for(self, state: FederationState) -> Aggregator:
+        """The aggregator, which is told where its rows stand in a state that is narrowed."""
         aggregator = self.aggregator(self.server)
-        if aggregator.rows is None or isinstance(drawn, tuple):
+        if aggregator.rows is None or not state.is_narrow():
             return aggregator
 
         def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
@@ -265,11 +265,7 @@ def with_stores(federation: Federation, state: FederationState, num_clients: int
         num_clients: N.
     """
 
-    def clients(variables: Variables) -> State:
-        return federation.rule.init(variables, num_clients).clients
-
-    def aggregated(variables: Variables) -> State:
-        return federation.aggregator(federation.server).init(variables.params, num_clients)
+    clients, aggregated = _kept_of_all(federation, num_clients)
 
     def store(init: Callable[[Variables], State]) -> Store:
         shapes = jax.eval_shape(init, state.variables)
@@ -282,22 +278,31 @@ def with_stores(federation: Federation, state: FederationState, num_clients: int
     return state._replace(aggregator=store(aggregated)) if federation.large.aggregator else state
 
 
-def large_parts(federation: Federation, variables: Variables, num_clients: int, clients_per_round: int) -> Large:
+def large_parts(federation: Federation, num_clients: int, clients_per_round: int) -> Large:
     """Which parts keep so much that a single run has it on the host.
 
     Args:
         federation: the parts.
-        variables: a model's, or their shapes and dtypes.
         num_clients: N.
         clients_per_round: K.
     """
-    rule, aggregator = federation.rule, federation.aggregator(federation.server)
-    clients = jax.eval_shape(lambda variables: rule.init(variables, num_clients).clients, variables)
-    kept = jax.eval_shape(lambda variables: aggregator.init(variables.params, num_clients), variables)
+    if not are_few(clients_per_round, num_clients):
+        return Large()  # without a look at shapes, which takes time
+    variables = jax.eval_shape(federation.model.init, root_key(0))
+    clients, aggregated = (jax.eval_shape(init, variables) for init in _kept_of_all(federation, num_clients))
     able = federation._replace(large=Large(rule=True)).rule_is_narrow()
     return Large(
         rule=able and is_large(clients, num_clients, clients_per_round),
-        aggregator=aggregator.rows is not None and is_large(kept, num_clients, clients_per_round),
+        aggregator=federation.aggregator(federation.server).rows is not None
+        and is_large(aggregated, num_clients, clients_per_round),
+    )
+
+
+def _kept_of_all(federation: Federation, num_clients: int) -> tuple[Callable[[Variables], State], ...]:
+    """Functions of the first model: what the local rule and what the aggregator keep of N clients before round 0."""
+    return (
+        lambda variables: federation.rule.init(variables, num_clients).clients,
+        lambda variables: federation.aggregator(federation.server).init(variables.params, num_clients),
     )
 
 
@@ -348,7 +353,7 @@ def train(federation: Federation, arrays: Any, sizes: Array, state: FederationSt
 
     `state` has rows of all clients, or is from `for_training`.
     """
-    if isinstance(state.drawn, tuple):
+    if not state.is_narrow():
         client_ids = sampled(federation, state, key)
         state = for_training(state, client_ids, trees.take_rows(state.rule.clients, client_ids))
     client_ids = state.drawn
@@ -373,13 +378,13 @@ def aggregate(
 
     `state` has rows of all clients, or is narrowed; so is then the one that is returned.
     """
-    if isinstance(state.drawn, tuple):
+    if not state.is_narrow():
         narrow = narrowed(federation, state, trainings.client_ids)
         new, report = aggregate(federation, arrays, sizes, narrow, key, trainings)
         return widened(federation, state, new), report
     client_ids, own, trained = trainings
     roster = state.roster._replace(round=state.round)
-    aggregator = federation.aggregator_of(state.drawn)
+    aggregator = federation.aggregator_for(state)
     kept = state.rule.clients if federation.rule_is_narrow() else trees.take_rows(state.rule.clients, client_ids)
     attackers_state = state._replace(rule=state.rule._replace(clients=kept))
     upload = Upload(

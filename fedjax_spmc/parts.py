@@ -18,7 +18,6 @@ from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.federation import Attacker, Federation, FederationState, initial_state, large_parts
 from fedjax_spmc.keys import purpose_key, root_key
 from fedjax_spmc.setup import ArraySettings, array_settings, asks_for_truth
-from fedjax_spmc.store import FEW
 from fedjax_spmc.training import auto_client_batch
 from fedjax_spmc.types import (
     Aggregator,
@@ -284,9 +283,7 @@ def federation_of(
         whole_batches=config.local.drop_last,
     )
     every, drawn = config.federation.num_clients, config.federation.clients_per_round
-    if FEW * drawn > every:  # few clients: what they keep lies on the device
-        return federation
-    return federation._replace(large=large_parts(federation, jax.eval_shape(model.init, root_key(0)), every, drawn))
+    return federation._replace(large=large_parts(federation, every, drawn))
 
 
 def assemble(

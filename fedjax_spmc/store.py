@@ -24,6 +24,11 @@ AT_ONCE = 16
 """Rows of clients drawn for the first time that are made at once."""
 
 
+def are_few(clients_per_round: int, num_clients: int) -> bool:
+    """Whether a round draws so few of the N clients that the rows of the others are worth leaving where they are."""
+    return FEW * clients_per_round <= num_clients
+
+
 def is_large(rows: Any, num_clients: int, clients_per_round: int) -> bool:
     """Whether N rows are kept on the host.
 
@@ -36,7 +41,7 @@ def is_large(rows: Any, num_clients: int, clients_per_round: int) -> bool:
     if any(jnp.issubdtype(x.dtype, jax.dtypes.extended) for x in leaves):  # keys are no arrays of the host
         return False
     size = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
-    return size > LIMIT and FEW * clients_per_round <= num_clients
+    return size > LIMIT and are_few(clients_per_round, num_clients)
 
 
 class Store:

@@ -18,8 +18,8 @@ if KNOWN:
 def share_contexts() -> None:
     """Programs are written down in one MLIR context until the next call, which begins another.
 
-    JAX makes one for each program, and fills it with all dialects: half of the time that a small program takes to be
-    written down, a quarter of all it takes to compile. What a context holds stays as long as it does, so it is not kept
+    JAX makes one for each program, and fills it with all dialects, which takes a good part of the time in which a small
+    program is written down. What a context holds stays as long as it does, so it is not kept
     for good.
     """
     if not KNOWN:

@@ -9,7 +9,8 @@ The clients, the network and the start model of configs/neurotoxin_small.py: MNI
 rounds played. In rounds 1 to 10 two of the ten clients attack, always the same two, then ten clean rounds follow. In an
 attack round they train for ten epochs at a rate of 0.01, half of their pictures poisoned. The rules are as their papers
 give them; none of them is tuned to this setting, nor is an attack. One number is smaller: `deepsight` tells uploads
-apart by 1,000 random pictures in each of its three sets in place of 20,000, which take some 25 s a round on one core.
+apart by 1,000 random pictures in each of its three sets in place of 20,000, which take far longer than the rest of a
+round.
 """
 
 import runpy
@@ -42,8 +43,6 @@ FIELDS = {
     "federation.rounds": 21,
     "checkpoint.every": 21,
 }
-
-
 SAMPLES = 1000
 """Of DeepSight; see above."""
 

@@ -11,7 +11,8 @@ On an accelerator the library is asked. On a CPU, with K kernels, C channels and
 | taps | a 3x3 kernel, NHWC: the library forward, its gradients as products | `convolution` |
 | library | `lax.conv_general_dilated`, whose gradients are many times as slow as a product | |
 
-The times behind it are in `experiments/bench/forms.json`; `experiments/bench/bench_forms.py` takes them again.
+`experiments/bench/bench_forms.py` takes the times behind it; `experiments/bench/forms.json` has those of one layer so
+far.
 """
 
 from typing import Literal, NamedTuple

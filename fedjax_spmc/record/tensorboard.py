@@ -1,12 +1,11 @@
 """TensorBoard events beside the other files of a run: the numbers of `metrics.jsonl` once more."""
 
-import contextlib
 import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,15 @@ class TensorBoard:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of a line of `metrics.jsonl` at the step of its round, from 1."""
-        with _without_torch():
-            from tensorboardX.summary import scalar  # imported here: it takes a while
-
+        scalar = _tensorboardx()[0]
         names = (*metrics.SCALARS, *(metrics.REJECTION if line["confidence"] > 0 else ()), *metrics.NEXT_TOKEN)
         shown = {name: line[name] for name in names if line.get(name) is not None}
         self._append([{"summary": scalar(name, value), "step": line["round"] + 1} for name, value in shown.items()])
 
     def _append(self, events: list[dict[str, Any]]) -> None:
-        with _without_torch():
-            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-
-        content = b"".join(_framed(Event(wall_time=time.time(), **one).SerializeToString()) for one in events)
+        _, event, checksum = _tensorboardx()
+        whole = (event(wall_time=time.time(), **one).SerializeToString() for one in events)
+        content = b"".join(_framed(data, checksum) for data in whole)
 
         def append(path: Path) -> None:
             with path.open("ab") as file:
@@ -63,23 +59,25 @@ class TensorBoard:
             self._path = None
 
 
-def _framed(data: bytes) -> bytes:
+def _framed(data: bytes, checksum: Callable[[bytes], int]) -> bytes:
     """An event as TensorBoard's files hold it: its length and itself, each with a checksum."""
-    with _without_torch():
-        from tensorboardX.record_writer import masked_crc32c
-
     length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+    return length + struct.pack("<I", checksum(length)) + data + struct.pack("<I", checksum(data))
 
 
-@contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """tensorboardX imports torch where it is installed, which takes seconds, for tensors that it is not given here."""
+def _tensorboardx() -> tuple[Any, Any, Any]:
+    """Its `scalar`, `Event` and `masked_crc32c`, imported when the first event is written.
+
+    Where torch is installed tensorboardX imports it, which takes seconds, for tensors that it is not given here.
+    """
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
-        yield
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.record_writer import masked_crc32c
+        from tensorboardX.summary import scalar
     finally:
         if absent:
             del sys.modules["torch"]
+    return scalar, Event, masked_crc32c

@@ -9,7 +9,7 @@ from fedjax_spmc import durability
 from fedjax_spmc.config import option_at
 from fedjax_spmc.report.estimates import estimate, share
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import Setting, labels, num_seeds, rounds_played
+from fedjax_spmc.report.settings import Setting, labels, num_seeds, parts_of_attack, rounds_played
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table
 
 
@@ -96,18 +96,12 @@ def added_part_table(settings: Sequence[Setting]) -> Table:
 
 def _added_part(setting: Setting, other: Setting) -> str | None:
     """The name of the part that the first attack has and the second lacks, all else equal; None where there is none."""
-    parts, fewer = ([name] if isinstance(name, str) else list(name) for name in _attack_names(setting, other))
+    parts, fewer = parts_of_attack(setting.config), parts_of_attack(other.config)
     added = [part for i, part in enumerate(parts) if parts[:i] + parts[i + 1 :] == fewer]
-    own, rest = (
-        {path: value for path, value in one.config.items() if path != "attack.name"} for one in (setting, other)
-    )
-    same = all(path in own and own[path] == value for path, value in rest.items())
-    options = all(option_at(path)[0] == "attack" for path in own.keys() - rest.keys())
-    return added[0] if added and same and options else None
-
-
-def _attack_names(*settings: Setting) -> list[str | list[str]]:
-    return [one.config["attack.name"] for one in settings]
+    own, rest = setting.config, other.config
+    if not added or any(path not in own or own[path] != rest[path] for path in rest if path != "attack.name"):
+        return None
+    return added[0] if all(option_at(path)[0] == "attack" for path in own.keys() - rest.keys()) else None
 
 
 def _open_ended(pairs: Sequence[Sequence[dict[str, float]]], name: str) -> bool:

@@ -5,21 +5,15 @@ Made where at least two attacks were played against at least two methods under c
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.report.estimates import estimate
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import (
-    Setting,
-    differing_fields,
-    method_of,
-    short_name,
-    value_text,
-)
+from fedjax_spmc.report.settings import Setting, method_of, parts_of_attack, told_apart
 from fedjax_spmc.report.tables import Cell, Row, Table
 
 END, LATER = "end", "later"
@@ -158,32 +152,10 @@ def _of_attack(path: str) -> bool:
 
 def _attack_names(settings: Sequence[Setting]) -> list[str]:
     """A name for each setting's attack: its parts, and the options in which it differs from others of these parts."""
-    return _named(settings, [_parts(one.config["attack.name"]) for one in settings], _of_attack, {"attack.name"})
+    names = [" + ".join(parts_of_attack(one.config)) for one in settings]
+    return told_apart(settings, names, lambda path: _of_attack(path) and path != "attack.name")
 
 
 def _method_names(settings: Sequence[Setting]) -> list[str]:
     """A name for each setting's method: the preset's, and the options in which it differs from others of this name."""
-    return _named(settings, [method_of(one.config) for one in settings], belongs_to_method, set())
-
-
-def _named(
-    settings: Sequence[Setting], names: Sequence[str], belongs: Callable[[str], bool], leave_out: set[str]
-) -> list[str]:
-    by_name: dict[str, list[Setting]] = {}
-    for setting, name in zip(settings, names, strict=True):
-        by_name.setdefault(name, []).append(setting)
-    apart = {
-        name: [path for path in differing_fields(members) if belongs(path) and path not in leave_out]
-        for name, members in by_name.items()
-    }
-    return [
-        ", ".join([name, *_words(setting.config, apart[name])]) for setting, name in zip(settings, names, strict=True)
-    ]
-
-
-def _words(config: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    return [f"{short_name(path)}={value_text(config[path])}" for path in paths if path in config]
-
-
-def _parts(name: Any) -> str:
-    return " + ".join(name) if isinstance(name, (list, tuple)) else str(name)
+    return told_apart(settings, [method_of(one.config) for one in settings], belongs_to_method)

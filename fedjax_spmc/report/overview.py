@@ -20,6 +20,7 @@ from fedjax_spmc.report.settings import (
     mean_of,
     method_of,
     num_seeds,
+    parts_of_attack,
     rounds_played,
     value_text,
 )
@@ -98,8 +99,7 @@ def asked(settings: Sequence[Setting]) -> str:
     def of(path: str) -> str:
         return listed(one.config[path] for one in settings)
 
-    names = [one.config["attack.name"] for one in settings]
-    joined = [name if isinstance(name, str) else " + ".join(name) for name in names]
+    joined = [" + ".join(parts_of_attack(one.config)) for one in settings]
     attacks = listed("no attack" if name == "none" else name for name in joined)
     seeds = sorted({run.config["seed"] for one in settings for run in one.runs})
     return (

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,31 +249,29 @@ def labels(settings: Sequence[Setting], leave_out: Iterable[str] = ()) -> list[s
     for setting in settings:
         variant = variant_of(setting.config)
         own = departures(setting.config, variant)
-        words = [
-            f"{short_name(path)}={value_text(setting.config[path])}"
-            for path in sorted(within[setting.config["data.name"]], key=lambda path: (path not in CONDITIONS, path))
-            if path in setting.config and path not in implied and (path in CONDITIONS or path in own)
-        ]
-        named.append(", ".join([method_of(setting.config) + (":reference" if variant else ""), *words]))
-    return _told_apart(settings, named, implied)
+        paths = sorted(within[setting.config["data.name"]], key=lambda path: (path not in CONDITIONS, path))
+        shown = [path for path in paths if path not in implied and (path in CONDITIONS or path in own)]
+        method = method_of(setting.config) + (":reference" if variant else "")
+        named.append(", ".join([method, *_words(setting.config, shown)]))
+    return told_apart(settings, named, lambda path: path not in implied)
 
 
-def _told_apart(settings: Sequence[Setting], named: Sequence[str], implied: set[str]) -> list[str]:
-    """The names, and of settings that share one the fields in which they differ, such as options of their attacks."""
+def told_apart(settings: Sequence[Setting], names: Sequence[str], wanted: Callable[[str], bool]) -> list[str]:
+    """The names, and behind one that several settings share the wanted fields in which these differ."""
     by_name: dict[str, list[Setting]] = {}
-    for setting, name in zip(settings, named, strict=True):
+    for setting, name in zip(settings, names, strict=True):
         by_name.setdefault(name, []).append(setting)
-    apart = {name: differing_fields(members) for name, members in by_name.items()}
+    apart = {name: list(filter(wanted, differing_fields(members))) for name, members in by_name.items()}
     return [
-        ", ".join(
-            [
-                name,
-                *(
-                    f"{short_name(path)}={value_text(setting.config[path])}"
-                    for path in apart[name]
-                    if path in setting.config and path not in implied
-                ),
-            ]
-        )
-        for setting, name in zip(settings, named, strict=True)
+        ", ".join([name, *_words(setting.config, apart[name])]) for setting, name in zip(settings, names, strict=True)
     ]
+
+
+def _words(config: Mapping[str, Any], paths: Iterable[str]) -> list[str]:
+    return [f"{short_name(path)}={value_text(config[path])}" for path in paths if path in config]
+
+
+def parts_of_attack(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the attacks that a setting is made of, in their order."""
+    name = config["attack.name"]
+    return (name,) if isinstance(name, str) else tuple(name)
