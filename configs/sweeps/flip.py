@@ -1,0 +1,59 @@
+"""FLIP, its parts and their controls against DBA: the tables of docs/flip.md.
+
+    python -m fedjax_spmc.run --config=configs/flip_mnist.py:fedavg,start --workdir=runs/flip_mnist_start
+    python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,fedavg --workdir=sweeps/flip_mnist
+    python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,flip --workdir=sweeps/flip_mnist
+    python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,controls --workdir=sweeps/flip_mnist
+    python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,oracle --workdir=sweeps/flip_mnist
+
+`mnist` (as without a word) or `fashion_mnist`, from the kept start model that averaging has made of all training
+pictures; `single` (as without a word) or `continuous`; and one of
+
+* `fedavg`: averaging;
+* `flip`: FLIP with short searches (`preset=lite`), as without a word;
+* `controls`: FLIP's training with random triggers, and with none;
+* `oracle`: searches that begin at the place of the trigger of the CIFAR code's attack.
+
+`fedavg` and `flip` are played under DBA, and under the continuous attack with Neurotoxin's mask besides. 100 clients,
+ten a round, four of them malicious, and the numbers of the code but for these: clients have 120 pictures each
+(`data.limit_train`); the continuous attack lasts 15 rounds, and 7 rounds follow the single shot.
+Predictions below 0.4 are rejected; what is so without rejection stands beside it in every row. Three seeds each.
+"""
+
+import runpy
+from pathlib import Path
+
+from fedjax_spmc.config import set_field
+from fedjax_spmc.sweep import Sweep
+
+FOLDER = Path(__file__).resolve().parent.parent
+PARTS = ("fedavg", "flip", "controls", "oracle")
+FIELDS = {
+    "data.limit_train": 12000,
+    "data.limit_test": 2000,
+    "evaluation.confidence": 0.4,
+}
+LONG = 15
+ROUNDS = {"single": 16, "continuous": 1 + LONG}
+
+
+def get_config(arg: str = "") -> Sweep:
+    words = [word for word in arg.split(",") if word]
+    name = "fashion_mnist" if "fashion_mnist" in words else "mnist"
+    schedule = "continuous" if "continuous" in words else "single"
+    part = next((word for word in words if word in PARTS), "flip")
+    rest = [word for word in words if word not in (name, schedule, *PARTS)]
+    method = ["fedavg"] if part == "fedavg" else ["flip", "lite"]
+    chosen = [*rest, "kept", schedule, *method, *(["oracle"] if part == "oracle" else [])]
+    base = runpy.run_path(str(FOLDER / f"flip_{name}.py"))["get_config"](",".join(chosen))
+    fields = FIELDS | {"federation.rounds": ROUNDS[schedule], "checkpoint.every": ROUNDS[schedule]}
+    if schedule == "continuous":
+        fields |= {"attack.schedule.last": LONG}
+    for path, value in fields.items():
+        set_field(base, path, value)
+    grid: dict[str, list] = {}
+    if part == "controls":
+        grid["local.options.triggers"] = ["noise", "none"]
+    elif schedule == "continuous" and part != "oracle":
+        grid["attack.name"] = [("dba",), ("dba", "neurotoxin")]
+    return Sweep(base=base, grid=grid, seeds=(0, 1, 2))
