@@ -1,13 +1,14 @@
-"""Keeps the small files of a sweep's finished cells, for tables in docs/ that are made of them.
+"""Keeps the small files of a sweep's ended cells, for tables in docs/ that are made of them.
 
     python experiments/keep.py SWEEP TARGET
     python experiments/keep.py sweeps/neurotoxin experiments/results/neurotoxin_small
 
-TARGET becomes a sweep's folder too: the rows of the finished cells in results.jsonl, and of each cell config.json,
-environment.json, roster.json, summary.json and of each line of metrics.jsonl what the report's tables and curves are
-made of: the percentages, and where anybody was flagged in the run the flags. Histograms, weights, scores and models are
-left out. Cells that TARGET holds already are left as they are. To go on with a sweep of which only the kept files are
-left, copy TARGET to where it is to be played.
+TARGET becomes a sweep's folder too: the rows of the cells that finished or diverged in results.jsonl, and of each of
+them config.json, environment.json, roster.json, summary.json and of each line of metrics.jsonl what the report's tables
+and curves are made of: the percentages, the perplexity, the flags of a rule that flags, and where predictions are
+rejected what is so without rejection and, of the last line, the histograms. Weights, scores and models are left out.
+Cells that TARGET holds already are left as they are. To go on with a sweep of which only the kept files are left, copy
+TARGET to where it is to be played.
 Exit codes: 0 done, 2 bad input (one sentence says what).
 """
 
@@ -21,14 +22,19 @@ from typing import Any
 from cells import KEPT_FILES
 
 from fedjax_spmc.command import Flags, Parser, run_command
+from fedjax_spmc.metrics import NEXT_TOKEN, REJECTION
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.record.files import append_line, replace
 from fedjax_spmc.sweep.table import TABLE_FILE
 from fedjax_spmc.terminal import show
 
 METRICS = "metrics.jsonl"
-PERCENTAGES = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all")
-FLAGS = ("client_ids", "participating", "malicious", "flagged", "tpr", "fpr")
+ENDED = ("finished", "diverged")
+"""What is kept: a model that stopped being finite is a result too."""
+NUMBERS = ("A", "ASR", "ASR_all", "R", "V", "R_all", "V_all", *NEXT_TOKEN)
+RATES = ("tpr", "fpr")
+"""Undefined in every line where the rule never flags; one that flags may have flagged nobody."""
+FLAGS = ("client_ids", "participating", "malicious", "flagged", *RATES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +54,11 @@ def _keep(parser: Parser, flags: Flags) -> int:
         )
     kept = {row["config_hash"] for row in rows_of(target)}
     rows = rows_of(sweep)
-    new = [row for row in rows if row["status"] == "finished" and row["config_hash"] not in kept]
+    new = [row for row in rows if row["status"] in ENDED and row["config_hash"] not in kept]
     for row in new:
         keep_cell(sweep / row["folder"], target / row["folder"])
         append_line(target / TABLE_FILE, row)
-    show(f"{len(new)} cells kept in {target}, {len(rows) - len(new)} were there already or are not finished")
+    show(f"{len(new)} cells kept in {target}, {len(rows) - len(new)} were there already or have not ended")
     return 0
 
 
@@ -63,22 +69,27 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def keep_cell(folder: Path, target: Path) -> None:
-    """Copies the small files of one finished cell."""
+    """Copies the small files of one cell."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    flagging = any(any(line.get("flagged") or ()) for line in lines)  # a kept cell's lines lack what was left out
+    flags = any(line.get(name) is not None for line in lines for name in RATES)
+    rejects = any(line.get("confidence") for line in lines)
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT_FILES:
         if name != METRICS:
             shutil.copy(folder / name, target / name)
-    text = "".join(json.dumps(small_line(line, flagging)) + "\n" for line in lines)
+    small = [small_line(line, flags, rejects) for line in lines]
+    if rejects:
+        small[-1]["histograms"] = lines[-1].get("histograms")
+    text = "".join(json.dumps(line) + "\n" for line in small)
     replace(target / METRICS, text.encode())
 
 
-def small_line(line: Mapping[str, Any], flagging: bool) -> dict[str, Any]:
-    """What is kept of a line: what is undefined is left out, percentages have four decimals."""
+def small_line(line: Mapping[str, Any], flags: bool, rejects: bool) -> dict[str, Any]:
+    """What is kept of a line: what is undefined is left out, numbers have four decimals."""
+    numbers = (*NUMBERS, *(("confidence", *REJECTION) if rejects else ()))
     kept: dict[str, Any] = {"round": line["round"]}
-    kept |= {name: round(line[name], 4) for name in PERCENTAGES if line.get(name) is not None}
-    return kept | ({name: line[name] for name in FLAGS if line.get(name) is not None} if flagging else {})
+    kept |= {name: round(line[name], 4) for name in numbers if line.get(name) is not None}
+    return kept | ({name: line[name] for name in FLAGS if line.get(name) is not None} if flags else {})
 
 
 if __name__ == "__main__":
