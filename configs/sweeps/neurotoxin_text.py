@@ -6,12 +6,12 @@
     python -m fedjax_spmc.sweep --config=configs/sweeps/neurotoxin_text.py:sentiment140,rates --workdir=sweeps/tweets
 
 `reddit` (as without a word) or `sentiment140` at its small size, from the kept start model: in rounds 1 to 20 one of
-ten clients attacks, 40 clean rounds follow. Baseline and mask, each with one of
+ten clients attacks, 40 clean rounds follow. One of
 
-* `rates`: both learning rates of the attacker in the published scripts, one of which they give to the baseline and the
-  other to the mask; updates are clipped. As without a word;
-* `noise`: weak differential privacy on top of clipping, with the code's 0.001;
-* `methods`: multi_krum, spmc and fdcr in place of clipping.
+* `rates`: baseline and mask at both learning rates of the attacker in the published scripts, one of which they give to
+  the baseline and the other to the mask; updates are clipped. As without a word;
+* `noise`: baseline and mask, weak differential privacy on top of clipping, with the code's 0.001;
+* `methods`: the mask under multi_krum, spmc and fdcr in place of clipping.
 
 Three seeds each. `noise` and `methods` take the rate that the scripts give to the mask.
 """
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> Sweep:
     if "noise" in words:
         set_field(base, "aggregator.options.noise", 0.001)
     elif "methods" in words:
-        grid["method"] = METHODS
+        grid = {"method": METHODS}
     else:
         grid["attack.local.learning_rate"] = list(RATES[task])
     return Sweep(base=base, grid=grid, seeds=(0, 1, 2))
