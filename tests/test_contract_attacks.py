@@ -310,12 +310,17 @@ def test_an_option_of_one_part_wins():
 
 
 def test_features_are_what_the_last_layer_takes():
-    for name in ("mlp", "simple_cnn", "resnet10"):
-        model = models.make(name, num_classes=4, image_shape=(16, 16, 3))
-        variables, inputs = model.init(KEY), jax.random.normal(KEY, (3, 16, 16, 3))
-        weight, bias = jax.tree.leaves(variables.params)[-2:]
-        features, _ = model.features(variables.params, variables.stats, inputs, False, KEY)
-        logits, _ = model.apply(variables.params, variables.stats, inputs, False, KEY)
+    for name, options in {"mlp": {}, "simple_cnn": {}, "resnet10": {"width": 4}}.items():
+        model = models.make(name, num_classes=4, image_shape=(16, 16, 3), **options)
+
+        @jax.jit
+        def both(inputs, model=model):
+            params, stats = model.init(KEY)
+            found = (method(params, stats, inputs, False, KEY)[0] for method in (model.features, model.apply))
+            return params, *found
+
+        params, features, logits = both(jax.random.normal(KEY, (3, 16, 16, 3)))
+        weight, bias = jax.tree.leaves(params)[-2:]
         ours = np.matmul(np.asarray(features), np.asarray(weight).T) + np.asarray(bias)[None]
         np.testing.assert_allclose(ours, logits, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """The parity walker: every golden file that has a check passes, and tampering is noticed."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from fedjax_spmc import numerics
 from fedjax_spmc.parity import walk
 from fedjax_spmc.parity.__main__ import main
-from fedjax_spmc.parity.comparison import Outcome, exit_code
+from fedjax_spmc.parity.comparison import exit_code
 
 SMALL = ("spmc_server_toy_t0", "spmc_trigger", "spmc_metrics", "spmc_partition_d3", "spmc_backdoor_dataset")
 SOME_TAGS = ("SPMD", "Equal", "Weight")
@@ -50,49 +53,74 @@ def tamper(path, name, change):
     np.savez(path, **arrays)
 
 
-def walked(*arguments: str, **environment: str) -> list[dict]:
-    """The rows of the command in a process of its own, where warnings are errors; it must succeed."""
-    command = [sys.executable, "-W", "error", "-m", "fedjax_spmc.parity", *arguments, "--json"]
+def walked(*arguments: str, first: str = "", **environment: str) -> list[dict]:
+    """The rows of the command in a process of its own, where warnings are errors; it must succeed.
+
+    Args:
+        arguments: of the command.
+        first: code that the process runs before it.
+        environment: variables of the process.
+    """
+    code = f"{first}\nimport sys\nfrom fedjax_spmc.parity.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-W", "error", "-c", code, *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)["checks"]
 
 
+FAMILIES = ("attacks_", "defences_", "fdcr_", "flip_", "neurotoxin_", "spmc_server_cnn_", "spmc_server_toy_", "")
+"""Beginnings of the files' names, walked one after another so that two workers share them; the last has the rest."""
+TAGS = ("Equal", "Weight", "SPMD", "SPMD_euc", "SPMD_was", "SPED", "MultiMetric")
+EDGE_CASES = ("blackbox", "pgd_loose", "pgd_linf", "prox")
+PAIRS = (
+    ("local sgd", "spmc_local_runs"),
+    ("4 steps of sgd", "spmc_resnet10_narrow"),
+    ("4 steps of spmc", "spmc_resnet10_narrow"),
+    ("aligned near", "spmc_local_runs"),
+    ("aligned other 2epochs", "spmc_local_runs"),
+    ("local fedprox", "spmc_local_runs"),
+    ("local fedprox 2epochs", "spmc_local_runs"),
+    ("local scaffold", "spmc_local_runs"),
+    ("projection", "spmc_projection_p6"),
+    ("forward and gradient", "spmc_local_runs"),
+    ("rounds of fedavg", "spmc_rounds_fedavg_equal"),
+    ("trigger", "spmc_trigger"),
+    ("backdoor data set", "spmc_backdoor_dataset"),
+    ("label flip", "spmc_label_flip_matrices"),
+    ("replacement dba/trigger mnist", "attacks_replacement"),
+    ("replacement dba/single_shot", "attacks_replacement"),
+    ("replacement dba/loan", "attacks_replacement"),
+    ("resize to 32x32", "spmc_preprocess"),
+    ("normalisation", "spmc_preprocess"),
+    ("metrics", "spmc_metrics"),
+    *((f"lp {case}{part}", "attacks_lp") for case in ("b", "none", "half") for part in ("", ", lists", ", upload")),
+    *((f"edge case {case}{part}", "attacks_edge_case") for case in EDGE_CASES for part in ("", ", upload")),
+)
+"""Check, file: among those that must have passed."""
+
+
 @pytest.mark.slow
-def test_every_golden_file_that_has_a_check_passes(golden):
-    outcomes = [Outcome(**row) for row in walked(f"--golden={golden}")]
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.rstrip("_") or "rest")
+def test_every_golden_file_that_has_a_check_passes(golden, tmp_path, family):
+    """In this process, where the programs of many small checks compile faster; warnings are errors here too."""
+    paths = {path.stem: path for path in golden.glob("*.npz")}
+    assert {stem for _, stem in PAIRS} <= paths.keys()
+    files = {stem for stem in paths if next(one for one in FAMILIES if stem.startswith(one)) == family}
+    assert files
+    for stem in files:
+        (tmp_path / f"{stem}.npz").symlink_to(paths[stem])
+    with numerics.pinned(), jax.numpy_rank_promotion("allow"):  # as the command has it
+        outcomes = walk(tmp_path)
+    assert {f"{stem}.npz" for stem in files} <= {one.source for one in outcomes}
     assert [one for one in outcomes if one.verdict == "failed"] == []
     passed = {(one.check, one.source.removesuffix(".npz")) for one in outcomes if one.verdict == "passed"}
-    files = {path.stem for path in golden.glob("*.npz")}
     for stem in files:
         if stem.startswith(("spmc_server_toy_t", "spmc_server_cnn_")):
-            tags = ("Equal", "Weight", "SPMD", "SPMD_euc", "SPMD_was", "SPED", "MultiMetric")
-            assert {(f"server {tag}", stem) for tag in tags} <= passed
+            assert {(f"server {tag}", stem) for tag in TAGS} <= passed
         if stem.startswith("spmc_partition_"):
             assert ("partition", stem) in passed
-    for pair in (
-        ("local sgd", "spmc_local_runs"),
-        ("4 steps of sgd", "spmc_resnet10_narrow"),
-        ("4 steps of spmc", "spmc_resnet10_narrow"),
-        ("aligned near", "spmc_local_runs"),
-        ("aligned other 2epochs", "spmc_local_runs"),
-        ("local fedprox", "spmc_local_runs"),
-        ("local fedprox 2epochs", "spmc_local_runs"),
-        ("local scaffold", "spmc_local_runs"),
-        ("projection", "spmc_projection_p6"),
-        ("forward and gradient", "spmc_local_runs"),
-        ("rounds of fedavg", "spmc_rounds_fedavg_equal"),
-        ("trigger", "spmc_trigger"),
-        ("backdoor data set", "spmc_backdoor_dataset"),
-        ("label flip", "spmc_label_flip_matrices"),
-        ("replacement dba/trigger mnist", "attacks_replacement"),
-        ("replacement dba/single_shot", "attacks_replacement"),
-        ("replacement dba/loan", "attacks_replacement"),
-        ("resize to 32x32", "spmc_preprocess"),
-        ("normalisation", "spmc_preprocess"),
-        ("metrics", "spmc_metrics"),
-    ):
-        assert pair in passed
+    for pair in PAIRS:
+        assert pair in passed or pair[1] not in files
     for one in outcomes:
         assert one.verdict != "skipped" or one.reason
         assert "no rule of ours yet" not in one.reason
@@ -105,10 +133,7 @@ def test_small_files_pass_and_print(golden, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "server SPMD" in text
     assert " 0 failed" in text
-    assert main([f"--golden={folder}", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["failed"] == 0
-    assert {row["verdict"] for row in report["checks"]} == {"passed"}
+    assert {row["verdict"] for row in walked(f"--golden={folder}")} == {"passed"}
 
 
 @pytest.mark.parametrize(
@@ -210,25 +235,38 @@ def test_recorded_training_that_was_changed_fails(golden, tmp_path):
     assert set(verdicts.values()) == {"passed"}
 
 
+SHORTER = "from fedjax_spmc.parity import torch_rounds; torch_rounds.ROUNDS = 2"
+"""Each round is held against torch's from the same models, so that two say of the code what the command's five do."""
+
+
 @pytest.mark.slow
 def test_beside_torch():
     """In a process of its own, compiled as usual: training takes most of the time here."""
     pytest.importorskip("torch")
-    rows = {row["check"]: row for row in walked("--torch", XLA_FLAGS="")}
+    rows = {row["check"]: row for row in walked("--torch", first=SHORTER, XLA_FLAGS="")}
     for method in ("fedavg", "spmc"):
-        assert rows[f"{method}, 5 rounds"]["error"] <= 1e-5
+        assert rows[f"{method}, 2 rounds"]["error"] <= 1e-5
         assert rows[f"{method}, A and ASR"]["error"] <= 1e-9
         assert rows[f"{method}, one round in float64"]["error"] <= 1e-9
         assert rows[f"{method}, free-running"]["verdict"] == "not judged"
 
 
-@pytest.fixture
-def one_round_of_averaging(monkeypatch):
-    """`--torch` cut to one round of averaging, one replaced at most; gives the module of the torch side."""
+@pytest.fixture(scope="module")
+def both_sides():
+    """What both sides of a method are made of, with its programs, made once for the tests below."""
     pytest.importorskip("torch")
+    from fedjax_spmc.parity import torch_rounds
+
+    return functools.cache(torch_rounds.BothSides)
+
+
+@pytest.fixture
+def one_round_of_averaging(monkeypatch, both_sides):
+    """`--torch` cut to one round of averaging, one replaced at most; gives the module of the torch side."""
     from fedjax_spmc.parity import torch_rounds, torch_side
 
-    for name, value in {"METHODS": ("fedavg",), "ROUNDS": 1, "MAX_REPLACED_ROUNDS": 1, "WARM_UP": 0}.items():
+    parts = {"METHODS": ("fedavg",), "ROUNDS": 1, "MAX_REPLACED_ROUNDS": 1, "WARM_UP": 0, "BothSides": both_sides}
+    for name, value in parts.items():
         monkeypatch.setattr(torch_rounds, name, value)
     return torch_side
 

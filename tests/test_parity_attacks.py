@@ -33,10 +33,9 @@ def test_how_to_backdoor(golden, case):
     assert verdicts(replacement, arrays | {f"howto/{case}/{name}": value})[0] == "failed"
 
 
-@pytest.mark.parametrize("case", ["a", *[pytest.param(one, marks=pytest.mark.slow) for one in ("b", "none", "half")]])
-def test_critical_layers(golden, case):
-    arrays = golden("attacks_lp", f"{case}/")
-    assert verdicts(layer_wise, arrays) == ["passed"] * 3
+def test_critical_layers(golden):
+    """Of one case; the walk over all files has the others."""
+    assert verdicts(layer_wise, golden("attacks_lp", "a/")) == ["passed"] * 3
 
 
 def test_another_simulated_server_is_another_list(golden):
@@ -61,8 +60,8 @@ def test_chameleons_loss_and_triggers(golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["round", "round_unfrozen"])
-def test_rounds_of_chameleon(golden, case):
+def test_a_round_of_chameleon_with_other_layers_frozen_is_noticed(golden, case):
+    """As it is recorded it passes in the walk over all files."""
     arrays = golden("attacks_chameleon", (f"{case}/", "supcon/lonely", "trigger/cifar_1"))
-    assert verdicts(chameleon, arrays) == ["passed"] * 5
     frozen = {f"{case}/freeze": 1 - arrays[f"{case}/freeze"]}
-    assert verdicts(chameleon, arrays | frozen)[2:] == ["passed", "failed", "failed"]
+    assert verdicts(chameleon, arrays | frozen) == ["passed", "passed", "passed", "failed", "failed"]

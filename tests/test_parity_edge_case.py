@@ -6,8 +6,6 @@ import pytest
 from fedjax_spmc.parity.kinds_edge_case import edge_cases
 from fedjax_spmc.parity.kinds_networks import networks
 
-CASES = ("blackbox", "pgd", "pgd_loose", "pgd_linf", "prox")
-
 
 @pytest.fixture(scope="module")
 def recorded(shared):
@@ -22,9 +20,9 @@ def verdicts(recorded, case, **changed):
     return [one.verdict for one in edge_cases(found, "a file")]
 
 
-@pytest.mark.parametrize("case", [one if one == "pgd" else pytest.param(one, marks=pytest.mark.slow) for one in CASES])
-def test_models_and_uploads(recorded, case):
-    assert verdicts(recorded, case) == ["passed", "passed"]
+def test_models_and_uploads(recorded):
+    """Of one case; the walk over all files has the others."""
+    assert verdicts(recorded, "pgd") == ["passed", "passed"]
 
 
 @pytest.mark.slow

@@ -214,15 +214,11 @@ def test_fields_of_attack_are_the_chosen_attacks_own_unless_given(names, expecte
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_cache")
-@pytest.mark.parametrize(
-    ("names", "fields"),
-    [
-        ("semantic", {"attack__options__disjoint": False, "attack__options__draws": 20}),
-        (("edge_case", "badnets", "semantic"), {"attack__options__cases": "digits", "attack__target_label": 1}),
-    ],
-    ids=["semantic", "three"],
-)
-def test_a_run_resumes_sweeps_and_is_evaluated_again(tmp_path, names, fields):
+def test_a_run_resumes_sweeps_and_is_evaluated_again(tmp_path):
+    names = ("edge_case", "badnets", "semantic")
+    fields: dict[str, Any] = {"attack__options__cases": "digits", "attack__target_label": 1}
+    fields |= {"attack__options__disjoint": False, "attack__options__draws": 20}
+
     def config(rounds=2):
         return small.config(rounds, "fedavg", attack__name=names, **fields)
 
@@ -237,7 +233,7 @@ def test_a_run_resumes_sweeps_and_is_evaluated_again(tmp_path, names, fields):
     pictures = images.RunImages().test_images(run)
     assert {one.label for one in pictures.triggered} == {"5"}
     assert pictures.caption == "test images of the attack's own, without a trigger"
-    assert pictures.note.startswith(f"The attacker's class is {1 if 'edge_case' in names else 9}.")
+    assert pictures.note.startswith("The attacker's class is 1.")
     rows = sweep.run(sweep.Sweep(config(), grid={"attack.poison_fraction": [0.0, 0.5]}), tmp_path / "sweep")
     assert [row["status"] for row in rows] == ["finished"] * 2
     cell = experiment.load(tmp_path / "sweep" / rows[1]["folder"])

@@ -69,8 +69,8 @@ def test_heat_where_the_last_map_is_that_of_dropout():
 
 @pytest.mark.slow
 def test_residual_nets_have_heat():
-    model = models.make("resnet10", num_classes=4, image_shape=SHAPE)
-    variables: Variables = model.init(jax.random.key(0))
+    model = models.make("resnet10", num_classes=4, image_shape=SHAPE, width=4)
+    variables: Variables = jax.jit(model.init)(jax.random.key(0))
     _, heat = gradcam.grad_cam(model, variables, jax.random.normal(jax.random.key(1), (2, *SHAPE)))
     assert heat is not None
     assert heat.shape == (2, 4, 4)
