@@ -16,7 +16,7 @@ from fedjax_spmc.parity.comparison import TOLERANCE, Arrays, Comparison, Outcome
 from fedjax_spmc.parity.kinds_small import EXACT, channels_last
 from fedjax_spmc.registry import datasets
 from fedjax_spmc.setup import roster
-from fedjax_spmc.types import Upload, Variables
+from fedjax_spmc.types import Array, Upload, Variables
 
 ESTIMATES = {"F_persample": "per_sample", "F_repro": "batch", "F_supp": "authors"}
 """Prefix of the arrays -> kind of Fisher."""
@@ -78,33 +78,36 @@ def fishers(arrays: Arrays, source: str) -> Iterator[Outcome]:
 @kind(r"fdcr_server.*")
 def server_steps(arrays: Arrays, source: str) -> Iterator[Outcome]:
     """One row for each whole server step; where the leak is on with the recorded noise."""
-    rule = aggregators.make("fdcr")
+    step = jax.jit(_server_step)
     for case in map(str, arrays["case_names"]):
-        recorded = {name: arrays[f"{case}__{name}"] for name in SERVER_INPUTS}
-        upload = server_upload(recorded)
-        degrees = fdcr.min_max(upload.extras["fisher"])["flat"]
-        weighted = fdcr.importance_weighted(upload, {"flat": degrees})
-        alpha = fdcr.shares(upload, "size")
-        model, verdict, _ = rule.aggregate(upload, (), root_key(0))
-        updates = upload.client_params["flat"] - upload.global_params["flat"][None]
-        raised = fdcr.rescaled({"flat": updates}, {"flat": degrees})["flat"] if verdict.flagged.any() else updates
-        kept = jnp.where(verdict.flagged[:, None], updates, raised)
-        ours = {
-            "alpha0": alpha,
-            "I": degrees,
-            "gI": weighted["flat"],
-            "g_global": trees.weighted_mean(weighted, alpha)["flat"],
-            "V": verdict.scores,
-            "alpha": verdict.weights,
-            "clients_rescaled": upload.global_params["flat"][None] + kept,
-            "new_global": model["flat"],
-        }
+        flagged, ours = step(server_upload({name: arrays[f"{case}__{name}"] for name in SERVER_INPUTS}))
         comparison = Comparison(f"FDCR server {case}", TOLERANCE)
-        comparison.add("flagged", np.flatnonzero(verdict.flagged), arrays[f"{case}__flagged"])
+        comparison.add("flagged", np.flatnonzero(flagged), arrays[f"{case}__flagged"])
         for name, value in ours.items():
             reference = arrays[f"{case}__{name}"]
             comparison.add(name, relative(value, reference), reference)
         yield comparison.outcome(source)
+
+
+def _server_step(upload: Upload) -> tuple[Array, dict[str, Array]]:
+    """Who is flagged, and what the file records of the step, by its names."""
+    degrees = fdcr.min_max(upload.extras["fisher"])["flat"]
+    weighted = fdcr.importance_weighted(upload, {"flat": degrees})
+    alpha = fdcr.shares(upload, "size")
+    model, verdict, _ = aggregators.make("fdcr").aggregate(upload, (), root_key(0))
+    updates = upload.client_params["flat"] - upload.global_params["flat"][None]
+    raised = fdcr.rescaled({"flat": updates}, {"flat": degrees})["flat"]
+    kept = jnp.where(verdict.flagged[:, None] | ~verdict.flagged.any(), updates, raised)
+    return verdict.flagged, {
+        "alpha0": alpha,
+        "I": degrees,
+        "gI": weighted["flat"],
+        "g_global": trees.weighted_mean(weighted, alpha)["flat"],
+        "V": verdict.scores,
+        "alpha": verdict.weights,
+        "clients_rescaled": upload.global_params["flat"][None] + kept,
+        "new_global": model["flat"],
+    }
 
 
 def server_upload(recorded: dict[str, np.ndarray]) -> Upload:

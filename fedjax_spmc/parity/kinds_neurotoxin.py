@@ -20,21 +20,20 @@ SCOPES: dict[str, Scope] = {"global": "global", "layer": "per_tensor"}
 @kind(r"neurotoxin_masks.*")
 def mask_construction(arrays: Arrays, source: str) -> Iterator[Outcome]:
     """Every mask exactly, with the ratio as a number and as the array that a sweep makes of it."""
-    build = jax.jit(masks, static_argnums=2)
+    by_array = jax.jit(masks, static_argnums=2)
+    by_number = jax.jit(
+        lambda gradient, asked: [masks(gradient, number, scope) for number, scope in asked], static_argnums=1
+    )
     for case in dict.fromkeys(name.split("/")[0] for name in arrays):
         found = below(arrays, case)
         gradient = [jnp.asarray(found[f"grad_{i}"]) for i in range(sum(name.startswith("grad_") for name in found))]
         comparison = Comparison(f"masks {case}", 0.0)
-        for ratio, scope in dict.fromkeys(tuple(name.split("/")[:2]) for name in found if "/" in name):
-            number, theirs = float(ratio.removeprefix("r")), below(found, f"{ratio}/{scope}")
-            for form in (number, jnp.float32(number)):
-                ours = (
-                    build(gradient, form, SCOPES[scope])
-                    if form is not number
-                    else masks(gradient, number, SCOPES[scope])
-                )
+        names = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in found if "/" in name))
+        asked = tuple((float(ratio.removeprefix("r")), SCOPES[scope]) for ratio, scope in names)
+        for (ratio, scope), (number, ours_scope), made in zip(names, asked, by_number(gradient, asked), strict=True):
+            for ours in (made, by_array(gradient, jnp.float32(number), ours_scope)):
                 for i, mask in enumerate(ours):
-                    comparison.add(f"{ratio} {scope} mask_{i}", mask, theirs[f"mask_{i}"])
+                    comparison.add(f"{ratio} {scope} mask_{i}", mask, found[f"{ratio}/{scope}/mask_{i}"])
         yield comparison.outcome(source)
 
 
