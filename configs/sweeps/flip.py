@@ -4,6 +4,7 @@
         --config.server.learning_rate=1.0 --config.federation.rounds=20
     python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,fedavg --workdir=sweeps/flip_mnist
     python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,flip --workdir=sweeps/flip_mnist
+    python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,flip,mask --workdir=sweeps/flip_mnist
     python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,controls --workdir=sweeps/flip_mnist
     python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,single,oracle --workdir=sweeps/flip_mnist
     python -m fedjax_spmc.sweep --config=configs/sweeps/flip.py:mnist,continuous,fedavg --workdir=sweeps/flip_mnist
@@ -18,7 +19,7 @@ pictures in 20 rounds (at the server rate of 0.1 it is no classifier yet after s
 * `controls`: FLIP's training with random triggers, and with none;
 * `oracle`: searches that begin at the place of the trigger of the CIFAR code's attack.
 
-`fedavg` and `flip` are also played under a single shot with Neurotoxin's mask. 100 clients, ten a round, four of them
+With `mask` besides, the attackers of the single shot have Neurotoxin's. 100 clients, ten a round, four of them
 malicious, and the numbers of the code but for these: clients have 120 pictures each (`data.limit_train`), 7 rounds
 follow the single shot, and the continuous attack lasts 15 rounds. Predictions below 0.4 are rejected; what is so
 without rejection stands beside it in every row. Three seeds each.
@@ -47,7 +48,7 @@ def get_config(arg: str = "") -> Sweep:
     name = "fashion_mnist" if "fashion_mnist" in words else "mnist"
     schedule = "continuous" if "continuous" in words else "single"
     part = next((word for word in words if word in PARTS), "flip")
-    rest = [word for word in words if word not in (name, schedule, *PARTS)]
+    rest = [word for word in words if word not in (name, schedule, "mask", *PARTS)]
     method = ["fedavg"] if part == "fedavg" else ["flip", "lite"]
     chosen = [*rest, "kept", schedule, *method, *(["oracle"] if part == "oracle" else [])]
     base = runpy.run_path(str(FOLDER / f"flip_{name}.py"))["get_config"](",".join(chosen))
@@ -57,6 +58,6 @@ def get_config(arg: str = "") -> Sweep:
     grid: dict[str, list] = {}
     if part == "controls":
         grid["local.options.triggers"] = ["noise", "none"]
-    elif schedule == "single" and part in ("fedavg", "flip"):
-        grid["attack.name"] = [("dba", "model_replacement"), ("dba", "neurotoxin", "model_replacement")]
+    elif "mask" in words:
+        grid["attack.name"] = [("dba", "neurotoxin", "model_replacement")]
     return Sweep(base=base, grid=grid, seeds=(0, 1, 2))
