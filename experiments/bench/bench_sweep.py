@@ -200,7 +200,11 @@ def training_alone(experiment: setup.Experiment, clients: int) -> single.Run:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (placed.shared, state, key))
     with numerics.pinned():
         compiled = jax.jit(trained, **sharding).lower(*shapes).compile()
-    return lambda: compiled(placed.shared, state, key)
+
+    def run() -> None:  # what it returned would lie in memory while the other plays
+        jax.block_until_ready(compiled(placed.shared, state, key))
+
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
