@@ -243,7 +243,7 @@ def test_steps_of_a_users_network(step_bench, capsys, monkeypatch):
 
 
 def test_torch_has_the_same_networks(step_bench, script):
-    """Tensor by tensor of those that `test_networks.py` and `test_residual.py` compare number by number."""
+    """Tensor by tensor; below and in `test_networks.py` and `test_residual.py` number by number."""
     script("lenet")
     for name, work in step_bench.WORKLOADS.items():
         model = models.make(name, num_classes=work.classes, image_shape=work.shape)
@@ -252,6 +252,21 @@ def test_torch_has_the_same_networks(step_bench, script):
         if name == "lenet":  # Flax's order and layout
             ours, theirs = sorted(map(np.prod, ours)), sorted(map(np.prod, theirs))
         assert ours == theirs, name
+
+
+def test_two_blocks_a_stage_beside_torch(step_bench):
+    """As in the thin ResNet-18, with fewer channels."""
+    import torch
+
+    network = step_bench.ResNet((2, 2, 2, 2), 4).eval()
+    model = models.make("resnet18", width=4, image_shape=(8, 8, 3))
+    named = {name: x.numpy() for name, x in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    variables = models.from_torch_dict(model, named)
+    logits, _ = jax.jit(lambda variables, images: model.apply(*variables, images, False))(variables, images)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_a_users_lenet_beside_torch(step_bench, script):
