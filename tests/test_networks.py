@@ -34,51 +34,13 @@ def size_of(model: Model) -> int:
     return sum(int(np.prod(shape)) for shape in shapes_of(model).values())
 
 
-def torch_network(torch, name, side):
-    """The same network as torch writes it, with the names of its code."""
-    functional = torch.nn.functional
+def torch_network(name, side):
+    """The same network as torch writes it."""
+    from fedjax_spmc.parity.torch_reference import flip, model
 
-    class Emnist(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.conv2 = torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 64, 3)
-            self.fc1 = torch.nn.Linear(64 * ((side - 4) // 2) ** 2, 128)
-            self.fc2 = torch.nn.Linear(128, 10)
-
-        def forward(self, x):
-            x = functional.max_pool2d(self.conv2(self.conv1(x).relu()).relu(), 2)
-            return self.fc2(self.fc1(x.flatten(1)).relu())
-
-    class Mnist(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.conv2 = torch.nn.Conv2d(1, 20, 5), torch.nn.Conv2d(20, 50, 5)
-            self.fc1 = torch.nn.Linear(50 * (((side - 4) // 2 - 4) // 2) ** 2, 500)
-            self.fc2 = torch.nn.Linear(500, 10)
-
-        def forward(self, x):
-            x = functional.max_pool2d(self.conv1(x).relu(), 2)
-            x = functional.max_pool2d(self.conv2(x).relu(), 2)
-            return self.fc2(self.fc1(x.flatten(1)).relu())
-
-    class ResNet9(torch.nn.Module):
-        """Its names are those of `model.param_order`: convolutions in order, then the linear layer."""
-
-        def __init__(self):
-            super().__init__()
-            widths = [(1, 64), (64, 128), (128, 128), (128, 128), (128, 256), (256, 512), (512, 512), (512, 512)]
-            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in widths)
-            self.linear = torch.nn.Linear(512, 10, bias=False)
-
-        def forward(self, x):
-            prep, layer1, res1, res2, layer2, layer3, res3, res4 = self.convs
-            x = functional.max_pool2d(layer1(prep(x).relu()).relu(), 2)
-            x = x + res2(res1(x).relu()).relu()
-            x = functional.max_pool2d(layer3(functional.max_pool2d(layer2(x).relu(), 2)).relu(), 2)
-            x = x + res4(res3(x).relu()).relu()
-            return self.linear(functional.max_pool2d(x, x.shape[2]).flatten(1)) * 0.125
-
-    return {"emnist_cnn": Emnist, "mnist_net": Mnist, "resnet9": ResNet9}[name]()
+    if name == "resnet9":
+        return model.ResNet9(10)
+    return {"emnist_cnn": model.EmnistCNN, "mnist_net": flip.MnistNet}[name](side).eval()
 
 
 @pytest.mark.parametrize("name", TORCH_SIDES)
@@ -87,7 +49,7 @@ def test_beside_torch(name):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     side = TORCH_SIDES[name]
-    network = torch_network(torch, name, side)
+    network = torch_network(name, side)
     model = models.make(name, num_classes=10, image_shape=(side, side, 1))
     if name != "resnet9":
         assert [one for one, _ in network.named_parameters()] == [".".join(path) for path in model.param_order]

@@ -12,7 +12,6 @@ training images.
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,6 @@ from fedjax_spmc.config import make_config
 from fedjax_spmc.options import Option, Range
 
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
-HERE = Path(__file__).resolve().parent
 
 
 def resolved(method: str, data: str, epochs: int, limit: int):
@@ -61,18 +59,7 @@ def theirs(config, dataset, method: str):
             facts=json.dumps(facts),
         )
         command = [sys.executable, "-m", "fedjax_spmc.parity.torch_reference.loader_round", str(path), method]
-        with subprocess.Popen(
-            command, cwd=HERE.parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-
-            def run() -> int:
-                process.stdin.write("\n")
-                process.stdin.flush()
-                return int(process.stdout.readline())
-
+        with single.answering(command) as run:
             yield run
 
 

@@ -1,19 +1,24 @@
 """Milliseconds per client-step: this simulator against a plain torch loop over clients.
 
-    python experiments/bench/bench_step.py [--model=simple_cnn|resnet10] [--repeats=7] [--threads=2] [--json]
+    python experiments/bench/bench_step.py [--model=simple_cnn] [--methods=sgd,spmc] [--repeats=7] [--threads=2]
+                                           [--json]
 
-Same model (SimpleCNN, 92,626 parameters, 10 clients of 640 images, 2 epochs; or resnet10, 4,903,242 parameters, 2
-clients of 640 images, 1 epoch), batch 64, SGD with momentum 0.9 and weight decay 1e-5, no augmentation. Both draw
-shuffled batches from images in memory; ours are uint8 and are normalised inside the step, torch's are float32 and
-ready. Ours is the whole round, server included, on one CPU device per core; torch's is local training alone. The two
-run in turn in one process (torch on --threads); the medians are compared.
+Same model, same batches, SGD with momentum 0.9 and weight decay 1e-5, no augmentation. Both draw shuffled batches from
+random images in memory; ours are uint8 and are normalised inside the step, torch's are float32 and ready. Ours is the
+whole round, server included, on one CPU device per core; torch's is local training alone. They run in turn in one
+process (torch on --threads); the medians are compared.
+
+simple_cnn: 92,626 parameters, 10 clients of 640 images, batch 64, 2 epochs. lenet: a user's network in plain Flax
+(`lenet.py`: `nn.Conv`, `nn.max_pool`, `nn.Dense`, NHWC), 10 clients of 320 images, batch 32, 1 epoch; beside it
+`library`, the same with `as_model(..., fast_forms=False)`. mnist_net and emnist_cnn (28x28x1): 10 clients of 640, batch
+64. resnet10, resnet18_thin, resnet9 (28x28x1, 62 classes): 2 clients of 640 images, batch 64, 1 epoch.
+
+--toy takes two batches of 4 images for each of two clients: a check of the bench, its times mean nothing.
 """
 
 import copy
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,57 +34,82 @@ from fedjax_spmc import devices
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.parity.torch_reference.flip import MnistNet
 from fedjax_spmc.parity.torch_reference.local import make_optimizer, train_sgd, train_spmc
-from fedjax_spmc.parity.torch_reference.model import ResNet, SimpleCNN
+from fedjax_spmc.parity.torch_reference.model import EmnistCNN, ResNet, ResNet9, SimpleCNN, lenet
 
-BATCH = 64
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
+GREY = (28, 28, 1)
 
 
 class Workload(NamedTuple):
-    """One model and how much it trains in a repetition."""
+    """One model and how much it trains in a repetition.
 
-    clients: int
-    images: int
-    epochs: int
+    Attributes:
+        torch_model: the same network in torch.
+        clients, images, epochs, batch: how many clients, images of each, local epochs, images of a batch.
+        shape: of an image, (H, W, C).
+        classes: different labels.
+        plugins: modules that register the model where it is none of the package's.
+    """
+
     torch_model: Callable[[], torch.nn.Module]
+    clients: int
+    images: int = 640
+    epochs: int = 1
+    batch: int = 64
+    shape: tuple[int, int, int] = (32, 32, 3)
+    classes: int = 10
+    plugins: tuple[str, ...] = ()
 
 
-WORKLOADS = {"simple_cnn": Workload(10, 640, 2, SimpleCNN), "resnet10": Workload(2, 640, 1, ResNet)}
+WORKLOADS = {
+    "simple_cnn": Workload(SimpleCNN, 10, epochs=2),
+    "lenet": Workload(lenet, 10, images=320, batch=32, plugins=("lenet",)),
+    "mnist_net": Workload(MnistNet, 10, shape=GREY),
+    "emnist_cnn": Workload(EmnistCNN, 10, shape=GREY),
+    "resnet10": Workload(ResNet, 2),
+    "resnet18_thin": Workload(lambda: ResNet((2, 2, 2, 2), 32), 2),
+    "resnet9": Workload(lambda: ResNet9(62), 2, shape=GREY, classes=62),
+}
+TOY = {"clients": 2, "images": 8, "epochs": 1, "batch": 4}
 
 
-def ours(model: str, method: str) -> Callable[[], int]:
+def ours(model: str, work: Workload, method: str, fast_forms: bool = True) -> Callable[[], int]:
     """A function that plays one round of this simulator and returns the client-steps taken."""
-    work = WORKLOADS[model]
     config = make_config(METHODS[method], data__name="synthetic")
     for path, value in {
+        "plugins": work.plugins,
         "model.name": model,
-        "data.options.num_train": work.clients * work.images,
         "data.val_fraction": 0.0,
         "data.augment": False,
         "partition.name": "iid",
+        "partition.min_size": 1,
         "attack.name": "none",
         "local.epochs": work.epochs,
-        "local.batch_size": BATCH,
+        "local.batch_size": work.batch,
         "federation.num_clients": work.clients,
         "federation.clients_per_round": work.clients,
     }.items():
         configs.set_field(config, path, value)
-    return single.rounds(configs.resolve(config))[0]
+    if not fast_forms:
+        configs.set_field(config, "model.options.fast_forms", False)
+    dataset = single.made_up(work.clients * work.images, work.shape, work.classes)
+    return single.rounds(configs.resolve(config), dataset)[0]
 
 
-def theirs(model: str, method: str) -> Callable[[], int]:
+def theirs(work: Workload, method: str) -> Callable[[], int]:
     """The same work as a plain torch loop."""
-    work = WORKLOADS[model]
     torch.manual_seed(0)
-    images = torch.randn(work.clients * work.images, 3, 32, 32)
-    labels = torch.randint(0, 10, (work.clients * work.images,))
+    height, width, channels = work.shape
+    images = torch.randn(work.clients * work.images, channels, height, width)
+    labels = torch.randint(0, work.classes, (work.clients * work.images,))
     server, teacher = work.torch_model(), work.torch_model()
 
     def batches(client: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for _ in range(work.epochs):
             order = client * work.images + torch.randperm(work.images)
-            for chosen in order.split(BATCH):
+            for chosen in order.split(work.batch):
                 yield images[chosen], labels[chosen]
 
     def run() -> int:
@@ -96,26 +126,24 @@ def theirs(model: str, method: str) -> Callable[[], int]:
     return run
 
 
-def measure(model: str, method: str, repeats: int) -> tuple[float, float]:
-    """Median milliseconds per client-step of ours and of torch, taken in turn; the first of each is not counted."""
-    runs = {"ours": ours(model, method), "torch": theirs(model, method)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            steps = run()
-            if repeat:
-                times[name].append((time.perf_counter() - start) / steps * 1e3)
-    return statistics.median(times["ours"]), statistics.median(times["torch"])
+def measure(model: str, work: Workload, method: str, repeats: int) -> dict[str, float]:
+    """Contestant -> median milliseconds per client-step, taken in turn; the first of each is not counted."""
+    runs = {"ours": ours(model, work, method), "torch": theirs(work, method)}
+    if work.plugins:
+        runs["library"] = ours(model, work, method, fast_forms=False)
+    seconds, steps = single.in_turn(runs, repeats)
+    return {name: value / steps[name] * 1e3 for name, value in seconds.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("", __doc__)
     parser.flag(Option("--model", str, "simple_cnn", choices=tuple(WORKLOADS)), "NAME", "the network")
+    parser.flag(Option("--methods", tuple, tuple(METHODS), choices=tuple(METHODS)), "NAME,...", "which methods")
     parser.flag(Option("--repeats", int, 7, range=Range(1, 10**9)), "N", "counted repetitions of each")
     parser.flag(
         Option("--threads", int, 2, range=Range(1, 10**9)), "N", "threads of torch; for one, pin the process too"
     )
+    parser.switch("--toy", "a check of the bench: tiny batches")
     parser.switch("--json", "prints one line of JSON")
     return run_command(parser, _bench, arguments)
 
@@ -123,12 +151,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _bench(flags: Flags) -> int:
     torch.set_num_threads(flags["threads"])
     devices.use_cores()
+    work = WORKLOADS[flags["model"]]
+    work = work._replace(**TOY) if flags["toy"] else work
     results: dict[str, float] = {}
-    for method in METHODS:
-        mine, peer = measure(flags["model"], method, flags["repeats"])
-        results |= {f"ms_{method}": mine, f"torch_ms_{method}": peer, f"ratio_{method}": peer / mine}
+    for method in flags["methods"]:
+        ms = measure(flags["model"], work, method, flags["repeats"])
+        ratio = ms["torch"] / ms["ours"]
+        results |= {f"ms_{method}": ms["ours"], f"torch_ms_{method}": ms["torch"], f"ratio_{method}": ratio}
+        words = (
+            f"{method:<5} ours {ms['ours']:6.2f} ms   torch {ms['torch']:6.2f} ms per client-step   ratio {ratio:5.2f}"
+        )
+        if "library" in ms:
+            ratio = ms["torch"] / ms["library"]
+            results |= {f"library_ms_{method}": ms["library"], f"library_ratio_{method}": ratio}
+            words += f"   without fast forms {ms['library']:6.2f} ms   ratio {ratio:5.2f}"
         if not flags["json"]:
-            print(f"{method:<5} ours {mine:6.2f} ms   torch {peer:6.2f} ms per client-step   ratio {peer / mine:5.2f}")
+            print(words, flush=True)
     if flags["json"]:
         print(json.dumps({name: round(value, 4) for name, value in results.items()}))
     return 0

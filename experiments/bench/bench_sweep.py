@@ -1,6 +1,6 @@
 """What many experiments, many clients and a published workload cost, on the devices of this machine.
 
-    python experiments/bench/bench_sweep.py [--parts=experiments,clients,s1] [--methods=sgd,spmc]
+    python experiments/bench/bench_sweep.py [--parts=experiments,clients,one_step,s1,pfl] [--methods=sgd,spmc]
                                             [--shares=equal,unequal] [--repeats=3] [--images=N] [--json]
 
 Everything is a round of local training and aggregation, compiled before it is timed, without evaluation, checkpoints
@@ -18,38 +18,45 @@ experiments: S = 1, 4, 16, 64 experiments of one group as a sweep plays them (it
     hands out a load's round in the sweep, and each round alone.
 clients: 10, 100 and 1000 clients of the same images (--images, 16000), batch 16: the same steps in all, and what each
     client costs besides. SPMC and averaging, as a single run.
+one_step: what a client costs besides its training, where it takes a single step of 16 images: 1000 clients
+    (--one-step-clients), SimpleCNN and an MLP of 402,250 parameters, SGD without momentum. `whole` is a round as a run
+    plays it, `training` the program in which the devices train the clients, alone: its results stay where they were
+    computed, nothing is moved, put in order or averaged. Both in ms a client; `whole_by_training` is their ratio.
 s1: a round of `configs/s1.py` on made-up images (50 of 1000 clients, 250 steps of 10 images, the CNN with dropout)
-    against a plain torch loop over its 50 clients: float32 images in memory, SGD on torch's default number of threads
-    (--threads), then the mean of the models. Ours draws and normalises its batches from uint8.
+    against plain torch loops in two forked processes of one thread each (--processes), which share the clients and
+    whose sums the parent averages: the strongest that a careful user starts on two cores. Float32 images of the round's
+    clients in memory (`parity/torch_reference/forked_rounds.py`). Ours draws and normalises its batches from uint8.
+pfl: the same round of ours against pfl-research's simulator with as many workers of one thread each (`pfl_rounds.py`).
+    Left out, with a sentence, where the interpreter of --pfl, by default this one, has no `pfl` and torch.
 
 GFLOP/s: of the gradients of all local steps (`counting.py`: XLA's account of one step, times the steps), nothing else;
 what our form of the network multiplies, which for a convolution with its pool is ((k + 1) / k)^2 of the plain one.
 MB: what XLA's operations of one step read and write.
 """
 
-import copy
+import functools
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import counting
+import s1_rounds
 import single
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import devices, rounds, setup
+from fedjax_spmc import devices, numerics, rounds, setup
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config, set_field
-from fedjax_spmc.config.files import read_config
+from fedjax_spmc.federation import Trainings, train
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.sweep import program as programs
@@ -57,24 +64,12 @@ from fedjax_spmc.sweep.plan import Sweep, expand, groups_of
 from fedjax_spmc.sweep.player import Player
 from fedjax_spmc.types import Examples
 
-HERE = Path(__file__).resolve().parent
 METHODS = {"sgd": "fedavg", "spmc": "spmc"}
-PARTS = ("experiments", "clients", "s1")
+PARTS = ("experiments", "clients", "one_step", "s1", "pfl")
 PARTITIONS = {"equal": "iid", "unequal": "dirichlet"}
 Found = dict[str, float]
-Run = Callable[[], Any]
-
-
-def medians(runs: Mapping[str, Run], repeats: int) -> Found:
-    """Median seconds of each contestant; they play in turn, once before it counts."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+ONE_STEP = ("simple_cnn", "mlp")
+ONE_STEP_BATCH = 16
 
 
 def made_up(method: str, num_train: int, clients: int, batch: int, partition: str) -> Any:
@@ -92,11 +87,6 @@ def made_up(method: str, num_train: int, clients: int, batch: int, partition: st
 
 def cost(federation: Any, batch: int) -> counting.Cost:
     return counting.of_step(federation.model, federation.rule, batch)
-
-
-def speed(step: counting.Cost, steps: float, seconds: float) -> float:
-    """GFLOP/s: XLA's account, but for programs with loops, of which it counts too little."""
-    return (max(step.flops, step.products) if step.in_loops else step.flops) * steps / seconds / 1e9
 
 
 def part_experiments(
@@ -146,7 +136,7 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
             for held, (state, lane) in zip(helds[:count], starts[:count], strict=True):
                 jax.block_until_ready(play(held, state, lane.key)[0])
 
-        seconds = medians({"sweep": together, "alone": alone}, repeats)
+        seconds, _ = single.in_turn({"sweep": together, "alone": alone}, repeats)
         steps = sum(int((np.asarray(lane.indices.sizes) // 64).sum()) for _, lane in starts[:count])
         yield (
             count,
@@ -154,8 +144,8 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
                 "sweep_seconds": seconds["sweep"] / count,
                 "alone_seconds": seconds["alone"] / count,
                 "ratio": seconds["sweep"] / seconds["alone"],
-                "gflops": speed(step, steps, seconds["sweep"]),
-                "alone_gflops": speed(step, steps, seconds["alone"]),
+                "gflops": counting.speed(step, steps, seconds["sweep"]),
+                "alone_gflops": counting.speed(step, steps, seconds["alone"]),
             },
         )
 
@@ -163,63 +153,58 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
 def part_clients(images: int, repeats: int, counts: list[int], methods: Sequence[str]) -> Iterator[Found]:
     for method in methods:
         made = {str(k): single.rounds(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
-        seconds = medians({name: run for name, (run, _) in made.items()}, repeats)
-        for name, (run, experiment) in made.items():
-            steps = run()
+        seconds, taken = single.in_turn({name: run for name, (run, _) in made.items()}, repeats)
+        for name, (_, experiment) in made.items():
+            steps = taken[name]
             yield {
                 f"clients_seconds_{method}_{name}": seconds[name],
                 f"clients_ms_{method}_{name}": seconds[name] / steps * 1e3,
-                f"clients_gflops_{method}_{name}": speed(cost(experiment.federation, 16), steps, seconds[name]),
+                f"clients_gflops_{method}_{name}": counting.speed(
+                    cost(experiment.federation, 16), steps, seconds[name]
+                ),
             }
 
 
-def torch_round(clients: int, images: int, batch: int, rate: float) -> Run:
-    """One round of S1 as a plain torch loop over its clients; the images of every client are in memory, float32."""
-    import torch
+def part_one_step(repeats: int, clients: int) -> Iterator[Found]:
+    for model in ONE_STEP:
+        config = made_up("sgd", clients * ONE_STEP_BATCH, clients, ONE_STEP_BATCH, "iid")
+        for path, value in {"model.name": model, "local.momentum": 0.0, "local.weight_decay": 0.0}.items():
+            set_field(config, path, value)
+        whole, experiment = single.rounds(configs.resolve(config))
+        runs = {"whole": whole, "training": training_alone(experiment, clients)}
+        seconds, _ = single.in_turn(runs, repeats)
+        yield {
+            **{f"one_step_ms_{name}_{model}": value / clients * 1e3 for name, value in seconds.items()},
+            f"one_step_whole_by_training_{model}": seconds["whole"] / seconds["training"],
+        }
 
-    from fedjax_spmc.parity.torch_reference.local import make_optimizer, train_sgd
-    from fedjax_spmc.parity.torch_reference.model import cnn_dropout
 
-    torch.manual_seed(0)
-    pixels, labels = torch.randn(clients, images, 3, 32, 32), torch.randint(0, 10, (clients, images))
-    server = cnn_dropout()
+def training_alone(experiment: setup.Experiment, clients: int) -> single.Run:
+    """A function that trains the clients of round 0 on all devices and leaves the results there."""
+    used = devices.devices_for_round(clients, None)
+    federation, state, key = experiment.federation, experiment.state, experiment.key
+    placed = rounds.place_inputs(experiment.arrays, experiment.sizes, federation.held, used)
+    sharding: dict[str, Any] = {}
+    if len(used) > 1:
+        mesh = Mesh(np.array(used), (devices.CLIENTS,))
+        everywhere, apart = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (devices.CLIENTS,)))
+        federation = federation._replace(map_clients=functools.partial(devices.map_clients_over, mesh, False))
+        state, key = jax.device_put((state, key), everywhere)
+        sharding = {"in_shardings": everywhere, "out_shardings": Trainings(everywhere, everywhere, apart)}
 
-    def run() -> None:
-        total: dict[str, torch.Tensor] = {}
-        for client in range(clients):
-            student = copy.deepcopy(server).train()
-            order = torch.randperm(images).split(batch)
-            batches = ((pixels[client, chosen], labels[client, chosen]) for chosen in order)
-            train_sgd(student, batches, make_optimizer(student, rate, 0.0, 0.0))
-            for name, tensor in student.state_dict().items():
-                total[name] = total.get(name, 0) + tensor / clients
-        copy.deepcopy(server).load_state_dict(total)
+    def trained(shared: Any, state: Any, key: Any) -> Trainings:
+        arrays, sizes, held = shared
+        return train(federation._replace(held=held), arrays, sizes, state, key)
+
+    # Lowered from shapes alone, as in the round: of arrays that are laid out already it could not close over any.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (placed.shared, state, key))
+    with numerics.pinned():
+        compiled = jax.jit(trained, **sharding).lower(*shapes).compile()
+
+    def run() -> None:  # what it returned would lie in memory while the other plays
+        jax.block_until_ready(compiled(placed.shared, state, key))
 
     return run
-
-
-def part_s1(images: int, repeats: int, clients: int) -> Iterator[Found]:
-    config, _ = read_config(str(HERE.parents[1] / "configs" / "s1.py"))
-    for path, value in {
-        "data.name": "synthetic", "data.options.num_train": images, "federation.clients_per_round": clients,
-        "federation.num_clients": images // 50,
-    }.items():  # fmt: skip
-        set_field(config, path, value)
-    config = configs.resolve(config)
-    run, experiment = single.rounds(config)
-    local = config.local
-    runs = {"ours": run, "torch": torch_round(clients, 50, local.batch_size, local.learning_rate)}
-    seconds, steps = medians(runs, repeats), run()
-    step = cost(experiment.federation, local.batch_size)
-    yield {
-        "s1_seconds": seconds["ours"],
-        "s1_torch_seconds": seconds["torch"],
-        "s1_clients_per_second": clients / seconds["ours"],
-        "s1_torch_clients_per_second": clients / seconds["torch"],
-        "s1_ratio": seconds["torch"] / seconds["ours"],
-        "s1_gflops": speed(step, steps, seconds["ours"]),
-        "s1_step_mb": step.bytes / 1e6,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -234,25 +219,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.flag(Option("--experiments", tuple, (1, 4, 16, 64), items=int), "N,...", "sizes of groups")
     parser.flag(Option("--clients", tuple, (10, 100, 1000), items=int), "N,...", "numbers of clients")
     parser.flag(Option("--s1-clients", int, 50, range=Range(1, 10**9)), "N", "clients of a round of S1")
-    threads = Option("--threads", int, None, optional=True, range=Range(1, 1024))
-    parser.flag(threads, "N", "threads of torch")
+    parser.flag(Option("--one-step-clients", int, 1000, range=Range(1, 10**9)), "N", "clients of one step each")
+    parser.flag(Option("--processes", int, 2, range=Range(1, 1024)), "N", "processes of torch, workers of pfl")
+    parser.flag(Option("--pfl", str, sys.executable), "PYTHON", "the interpreter that has pfl")
     parser.switch("--json", "prints one line of JSON")
     return run_command(parser, _bench, arguments)
 
 
 def _bench(flags: Flags) -> int:
+    of_s1 = flags["images"] or 50_000, flags["repeats"], flags["s1_clients"]
     parts: dict[str, Callable[[], Iterator[Found]]] = {
         "experiments": lambda: part_experiments(
             flags["images"] or 6400, flags["repeats"], flags["experiments"], flags["methods"], flags["shares"]
         ),
         "clients": lambda: part_clients(flags["images"] or 16000, flags["repeats"], flags["clients"], flags["methods"]),
-        "s1": lambda: part_s1(flags["images"] or 50_000, flags["repeats"], flags["s1_clients"]),
+        "one_step": lambda: part_one_step(flags["repeats"], flags["one_step_clients"]),
+        "s1": lambda: s1_rounds.beside_torch(*of_s1, flags["processes"]),
+        "pfl": lambda: s1_rounds.beside_pfl(*of_s1, flags["processes"], flags["pfl"]),
     }
     devices.use_cores()
-    if flags["threads"] is not None:
-        import torch
-
-        torch.set_num_threads(flags["threads"])
     results: Found = {}
     for name in flags["parts"]:
         for found in parts[name]():

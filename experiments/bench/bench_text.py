@@ -11,9 +11,7 @@ core; torch's is local training alone, whose LSTM is hand-written C++. The two r
 
 import copy
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -117,14 +115,8 @@ def theirs(work: Workload) -> Callable[[], int]:
 def measure(work: Workload, repeats: int) -> tuple[float, float]:
     """Median milliseconds per client-step of ours and of torch, taken in turn; the first of each is not counted."""
     runs = {"ours": ours(work), "torch": theirs(work)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            steps = run()
-            if repeat:
-                times[name].append((time.perf_counter() - start) / steps * 1e3)
-    return statistics.median(times["ours"]), statistics.median(times["torch"])
+    seconds, steps = single.in_turn(runs, repeats)
+    return seconds["ours"] / steps["ours"] * 1e3, seconds["torch"] / steps["torch"] * 1e3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

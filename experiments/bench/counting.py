@@ -73,6 +73,11 @@ def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
     return of_call(step, variables, state, images, key)
 
 
+def speed(step: Cost, steps: float, seconds: float) -> float:
+    """GFLOP/s: XLA's account, but for programs with loops, of which it counts too little."""
+    return (max(step.flops, step.products) if step.in_loops else step.flops) * steps / seconds / 1e9
+
+
 def simple_cnn_flops(rule_name: str, batch: int, num_classes: int = 10, as_written: bool = False) -> float:
     """Operations of SimpleCNN's products in one local step, counted by hand, for 32x32x3 images.
 

@@ -10,12 +10,12 @@ STRETCH = 2 - 1e-7
 
 
 class MnistNet(nn.Module):
-    """FLIP's network for 28x28 grey pictures: [B, 1, 28, 28] -> [B, 10]."""
+    """FLIP's network for grey pictures: [B, 1, side, side] -> [B, 10]."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: int = 28) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
+        self.fc1, self.fc2 = nn.Linear(50 * (((side - 4) // 2 - 4) // 2) ** 2, 500), nn.Linear(500, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits."""
