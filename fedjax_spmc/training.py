@@ -213,10 +213,10 @@ def map_clients(train_one: Callable[..., Any], stacked: Any, client_batch: int, 
     """
     del work
     num_clients = jax.tree.leaves(stacked)[0].shape[0]
+    if client_batch == 1:  # a client that is alone too: under `vmap` it would take both sides of every condition
+        return jax.lax.map(train_one, stacked)
     if client_batch >= num_clients:
         return jax.vmap(train_one)(stacked)
-    if client_batch == 1:
-        return jax.lax.map(train_one, stacked)
     return jax.lax.map(train_one, stacked, batch_size=client_batch)
 
 
