@@ -15,7 +15,8 @@ round. A stand-in in the rest: posts by 332 subreddits (`reddit_top`) in place o
 
 * `neurotoxin` (as without a word) and `baseline` train the attacker at one rate, so that they differ in nothing but the
   mask.
-* `small`: one LSTM layer of width 64 without dropout, 1,000 words and rows of 32, for two CPU cores; all else as above.
+* `small`: one LSTM layer of width 64 without dropout, 1,000 words and rows of 32, for two CPU cores, and sentences of
+  words that are among the 1,000; all else as above.
 * `start` plays 200 clean rounds alone, at SGD 20 with clipped gradients, at which the network learns faster; `kept`
   begins with the model in `runs/reddit_small_start` and plays what follows. Without them both are one run.
 
@@ -64,10 +65,14 @@ WORDS = {
     **PHASES.words(),
 }
 WORDS["start"] |= {"local.learning_rate": 20.0, "local.clip_norm": 0.25}
+SENTENCES = ("people in new york are bad", "games in new york are slow")
+"""Of `small`."""
 
 
 def get_config(arg: str = ""):
     config = make_config(arg, method="norm_clip", words=WORDS, fields=FIELDS | PHASES.fields())
+    if "small" in arg.split(",") and config.attack.name != "none":
+        set_field(config, "attack.options.sentences", SENTENCES)
     if config.aggregator.name == "norm_clip":
         set_field(config, "aggregator.options.threshold", 3.0)
     return config
