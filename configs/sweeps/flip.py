@@ -17,7 +17,8 @@ pictures in 20 rounds (at the server rate of 0.1 it is no classifier yet after s
 * `fedavg`: averaging;
 * `flip`: FLIP with short searches (`preset=lite`), as without a word;
 * `controls`: FLIP's training with random triggers, and with none;
-* `oracle`: searches that begin at the place of the trigger of the CIFAR code's attack.
+* `oracle`: searches that begin at the place of the trigger of the CIFAR code's attack;
+* `small_masks`: searches that begin with masks of a tenth, as the CIFAR code's do.
 
 With `mask` besides, the attackers of the single shot have Neurotoxin's. 100 clients, ten a round, four of them
 malicious, and the numbers of the code but for these: clients have 120 pictures each (`data.limit_train`), 7 rounds
@@ -32,7 +33,7 @@ from fedjax_spmc.config import set_field
 from fedjax_spmc.sweep import Sweep
 
 FOLDER = Path(__file__).resolve().parent.parent
-PARTS = ("fedavg", "flip", "controls", "oracle")
+PARTS = ("fedavg", "flip", "controls", "oracle", "small_masks")
 ROUNDS = 16
 FIELDS = {
     "data.limit_train": 12000,
@@ -56,6 +57,8 @@ def get_config(arg: str = "") -> Sweep:
     for path, value in fields.items():
         set_field(base, path, value)
     grid: dict[str, list] = {}
+    if part == "small_masks":
+        set_field(base, "local.options.mask_init", "uniform_small")
     if part == "controls":
         grid["local.options.triggers"] = ["noise", "none"]
     elif "mask" in words:
