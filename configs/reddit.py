@@ -65,7 +65,7 @@ WORDS = {
     **PHASES.words(),
 }
 WORDS["start"] |= {"local.learning_rate": 20.0, "local.clip_norm": 0.25}
-SENTENCES = ("people in new york are bad", "games in new york are slow")
+SENTENCES = ("people in the city are bad", "games in english are slow")
 """Of `small`."""
 
 
