@@ -37,7 +37,7 @@ TITLES = {
     "preaggregators": "Pre-aggregators",
 }
 GUIDES = ("design", "attacks", "aggregators", "text", "sweeps", "report", "performance")
-RESULTS = ("matrix", "reproduction", "spmc", "fdcr", "flip")
+RESULTS = ("reproduction", "matrix", "durability", "spmc", "fdcr", "flip")
 """Pages of docs/ in their order; those that are not there are left out, others stand behind the guides."""
 DOCS_THERE = "https://github.com/fedjax-spmc/fedjax_spmc/blob/main/docs/"
 """Where README.md links to, as it is read in other places than this checkout too."""
