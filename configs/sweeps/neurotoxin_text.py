@@ -11,7 +11,7 @@ ten clients attacks, 40 clean rounds follow. One of
 * `rates`: baseline and mask at both learning rates of the attacker in the published scripts, one of which they give to
   the baseline and the other to the mask; updates are clipped. As without a word;
 * `noise`: baseline and mask, weak differential privacy on top of clipping, with the code's 0.001;
-* `methods`: the mask under multi_krum, spmc and fdcr in place of clipping.
+* `methods`: the mask under averaging, multi_krum, spmc and fdcr, without clipping.
 
 Three seeds each. `noise` and `methods` take the rate that the scripts give to the mask.
 """
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent
 RATES = {"reddit": (0.02, 0.12), "sentiment140": (0.5, 1.5)}
 """Of the baseline and of the mask, from the scripts of the tasks."""
 POISON = {"reddit": "sentence", "sentiment140": "prefix"}
-METHODS = ["multi_krum", "spmc", "fdcr"]
+METHODS = ["fedavg", "multi_krum", "spmc", "fdcr"]
 ATTACK, AFTER = 20, 40
 
 
