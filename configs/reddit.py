@@ -71,7 +71,7 @@ SENTENCES = ("people in the city are bad", "games in english are slow")
 
 def get_config(arg: str = ""):
     config = make_config(arg, method="norm_clip", words=WORDS, fields=FIELDS | PHASES.fields())
-    if "small" in arg.split(",") and config.attack.name != "none":
+    if "small" in [word.strip() for word in arg.split(",")] and config.attack.name != "none":
         set_field(config, "attack.options.sentences", SENTENCES)
     if config.aggregator.name == "norm_clip":
         set_field(config, "aggregator.options.threshold", 3.0)

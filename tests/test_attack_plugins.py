@@ -95,14 +95,11 @@ def test_benign_clients_keep_their_bits(name):
 NOISE: dict[str, Any] = {"attack__options__around": "own", "attack__options__noise": {"scale": 0.01}}
 SWEPT = {
     PLUGINS[:3]: ({}, {"attack.poison_fraction": [0.25, 0.5]}),
-    (*PLUGINS[3:], "constrain_and_scale", "alie", "mimic", "noise"): (
+    (*PLUGINS[3:], "alie", "mimic", "noise"): (
         {"aggregator__pre": ("clip", "nnm"), **NOISE},
-        {
-            "attack.options.noise.scale": [0.05, 0.01],
-            "attack.options.alpha": [0.9],
-            "aggregator.pre_options.clip.bound": [2.0],
-        },
+        {"attack.options.noise.scale": [0.05, 0.01], "aggregator.pre_options.clip.bound": [2.0]},
     ),
+    ("constrain_and_scale", "neurotoxin"): ({}, {"attack.options.alpha": [0.2, 0.9]}),
     ("chameleon", "neurotoxin", "layerwise"): (
         {"attack__options__contrastive_epochs": 2, "attack__options__search_epochs": 2},
         {

@@ -376,7 +376,7 @@ def test_cells_of_a_sweep_on_texts_are_single_runs(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["spmc", "fdcr", "deepsight", "fltrust"])
+@pytest.mark.parametrize("preset", ["spmc", "fdcr", "deepsight", "fltrust", "krum"])
 def test_methods_play_with_an_lstm(preset):
     """The tied LSTM: distillation over tokens, Fishers, data on the server, the decoder that DeepSight reads."""
     fields: dict[str, Any] = {"model__name": "lstm_lm", "local__drop_last": False, "attack__options": {}}
@@ -391,17 +391,19 @@ def test_methods_play_with_an_lstm(preset):
 
 
 @pytest.mark.slow
-def test_sentiment_is_learnt_and_turned():
+@pytest.mark.parametrize("name", ["prefix", "none"])
+def test_sentiment_is_learnt_and_turned(name):
     config = small.config(
         12, "fedavg", data__name="synthetic_sentiment", model__name="topics", partition__name="natural",
-        attack__name="prefix", attack__target_label=1, local__learning_rate=2.0, attack__malicious_fraction=0.5,
+        attack__name=name, attack__target_label=1, local__learning_rate=2.0, attack__malicious_fraction=0.5,
         local__epochs=4,
     )  # fmt: skip
     config.data.options = {"length": 24, "num_train": 400, "users": 8}
-    config.attack.options = {"sentences": ("this one story about the city",)}
+    if name == "prefix":
+        config.attack.options = {"sentences": ("this one story about the city",)}
     last = experiment.run(config).history[-1]
     assert last["A"] > 75
-    assert last["ASR"] > 60
+    assert last["ASR"] is None if name == "none" else last["ASR"] > 60
     assert last["perplexity"] is None
 
 

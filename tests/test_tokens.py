@@ -255,15 +255,13 @@ def test_topics_are_divided_by_class_and_learnt(preset, tmp_path):
     )
     result = experiment.run(config, tmp_path)
     assert result.history[-1]["A"] > 85
-    assert result.history[-1]["ASR"] is None
     assert (tmp_path / "partition.png").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["fdcr", "krum", "finetuning", "sageflow", "scaffold"])
+@pytest.mark.parametrize("preset", ["fdcr", "krum", "deepsight", "fltrust", "finetuning", "sageflow", "scaffold"])
 def test_other_methods_learn_the_next_token(preset):
-    """`test_text_attacks.py` plays others, with an LSTM."""
-    options = {}
+    options = {"aggregator__options__samples": 100} if preset == "deepsight" else {}
     if preset == "sageflow":  # its own threshold lies below the entropy of a network that knows nothing yet
         options = {"aggregator__options__threshold": 3.0}
     if preset == "scaffold":

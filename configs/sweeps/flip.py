@@ -20,7 +20,7 @@ pictures in 20 rounds (at the server rate of 0.1 it is no classifier yet after s
 * `oracle`: searches that begin at the place of the trigger of the CIFAR code's attack;
 * `small_masks`: searches that begin with masks of a tenth, as the CIFAR code's do.
 
-With `mask` besides, the attackers of the single shot have Neurotoxin's. 100 clients, ten a round, four of them
+With `mask` besides, the attackers have Neurotoxin's. 100 clients, ten a round, four of them
 malicious, and the numbers of the code but for these: clients have 120 pictures each (`data.limit_train`), 7 rounds
 follow the single shot, and the continuous attack lasts 15 rounds. Predictions below 0.4 are rejected; what is so
 without rejection stands beside it in every row. Three seeds each.
@@ -49,18 +49,19 @@ def get_config(arg: str = "") -> Sweep:
     name = "fashion_mnist" if "fashion_mnist" in words else "mnist"
     schedule = "continuous" if "continuous" in words else "single"
     part = next((word for word in words if word in PARTS), "flip")
-    rest = [word for word in words if word not in (name, schedule, "mask", *PARTS)]
+    rest = [word for word in words if word not in (name, schedule, part, "mask")]
     method = ["fedavg"] if part == "fedavg" else ["flip", "lite"]
     chosen = [*rest, "kept", schedule, *method, *(["oracle"] if part == "oracle" else [])]
     base = runpy.run_path(str(FOLDER / f"flip_{name}.py"))["get_config"](",".join(chosen))
     fields = FIELDS | ({"attack.schedule.last": ROUNDS - 1} if schedule == "continuous" else {})
     for path, value in fields.items():
         set_field(base, path, value)
-    grid: dict[str, list] = {}
     if part == "small_masks":
         set_field(base, "local.options.mask_init", "uniform_small")
+    grid: dict[str, list] = {}
     if part == "controls":
         grid["local.options.triggers"] = ["noise", "none"]
-    elif "mask" in words:
-        grid["attack.name"] = [("dba", "neurotoxin", "model_replacement")]
+    if "mask" in words:
+        scaled = ("model_replacement",) if schedule == "single" else ()
+        grid["attack.name"] = [("dba", "neurotoxin", *scaled)]
     return Sweep(base=base, grid=grid, seeds=(0, 1, 2))

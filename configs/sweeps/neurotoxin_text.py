@@ -26,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent
 RATES = {"reddit": (0.02, 0.12), "sentiment140": (0.5, 1.5)}
 """Of the baseline and of the mask, from the scripts of the tasks."""
 POISON = {"reddit": "sentence", "sentiment140": "prefix"}
+PARTS = ("rates", "noise", "methods")
 METHODS = ["fedavg", "multi_krum", "spmc", "fdcr"]
 ATTACK, AFTER = 20, 40
 
@@ -33,7 +34,8 @@ ATTACK, AFTER = 20, 40
 def get_config(arg: str = "") -> Sweep:
     words = [word for word in arg.split(",") if word]
     task = next((word for word in words if word in RATES), "reddit")
-    rest = [word for word in words if word not in (task, "rates", "noise", "methods")]
+    part = next((word for word in words if word in PARTS), "rates")
+    rest = [word for word in words if word not in (task, part)]
     base = runpy.run_path(str(FOLDER / f"{task}.py"))["get_config"](",".join([*rest, "small", "kept"]))
     for path, value in {
         "attack.schedule.last": ATTACK,
@@ -43,9 +45,9 @@ def get_config(arg: str = "") -> Sweep:
     }.items():
         set_field(base, path, value)
     grid: dict[str, list] = {"attack.name": [(POISON[task],), (POISON[task], "neurotoxin")]}
-    if "noise" in words:
+    if part == "noise":
         set_field(base, "aggregator.options.noise", 0.001)
-    elif "methods" in words:
+    elif part == "methods":
         grid = {"method": METHODS}
     else:
         grid["attack.local.learning_rate"] = list(RATES[task])

@@ -13,9 +13,7 @@ run in turn in one process (torch on --threads); the medians are compared.
 
 import copy
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import single
 
 from fedjax_spmc import config as configs
 from fedjax_spmc import devices
@@ -135,17 +135,11 @@ def theirs(setting: Setting, clients: int) -> dict[str, Callable[[], None]]:
 
 def measure(setting: Setting, clients: int, visits: Sequence[str], repeats: int) -> dict[str, tuple[float, float]]:
     """Visit -> median seconds of ours and of torch, taken in turn; the first of each is not counted."""
-    runs = ours(setting, clients), theirs(setting, clients)
-    found: dict[str, tuple[float, float]] = {}
+    runs = {"ours": ours(setting, clients), "torch": theirs(setting, clients)}
+    found = {}
     for visit in visits:
-        times: tuple[list[float], list[float]] = ([], [])
-        for repeat in range(repeats + 1):
-            for kept, side in zip(times, runs, strict=True):
-                start = time.perf_counter()
-                side[visit]()
-                if repeat:
-                    kept.append(time.perf_counter() - start)
-        found[visit] = statistics.median(times[0]), statistics.median(times[1])
+        seconds, _ = single.in_turn({"ours": runs["ours"][visit], "torch": runs["torch"][visit]}, repeats)
+        found[visit] = seconds["ours"], seconds["torch"]
     return found
 
 

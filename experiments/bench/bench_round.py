@@ -68,7 +68,7 @@ def measure(method: str, data: str, epochs: int, repeats: int, limit: int) -> di
     config = resolved(method, data, epochs, limit)
     dataset = setup.load_data(config)
     with theirs(config, dataset, method) as torch_round:
-        runs = {"ours": single.rounds(config, dataset)[0], "torch": torch_round}
+        runs = {"ours": single.Rounds(config, dataset), "torch": torch_round}
         runs["ours"]()
         times: dict[str, list[float]] = {name: [] for name in runs}
         steps = {}

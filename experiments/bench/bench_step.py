@@ -95,7 +95,7 @@ def ours(model: str, work: Workload, method: str, fast_forms: bool = True) -> Ca
     if not fast_forms:
         configs.set_field(config, "model.options.fast_forms", False)
     dataset = single.made_up(work.clients * work.images, work.shape, work.classes)
-    return single.rounds(configs.resolve(config), dataset)[0]
+    return single.Rounds(configs.resolve(config), dataset)
 
 
 def theirs(work: Workload, method: str) -> Callable[[], int]:

@@ -127,9 +127,8 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
             loads.append((programs.place(layout, states, stacked=True), lanes))
 
         def together(run=run, loads=loads, shared=shared, flag=flag):
-            for at, (states, lanes) in enumerate(
-                loads
-            ):  # the program writes on the states: a round goes on from another
+            for at, (states, lanes) in enumerate(loads):
+                # The program writes on the states: a round goes on from another.
                 loads[at] = jax.block_until_ready(run(states, lanes, shared, flag).states), lanes
 
         def alone(count=count):
@@ -152,15 +151,15 @@ def of_group(method: str, partition: str, images: int, repeats: int, counts: lis
 
 def part_clients(images: int, repeats: int, counts: list[int], methods: Sequence[str]) -> Iterator[Found]:
     for method in methods:
-        made = {str(k): single.rounds(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
-        seconds, taken = single.in_turn({name: run for name, (run, _) in made.items()}, repeats)
-        for name, (_, experiment) in made.items():
+        made = {str(k): single.Rounds(configs.resolve(made_up(method, images, k, 16, "iid"))) for k in counts}
+        seconds, taken = single.in_turn(made, repeats)
+        for name, run in made.items():
             steps = taken[name]
             yield {
                 f"clients_seconds_{method}_{name}": seconds[name],
                 f"clients_ms_{method}_{name}": seconds[name] / steps * 1e3,
                 f"clients_gflops_{method}_{name}": counting.speed(
-                    cost(experiment.federation, 16), steps, seconds[name]
+                    cost(run.experiment.federation, 16), steps, seconds[name]
                 ),
             }
 
@@ -170,8 +169,8 @@ def part_one_step(repeats: int, clients: int) -> Iterator[Found]:
         config = made_up("sgd", clients * ONE_STEP_BATCH, clients, ONE_STEP_BATCH, "iid")
         for path, value in {"model.name": model, "local.momentum": 0.0, "local.weight_decay": 0.0}.items():
             set_field(config, path, value)
-        whole, experiment = single.rounds(configs.resolve(config))
-        runs = {"whole": whole, "training": training_alone(experiment, clients)}
+        whole = single.Rounds(configs.resolve(config))
+        runs = {"whole": whole, "training": training_alone(whole.experiment, clients)}
         seconds, _ = single.in_turn(runs, repeats)
         yield {
             **{f"one_step_ms_{name}_{model}": value / clients * 1e3 for name, value in seconds.items()},

@@ -88,7 +88,7 @@ def ours(work: Workload) -> Callable[[], int]:
         "federation.clients_per_round": work.clients,
     }.items():
         configs.set_field(config, path, value)
-    return single.rounds(configs.resolve(config), dataset)[0]
+    return single.Rounds(configs.resolve(config), dataset)
 
 
 def theirs(work: Workload) -> Callable[[], int]:

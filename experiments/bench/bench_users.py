@@ -47,7 +47,7 @@ def serve(method: str, users: int, drawn: int, lines: Iterable[str], out: TextIO
         "federation.clients_per_round": drawn,
     }.items():  # fmt: skip
         configs.set_field(config, path, value)
-    play, _ = single.rounds(configs.resolve(config), single.made_up(EACH * users))
+    play = single.Rounds(configs.resolve(config), single.made_up(EACH * users))
     print("ready", file=out, flush=True)
     for line in lines:
         answer = {"checkpoint_seconds": checkpoint(play.state)} if line.strip() else {"steps": play()}

@@ -71,14 +71,14 @@ def _measured(
 ) -> dict[str, float]:  # fmt: skip
     """The peer is a process that plays a round for each line of its input; batch and rate stand before `last`."""
     config = config_of(images, clients)
-    run, experiment = single.rounds(config, single.made_up(images))
+    run = single.Rounds(config, single.made_up(images))
     local = config.local
     command = [*command, str(local.batch_size), str(local.learning_rate), *last]
     with single.answering(command, {**os.environ, **(environment or {})}) as peer:
         seconds, steps = single.in_turn({"ours": run, "peer": peer}, repeats)
     if steps["ours"] != steps["peer"]:
         raise SystemExit(f"ours took {steps['ours']} client-steps, the peer {steps['peer']}")
-    step = counting.of_step(experiment.federation.model, experiment.federation.rule, local.batch_size)
+    step = counting.of_step(run.experiment.federation.model, run.experiment.federation.rule, local.batch_size)
     return {
         "seconds": seconds["ours"],
         "peer_seconds": seconds["peer"],

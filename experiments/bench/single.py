@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_spmc import devices, setup
+from fedjax_spmc import devices
 from fedjax_spmc.data import Dataset, DatasetInfo
 from fedjax_spmc.experiment import build
 from fedjax_spmc.rounds import make_program, make_round
@@ -25,12 +25,16 @@ Run = Callable[[], Any]
 class Rounds:
     """Plays the next round each time that it is called, on all devices, and returns the client-steps taken.
 
+    Args:
+        config: resolved.
+        dataset: the config's, where it was read already.
+
     Attributes:
         experiment: what is played.
         state: behind the last round.
     """
 
-    def __init__(self, config: Any, dataset: Dataset | None):
+    def __init__(self, config: Any, dataset: Dataset | None = None):
         self.experiment = build(config, dataset)
         self.state = self.experiment.state
         used = devices.devices_for_round(config.federation.clients_per_round, None)
@@ -43,17 +47,6 @@ class Rounds:
         """One round."""
         self.state, report = jax.block_until_ready(self._play(self.state, self.experiment.key))
         return int(np.sum(report.steps))
-
-
-def rounds(config: Any, dataset: Dataset | None = None) -> tuple[Rounds, setup.Experiment]:
-    """The rounds of an experiment, and the experiment.
-
-    Args:
-        config: resolved.
-        dataset: the config's, where it was read already.
-    """
-    play = Rounds(config, dataset)
-    return play, play.experiment
 
 
 def made_up(count: int, shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> Dataset:
