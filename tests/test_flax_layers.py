@@ -13,7 +13,7 @@ from flax.linen import max_pool as imported_before  # a name of its own, bound b
 from fedjax_spmc import config as configs
 from fedjax_spmc import registry
 from fedjax_spmc.experiment import build
-from fedjax_spmc.models import flax_layers, forms
+from fedjax_spmc.models import flax_layers, forms, threefry
 from fedjax_spmc.models.forms import Work
 from fedjax_spmc.models.layers import as_model
 from fedjax_spmc.rounds import make_round
@@ -21,7 +21,8 @@ from tests import small
 from tests.conftest import ROOT
 
 CASES = [
-    ({"features": 3, "kernel_size": (3, 3)}, (7, 8, 2), "patches"),
+    ({"features": 3, "kernel_size": (3, 3)}, (7, 8, 2), "rows"),
+    ({"features": 3, "kernel_size": (5, 2), "padding": ((0, 2), (1, 0))}, (9, 11, 2), "rows"),
     ({"features": 3, "kernel_size": (5, 2), "padding": "VALID", "strides": (2, 3)}, (9, 11, 2), "patches"),
     (
         {"features": 2, "kernel_size": (3, 3), "padding": ((2, 0), (1, 3)), "kernel_dilation": (2, 1)},
@@ -29,7 +30,7 @@ CASES = [
         "patches",
     ),
     ({"features": 4, "kernel_size": (1, 1), "strides": 2, "use_bias": False}, (5, 6, 3), "patches"),
-    ({"features": 3, "kernel_size": (3, 3), "padding": "CIRCULAR"}, (6, 6, 2), "patches"),
+    ({"features": 3, "kernel_size": (3, 3), "padding": "CIRCULAR"}, (6, 6, 2), "rows"),
     ({"features": 64, "kernel_size": (3, 3), "padding": 1}, (6, 6, 64), "winograd"),
     ({"features": 64, "kernel_size": (3, 3), "padding": 1, "strides": 2}, (6, 5, 64), "taps"),
     ({"features": 4, "kernel_size": (3, 3), "feature_group_count": 2}, (6, 6, 4), "2 groups of channels"),
@@ -64,14 +65,14 @@ def test_convolutions_are_the_librarys(monkeypatch, fields, shape, form):
     """For kernels, strides, paddings, dilations and groups, those that the library keeps among them."""
     module = nn.Conv(**fields, param_dtype=jnp.float64)
     taken = []
-    for name in ("by_patches", "convolution_3x3"):
+    for name in ("by_patches", "by_rows", "convolution_3x3"):
         real = getattr(flax_layers, name)
         monkeypatch.setattr(flax_layers, name, lambda *a, name=name, real=real: (taken.append(name), real(*a))[1])
     ours, library, left = both(module, shape)
     chex.assert_trees_all_close(ours, library, rtol=1e-10, atol=1e-10)
-    wanted = {"patches": ["by_patches"], "winograd": ["convolution_3x3"], "taps": ["convolution_3x3"]}.get(form, [])
-    assert taken == wanted
-    assert len(left) == (not wanted)
+    functions = {"patches": "by_patches", "rows": "by_rows", "winograd": "convolution_3x3", "taps": "convolution_3x3"}
+    assert taken == ([functions[form]] if form in functions else [])
+    assert len(left) == (form not in functions)
     assert all(form in one for one in left)
 
 
@@ -123,6 +124,37 @@ def test_dense_layers_are_the_librarys_and_a_users_own_hook_stays():
         assert not left
 
 
+@pytest.mark.parametrize("fields", [{}, {"broadcast_dims": (1, -1)}, {"rate": 0.0}, {"rate": 1.0}])
+def test_dropout_drops_what_the_library_drops(fields):
+    """To the bit, and the stream goes on as there."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dropout(**({"rate": 0.3} | fields), deterministic=False)
+            return layer(layer(x)) + nn.Dropout(0.5)(x, deterministic=True)
+
+    x = jax.random.normal(jax.random.key(1), (6, 5, 8))
+    found = []
+    for on in (True, False):
+        with flax_layers.fast_forms(on), jax.threefry_partitionable(True):
+            value, pull = jax.vjp(lambda x: Twice().apply({}, x, rngs={"dropout": jax.random.key(2)}), x)
+        found.append((value, pull(jnp.ones_like(value))))
+    chex.assert_trees_all_equal(*found)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (64, 30, 5), (3, 1, 2)])
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_draws_are_the_librarys(shape, partitionable):
+    with jax.threefry_partitionable(partitionable):
+        for seed, p in ((0, 0.25), (5, 0.9)):
+            key = jax.random.key(seed)
+            ours = jax.jit(threefry.bernoulli, static_argnums=(1, 2))(key, p, shape)
+            np.testing.assert_array_equal(ours, jax.random.bernoulli(key, p, shape))
+    key = jax.random.key(0, impl="rbg")
+    np.testing.assert_array_equal(threefry.bernoulli(key, 0.5, (5,)), jax.random.bernoulli(key, 0.5, (5,)))
+
+
 class Odd(nn.Module):
     """Layers that nothing can be done about."""
 
@@ -161,7 +193,8 @@ def test_another_backend_asks_the_library(monkeypatch):
 def test_too_many_patches_stay_with_the_library():
     work = Work(kernels=8, channels=64, size=(5, 5), windows=(220, 220), batch=32)
     assert forms.form_of(work) == "library"
-    assert forms.form_of(work._replace(batch=1, windows=(100, 100))) == "patches"
+    assert forms.form_of(work._replace(batch=8, windows=(60, 60))) == "patches"
+    assert forms.form_of(work._replace(batch=1, windows=(300, 300))) == "rows"
     assert "MB" in forms.why_library(work)
 
 
@@ -208,5 +241,9 @@ def test_the_rule_takes_the_fastest_form_that_was_measured():
         )
         if form == "taps":
             form = forms.padded_form(row["kernels"], row["channels"], row["image"], row["image"], 1)
-        able = {name: ms for name, ms in row["ms"].items() if name in ("patches", "library", "taps", form)}
+        able = {name: ms for name, ms in row["ms"].items() if name in ("patches", "rows", "library", "taps", form)}
         assert row["ms"][form] <= 1.2 * min(able.values()), row["layer"]
+        if row["pool"] == 2:
+            form = forms.pooled_form(row["kernels"], row["channels"], row["size"], side // 2, row["batch"])
+            able = {name: ms for name, ms in row["ms"].items() if name.startswith("pooled ")}
+            assert row["ms"][f"pooled {form}"] <= 1.2 * min(able.values()), row["layer"]

@@ -1,5 +1,6 @@
 """The networks against a plain statement and recorded torch results; their parameters in torch's layout."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 from fedjax_spmc import models
 from fedjax_spmc.models import layers
-from fedjax_spmc.models.pooled import convolution_pool, max_of_first
+from fedjax_spmc.models.forms import product_block
+from fedjax_spmc.models.picking import max_of_first
+from fedjax_spmc.models.pooled import convolution_pool, images_gradient, largest_and_index
+from fedjax_spmc.models.product import product
 from fedjax_spmc.types import Variables
 
 LINEAR = ("fc1", "fc2", "l1", "l2", "cls")
@@ -134,14 +138,16 @@ def test_agrees_with_the_plain_network(cnn, params, size):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize(("shape", "kernel"), [((13, 10, 2), 5), ((8, 11, 4), 1)])
-def test_convolution_of_any_size(shape, kernel, backend, monkeypatch):
-    """Row by row as on a CPU, and in one product as elsewhere."""
+@pytest.mark.parametrize(
+    ("shape", "kernel", "features"), [((13, 10, 2), 5, 6), ((8, 11, 4), 1, 6), ((9, 8, 32), 3, 32)]
+)
+def test_convolution_of_any_size(shape, kernel, features, backend, monkeypatch):
+    """Row by row as on a CPU, of wide layers the plain outputs, and in one product as elsewhere."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((40, *shape)), jnp.float32)
-    weight = jnp.asarray(rng.standard_normal((6, shape[2], kernel, kernel)), jnp.float32)
-    bias = jnp.asarray(rng.standard_normal(6), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal((features, shape[2], kernel, kernel)), jnp.float32)
+    bias = jnp.asarray(rng.standard_normal(features), jnp.float32)
 
     def fast(images, weight):
         return convolution_pool(layers.batch_last(images), weight, bias).transpose(3, 1, 2, 0)
@@ -157,8 +163,34 @@ def test_convolution_of_any_size(shape, kernel, backend, monkeypatch):
     cotangent = jnp.asarray(rng.standard_normal(shape), jnp.float32)
     (value, gradients), (expected, others) = (jax.jit(with_gradients, static_argnums=0)(f) for f in (fast, plain))
     assert value.shape == expected.shape
-    assert largest_difference(value, expected) < 1e-5
-    assert largest_difference(gradients, others) < 5e-5
+    scale = max(1.0, features / 6)
+    assert largest_difference(value, expected) < 1e-5 * scale
+    assert largest_difference(gradients, others) < 5e-5 * scale
+
+
+def test_the_parts_of_a_wide_pooled_convolution_agree():
+    """What a rule of its own gets of it: the maxima with their places, the first on a tie, and the gradient."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((32, 7, 8, 3)), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal((32, 32, 3, 3)), jnp.float32)
+    no_bias = jnp.full(32, 100.0)  # nothing is cut off at zero
+    value, pull = jax.vjp(lambda images: convolution_pool(images, weight, no_bias), images)
+    largest, index = largest_and_index(images, weight)
+    np.testing.assert_allclose(largest + 100, value, rtol=1e-6)
+    ours = images_gradient(images, weight, index, jnp.cos(value))
+    np.testing.assert_allclose(ours, pull(jnp.cos(value))[0], rtol=1e-5, atol=1e-5)
+    assert set(np.unique(index)) == {0, 1, 2, 3}
+    assert not largest_and_index(images, 0 * weight)[1].any()
+
+
+@pytest.mark.parametrize("shape", [(300, 1024), (257, 1031)])
+def test_a_large_weight_meets_few_columns_block_by_block(shape):
+    rng = np.random.default_rng(0)
+    weight = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    inputs, cotangent = (jnp.asarray(rng.standard_normal((side, 3)), jnp.float32) for side in shape[::-1])
+    assert (product_block(*shape, 3) < shape[1]) == (shape[1] % 2 == 0)  # 1031 is a prime
+    ours = jax.vjp(product, weight, inputs)[1](cotangent)
+    chex.assert_trees_all_close(ours, (cotangent @ inputs.T, weight.T @ cotangent), rtol=1e-4, atol=1e-4)
 
 
 def test_ties_go_to_the_first():

@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from fedjax_spmc.keys import root_key
 from fedjax_spmc.models.layers import ConvolutionPool, Linear
-from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches, to_index
+from fedjax_spmc.models.picking import to_index
+from fedjax_spmc.models.pooled import images_gradient, kernel_phases, largest_and_index, pooled_patches
 from fedjax_spmc.types import Array, Batch, Model, Params, PRNGKey, Variables
 
 SUPPORTED_LAYERS = (Linear, ConvolutionPool)

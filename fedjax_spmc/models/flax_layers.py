@@ -1,4 +1,4 @@
-"""Flax's own `nn.Conv`, `nn.max_pool` and `nn.Dense`, computed on a CPU in the forms that `forms` picks.
+"""Flax's own `nn.Conv`, `nn.max_pool`, `nn.Dense` and `nn.Dropout`, computed on a CPU in the forms that `forms` picks.
 
 A network that is written with them keeps its parameters, their names and layouts; only the arithmetic is another, whose
 results differ by rounding. XLA's convolution has gradients on a CPU that are many times as slow as a matrix product,
@@ -16,11 +16,11 @@ from flax import linen as nn
 from flax.linen import pooling
 from jax import lax
 
-from fedjax_spmc.models import forms
+from fedjax_spmc.models import forms, rows, threefry
 from fedjax_spmc.models.convolution import convolution_3x3
-from fedjax_spmc.models.pooled import first_largest
+from fedjax_spmc.models.picking import first_largest
 from fedjax_spmc.models.product import product
-from fedjax_spmc.types import Array
+from fedjax_spmc.types import Array, PRNGKey
 
 MOST_OF_A_WINDOW = 64
 """Places in a window of a max-pool, at most: more are left to the library."""
@@ -89,7 +89,7 @@ def convolve(
         )
     if form == "taps":
         return convolution_3x3(lhs, rhs.transpose(3, 2, 0, 1), work.strides[0])
-    return by_patches(lhs, rhs, work)
+    return (by_rows if form == "rows" else by_patches)(lhs, rhs, work)
 
 
 def slow_layers(left: Sequence[str]) -> str:
@@ -99,7 +99,7 @@ def slow_layers(left: Sequence[str]) -> str:
 
 def by_patches(images: Array, kernel: Array, work: forms.Work) -> Array:
     """A convolution as one product over its patches, the batch last: [B, H, W, C] by [h, w, C, K] -> [B, ..., K]."""
-    (high, wide), (rows, columns) = work.size, work.windows
+    (high, wide), (lines, columns) = work.size, work.windows
     (down, right), (apart, beside) = work.strides, work.dilation
     padded = jnp.pad(images, ((0, 0), *work.padding, (0, 0))).transpose(3, 1, 2, 0)
 
@@ -108,10 +108,18 @@ def by_patches(images: Array, kernel: Array, work: forms.Work) -> Array:
 
     # Columns first, as in `pooled.pooled_patches`.
     strips = jnp.stack([seen(padded, 2, v * beside, columns, right) for v in range(wide)])
-    patches = jnp.stack([seen(strips, 2, u * apart, rows, down) for u in range(high)])
+    patches = jnp.stack([seen(strips, 2, u * apart, lines, down) for u in range(high)])
     weight = kernel.transpose(3, 0, 1, 2).reshape(work.kernels, -1)
     products = product(weight, patches.reshape(weight.shape[1], -1))
-    return products.reshape(work.kernels, rows, columns, -1).transpose(3, 1, 2, 0)
+    return products.reshape(work.kernels, lines, columns, -1).transpose(3, 1, 2, 0)
+
+
+def by_rows(images: Array, kernel: Array, work: forms.Work) -> Array:
+    """The same for strides of 1, one row of windows at a time, see `rows`."""
+    parts = jnp.pad(images, ((0, 0), *work.padding, (0, 0))).transpose(1, 3, 2, 0)
+    taps = kernel.transpose(3, 0, 1, 2).reshape(work.kernels, -1)
+    products = rows.convolution(parts, taps, work.size)
+    return products.reshape(*products.shape[:2], work.windows[1], -1).transpose(3, 0, 2, 1)
 
 
 def max_pool(inputs: Array, window: tuple[int, int], windows: tuple[int, int]) -> Array:
@@ -119,10 +127,11 @@ def max_pool(inputs: Array, window: tuple[int, int], windows: tuple[int, int]) -
 
     On an exact tie the first of a window gets the gradient, as in the library; NaN is the largest of all.
     """
-    (high, wide), (rows, columns) = window, windows
-    batch, _, _, channels = inputs.shape
-    cut = inputs[:, : rows * high, : columns * wide].reshape(batch, rows, high, columns, wide, channels)
-    return first_largest(jnp.stack([cut[:, :, p, :, q] for p in range(high) for q in range(wide)]))
+    (high, wide), (down, right) = window, windows
+    last = inputs.transpose(1, 3, 2, 0)[: down * high, :, : right * wide]  # as the convolutions have it
+    cut = last.reshape(down, high, last.shape[1], right, wide, -1)
+    largest = first_largest(jnp.stack([cut[:, p, :, :, q] for p in range(high) for q in range(wide)]))
+    return largest.transpose(3, 0, 2, 1)
 
 
 def _work_of(
@@ -138,14 +147,14 @@ def _work_of(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], reach, strides, padding)
     pads: Any = tuple((int(before), int(after)) for before, after in padding)
-    rows, columns = (
+    lines, columns = (
         (side + before + after - far) // step + 1
         for side, (before, after), far, step in zip(lhs.shape[1:3], pads, reach, strides, strict=True)
     )
-    plain = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.float64) and min(rows, columns) > 0
+    plain = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.float64) and min(lines, columns) > 0
     plain = plain and (lhs_dilation is None or tuple(lhs_dilation) == (1, 1))
     return forms.Work(
-        kernels, channels, (high, wide), (rows, columns), len(lhs), strides, pads, dilation, groups, plain
+        kernels, channels, (high, wide), (lines, columns), len(lhs), strides, pads, dilation, groups, plain
     )
 
 
@@ -161,6 +170,8 @@ def _with_hook(call: Callable[..., Any], arguments: Any, keywords: Any, context:
     module, left = context.module, _left.get()
     if left is None or context.method_name != "__call__":
         return call(*arguments, **keywords)
+    if type(module) is nn.Dropout:
+        return _drop(module, *arguments, **keywords)
     name = ".".join(module.path)
     hooks = {}
     if type(module) is nn.Conv and module.conv_general_dilated is None and module.conv_general_dilated_cls is None:
@@ -176,6 +187,19 @@ def _with_hook(call: Callable[..., Any], arguments: Any, keywords: Any, context:
     finally:
         for hook in hooks:
             object.__setattr__(module, hook, None)
+
+
+def _drop(layer: nn.Dropout, inputs: Array, deterministic: bool | None = None, rng: PRNGKey | None = None) -> Array:
+    """What `nn.Dropout` returns, number for number, its mask drawn in one loop."""
+    if layer.rate == 0.0 or nn.merge_param("deterministic", layer.deterministic, deterministic):
+        return inputs
+    if layer.rate == 1.0:
+        return jnp.zeros_like(inputs)
+    key = layer.make_rng(layer.rng_collection) if rng is None else rng
+    shared = {axis % inputs.ndim for axis in layer.broadcast_dims}
+    shape = tuple(1 if axis in shared else side for axis, side in enumerate(inputs.shape))
+    kept = threefry.bernoulli(key, 1.0 - layer.rate, shape)
+    return jnp.where(jnp.broadcast_to(kept, inputs.shape), inputs / (1.0 - layer.rate), jnp.zeros_like(inputs))
 
 
 @functools.cache
@@ -211,4 +235,4 @@ def _windows_side_by_side(inputs: Array, window: tuple[int, ...], strides: Any, 
     return windows if min(windows) > 0 else None
 
 
-__all__ = ["by_patches", "convolve", "fast_forms", "max_pool", "slow_layers"]
+__all__ = ["by_patches", "by_rows", "convolve", "fast_forms", "max_pool", "slow_layers"]

@@ -14,7 +14,7 @@ from jax import lax
 
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.models.layers import Linear, as_model
-from fedjax_spmc.models.pooled import max_of_first
+from fedjax_spmc.models.picking import max_of_first
 from fedjax_spmc.models.resnet import Convolution
 from fedjax_spmc.registry import models
 from fedjax_spmc.types import Array, Model
