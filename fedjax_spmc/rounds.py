@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc import numerics, trees
-from fedjax_spmc.devices import CLIENTS, balanced_order, map_clients_over
+from fedjax_spmc.devices import CLIENTS, balanced_order, keeps_order, map_clients_over
 from fedjax_spmc.federation import (
     Federation,
     FederationState,
@@ -37,18 +37,21 @@ class PlacedInputs(NamedTuple):
     Attributes:
         shared: (arrays, sizes, what the attack holds) on all devices.
         first: the same as they were given, on the first device.
+        alike: whether all clients have equally many examples.
     """
 
     shared: tuple[Any, Array, Any]
     first: tuple[Any, Array, Any]
+    alike: bool
 
 
 def place_inputs(arrays: Any, sizes: Array, held: Any, devices: Sequence[Any]) -> PlacedInputs:
     """Puts the inputs of the rounds on the devices; arrays that lie there already are not copied."""
     given = (arrays, sizes, held)
+    alike = bool(np.ptp(np.asarray(sizes)) == 0)
     if len(devices) == 1:
-        return PlacedInputs(given, given)
-    return PlacedInputs(jax.device_put(given, NamedSharding(_mesh(devices), P())), given)
+        return PlacedInputs(given, given, alike)
+    return PlacedInputs(jax.device_put(given, NamedSharding(_mesh(devices), P())), given, alike)
 
 
 def make_round(
@@ -180,12 +183,15 @@ def _training(
         return lambda placed, state, key: jitted(*placed.shared, state, key)
     mesh = _mesh(devices)
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
-    sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False))
-    jitted = jax.jit(
-        functools.partial(_train, sharing),
-        in_shardings=everywhere,
-        out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
-    )
+
+    def jitted(alike: bool) -> Any:
+        sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False, alike))
+        return jax.jit(
+            functools.partial(_train, sharing),
+            in_shardings=everywhere,
+            out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
+        )
+
     compiled: dict[Any, Any] = {}  # by the shapes of what goes in
 
     @jax.jit
@@ -195,12 +201,14 @@ def _training(
     def train_all(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> Trainings:
         # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
-        kind = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
+        kind = placed.alike, *((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
         if kind not in compiled:
-            compiled[kind] = jitted.lower(*shapes).compile()
+            compiled[kind] = jitted(placed.alike).lower(*shapes).compile()
         client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
         trained = jax.device_put(trained, devices[0])  # the name is taken again, so that the shards are freed
-        return Trainings(client_ids, attack, in_order(trained, client_ids, placed.first[1]))
+        if not keeps_order(len(client_ids), len(devices), placed.alike):
+            trained = in_order(trained, client_ids, placed.first[1])
+        return Trainings(client_ids, attack, trained)
 
     return train_all

@@ -73,7 +73,9 @@ def optimizer(hyper: Any) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(hyper["weight_decay"])
     if "beta2" in hyper:
         return optax.chain(decay, optax.adam(hyper["learning_rate"], b1=hyper["momentum"], b2=hyper["beta2"]))
-    return optax.chain(decay, optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"]))
+    momentum = hyper["momentum"]
+    idle = isinstance(momentum, int | float) and momentum == 0  # then v is d and need not be kept
+    return optax.chain(decay, optax.sgd(hyper["learning_rate"], momentum=None if idle else momentum))
 
 
 def clipped(grads: Params, hyper: Any) -> Params:

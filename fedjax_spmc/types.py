@@ -193,6 +193,8 @@ class Aggregator(NamedTuple):
         rows: client ids [K] -> [K] int32: of a state all of whose leaves are [N, ...], the rows that `aggregate` reads
             and writes. The round may then give it these alone, in this order, with `Upload.client_ids` 0..K-1. None =
             it is always given the whole state.
+        light: whether the rule takes no longer than a copy of the uploads. It is then compiled twice, so that none is
+            made where every upload is usable.
     """
 
     init: Callable[[Params, int], State]
@@ -206,6 +208,7 @@ class Aggregator(NamedTuple):
     pictures: tuple[Picture, ...] = ()
     flags: bool = True
     rows: Callable[[Array], Array] | None = None
+    light: bool = False
 
 
 class PreAggregator(NamedTuple):

@@ -57,8 +57,10 @@ fields = {
     "attack__name": ("badnets", "dba"),
 }
 assert jax.local_device_count() == 2
-for presets in ("spmc", "fdcr"):
-    one, two = (experiment.run(small.config(2, presets, federation__devices=count, **fields)) for count in (1, 2))
+alike = {"partition__name": "iid", "federation__clients_per_round": 4}  # these keep their order
+for presets, more in (("spmc", {}), ("fdcr", {}), ("fedavg", alike)):
+    own = fields | more
+    one, two = (experiment.run(small.config(2, presets, federation__devices=count, **own)) for count in (1, 2))
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(two.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [small.without_times(line) for line in one.history] == [small.without_times(line) for line in two.history]
@@ -67,7 +69,8 @@ for presets in ("spmc", "fdcr"):
 
 @pytest.mark.slow
 def test_two_devices_give_the_bits_of_one(cache_folder):
-    """Five clients of unequal size, three drawn a round, so that rows are reordered, and states travel with them.
+    """Five clients of unequal size, three drawn a round, so that rows are reordered, and states travel with them; and
+    four of equal size, which keep their order.
 
     In a process of its own, compiled as users compile: that is what the promise is about.
     """
@@ -108,6 +111,27 @@ def test_a_lone_cell_has_all_cores_where_they_may_wait(monkeypatch):
 
 
 @pytest.mark.skipif(not version("jaxlib").startswith("0.10."), reason="XLA's flags for this are known of jaxlib 0.10")
+def test_freed_memory_is_kept_unless_the_environment_says_how(monkeypatch):
+    taken = []
+
+    class C:
+        @staticmethod
+        def mallopt(name, value):
+            taken.append((name, value))
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: C)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    devices.keep_freed_memory()
+    assert taken == list(devices.MALLOC.values())
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    devices.keep_freed_memory()
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())  # another C library
+    devices.keep_freed_memory()
+    assert len(taken) == len(devices.MALLOC)
+
+
 def test_cores_are_allowed_to_wait():
     """In a process of its own: XLA reads its flags once, and aborts on one that it does not know."""
     words = "from fedjax_spmc import devices; devices.use_cores(2); import jax; "

@@ -67,7 +67,16 @@ def guarded(rule: Aggregator, name: str = "") -> Aggregator:
             client_ids=jnp.arange(num_clients, dtype=jnp.int32) if upload.client_ids is None else upload.client_ids,
             steps=jnp.ones(num_clients, jnp.int32) if upload.steps is None else upload.steps,
         )
-        params, verdict, new_state = check_shapes(name, rule.aggregate(cleaned, state, key), cleaned, state)
+
+        def made(uploads: Upload) -> tuple[Params, Verdict, State]:
+            return check_shapes(name, rule.aggregate(uploads, state, key), uploads, state)
+
+        if rule.light:
+            as_they_are = {field: getattr(upload, field) for field in ("client_params", "client_stats", "extras")}
+            whole = cleaned._replace(**as_they_are)
+            params, verdict, new_state = jax.lax.cond(usable.all(), lambda: made(whole), lambda: made(cleaned))
+        else:
+            params, verdict, new_state = made(cleaned)
         weights = jnp.where(usable, verdict.weights, 0.0)
         finite = trees.all_finite(params) & trees.all_finite(new_state)
         succeeded = (usable.sum() >= rule.min_clients) & (weights.sum() > 0) & finite

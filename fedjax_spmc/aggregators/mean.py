@@ -41,4 +41,5 @@ def mean(weights: Literal["size", "uniform"] = "size") -> Aggregator:
         aggregate=aggregate,
         traits=Traits(linear=True, consensus=True, permutation=True, robust=False, stateless=True),
         flags=False,
+        light=True,
     )
