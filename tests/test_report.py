@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc.report import __main__ as command
-from fedjax_spmc.report import fields, figures, matrix, overview, published, read, settings, tables
+from fedjax_spmc.report import anchor, fields, figures, matrix, overview, published, read, settings, tables
 from fedjax_spmc.report.estimates import RESAMPLES, Estimate, bootstrap, estimate, share
 from fedjax_spmc.report.tables import BEST, SECOND
 from tests.kept_runs import config_of, line_of, make_run
@@ -456,3 +456,32 @@ def test_five_hundred_cells_of_fifty_rounds(tmp_path, capsys):
     assert time.process_time() - start < 30
     assert "528 runs in 66 settings" in page_of(tmp_path / "out")
     assert len(cells(tmp_path / "out", "spmc2")) == 11 * 9
+
+
+def test_averaging_is_held_beside_the_published_averaging_rows(tmp_path):
+    """The nearest setting first; two settings are no search, nor is a case that no paper prints."""
+    cases = {"near": (64.8, 63.9), "far": (30.0, 10.0), "between": (64.1, 30.0)}
+    for index, (name, (accuracy, asr)) in enumerate(cases.items()):
+        for seed in (0, 1):
+            fields = {"attack__malicious_fraction": 0.3, "attack__poison_fraction": 0.1 * (index + 1)}
+            make_run(tmp_path / f"{name}{seed}", seed=seed, accuracy=accuracy, asr=asr, data__name="cifar10", **fields)
+            other = {"partition__beta": 0.05, "attack__poison_fraction": 0.1 * (index + 1)}
+            make_run(tmp_path / f"{name}{seed}x", seed=seed, data__name="cifar10", **other)
+    found = grouped(tmp_path)
+    (table,) = anchor.anchor_tables(found)
+    (members,) = anchor.searches(found).values()
+    published = anchor.published_rows(("cifar10", 0.5, 0.3))
+    assert {paper: tuple(map(round, one)) for paper, one in published.items()} == {"SPMC": (65, 36), "FDCR": (64, 41)}
+    mean, seeds = anchor.distances(members[0], published["SPMC"])
+    row = members[0].estimate("A").mean, members[0].estimate("R_all").mean
+    assert mean == pytest.approx(((row[0] - published["SPMC"][0]) ** 2 + (row[1] - published["SPMC"][1]) ** 2) ** 0.5)
+    assert len(seeds) == 2
+    apart = [float(one.cells[4].text.split()[0]) for one in table.rows]
+    nearest = [min(float(one.cells[i].text.split()[0]) for i in (4, 5)) for one in table.rows]
+    assert nearest == sorted(nearest)
+    assert apart[0] == pytest.approx(mean, abs=0.05)
+    assert f"SPMC prints A {published['SPMC'][0]:g}, R_all" in table.notes[-1]
+    (panel,) = anchor.anchor_pictures(found)
+    assert [key for _, key in panel.legend] == ["<b>1</b>", "<b>2</b>", "<b>3</b>"]
+    assert panel.pictures[0].markup.count("SPMC") == 1
+    assert anchor.anchor_tables([one for one in found if one is not members[0]]) == []

@@ -14,7 +14,7 @@ from fedjax_spmc.nearest import did_you_mean
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import figures, latex, matrix, overview, published, read, tables, triggers
+from fedjax_spmc.report import anchor, figures, latex, matrix, overview, published, read, tables, triggers
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -184,6 +184,7 @@ def _page(
         papers=[one for one in listed if one.name in papers],
         matrix=[one for one in listed if one.name in grids],
         overview={one.name: one for one in listed if one.name not in papers | grids},
+        anchors=anchor.anchor_pictures(settings),
         panels=panels,
         panels_left_out=panels_left_out,
         details=_details(shown_runs, settings, RunImages(data_dir)),
