@@ -64,8 +64,9 @@ def keep_freed_memory() -> None:
     """
     said = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not said else None
-    for name, value in MALLOC.values() if mallopt is not None else ():
-        mallopt(name, value)
+    if mallopt is not None:
+        for name, value in MALLOC.values():
+            mallopt(name, value)
 
 
 def may_wait(device: Any) -> bool:

@@ -184,7 +184,7 @@ def _training(
     mesh = _mesh(devices)
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
 
-    def jitted(alike: bool) -> Any:
+    def shared(alike: bool) -> Any:
         sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False, alike))
         return jax.jit(
             functools.partial(_train, sharing),
@@ -203,7 +203,7 @@ def _training(
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
         kind = placed.alike, *((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
         if kind not in compiled:
-            compiled[kind] = jitted(placed.alike).lower(*shapes).compile()
+            compiled[kind] = shared(placed.alike).lower(*shapes).compile()
         client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
         trained = jax.device_put(trained, devices[0])  # the name is taken again, so that the shards are freed

@@ -118,7 +118,7 @@ def by_rows(images: Array, kernel: Array, work: forms.Work) -> Array:
     """The same for strides of 1, one row of windows at a time, see `rows`."""
     parts = jnp.pad(images, ((0, 0), *work.padding, (0, 0))).transpose(1, 3, 2, 0)
     taps = kernel.transpose(3, 0, 1, 2).reshape(work.kernels, -1)
-    products = rows.convolution(parts, taps, work.size)
+    products: Array = rows.convolution(parts, taps, work.size)
     return products.reshape(*products.shape[:2], work.windows[1], -1).transpose(3, 0, 2, 1)
 
 

@@ -25,7 +25,7 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
     Two rows of outputs at a time: what leaves the loop is not computed anew elsewhere.
     """
     parts, taps, batch = _parts(images, kernel), _taps(kernel), images.shape[-1]
-    pieces = rows.pieces_of(parts, kernel.shape[2:], pooled=True)
+    pieces = rows.pieces_of(parts, (kernel.shape[2], kernel.shape[3]), pooled=True)
 
     def use(piece: rows.Piece) -> tuple[Array, Array]:
         both = [taps @ rows.patches_at(parts, pieces, piece._replace(row=piece.row + p)) for p in (0, 1)]
@@ -55,7 +55,7 @@ def _cut(
     Piece by piece in the loops of the gradients: of the whole image it takes as long as a gradient.
     """
     parts, batch = jax.eval_shape(_parts, images, kernel), images.shape[-1]
-    pieces = rows.pieces_of(parts, kernel.shape[2:], pooled=True)._replace(tall=1)
+    pieces = rows.pieces_of(parts, (kernel.shape[2], kernel.shape[3]), pooled=True)._replace(tall=1)
     halved = pieces._replace(wide=pieces.wide // 2)
 
     def sent(piece: rows.Piece) -> Array:

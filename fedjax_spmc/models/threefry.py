@@ -28,8 +28,9 @@ def bernoulli(key: PRNGKey, p: float, shape: tuple[int, ...]) -> Array:
     A key of another generator, the library's older way to count (`jax_threefry_partitionable` off) and numbers of 64
     bits are left to it.
     """
-    ours = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable
-    if not ours or jax.config.jax_enable_x64 or math.prod(shape) >= MOST:
+    partitionable, wide = (getattr(jax.config, name) for name in ("jax_threefry_partitionable", "jax_enable_x64"))
+    ours = jax.random.key_impl(key) == "threefry2x32" and partitionable and not wide
+    if not ours or math.prod(shape) >= MOST:
         return jax.random.bernoulli(key, p, shape)
     return _kept(key, p, math.prod(shape)).reshape(shape)
 
