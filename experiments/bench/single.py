@@ -58,15 +58,15 @@ def made_up(count: int, shape: tuple[int, int, int] = (32, 32, 3), classes: int 
     return Dataset(info, inputs, labels, inputs[:0], labels[:0], inputs[:64], labels[:64], fingerprint="")
 
 
-def in_turn(runs: Mapping[str, Run], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each contestant, and what it returned last; they play in turn, once before it counts."""
+def in_turn(runs: Mapping[str, Run], repeats: int, before: int = 1) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each contestant, and what it returned last; they play in turn, `before` times uncounted."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, Any] = {}
-    for repeat in range(repeats + 1):
+    for repeat in range(before + repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             results[name] = jax.block_until_ready(run())
-            if repeat:
+            if repeat >= before:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}, results
 
