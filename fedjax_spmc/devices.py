@@ -35,7 +35,8 @@ WAIT_FLAG = "xla_cpu_collective_call_terminate_timeout_seconds"
 def use_cores(wanted: int | None = None) -> None:
     """Makes as many CPU devices as this process may use cores, `MAX_CORES` at most.
 
-    It has an effect only before JAX's first computation, and none on accelerators. Where it can, it lets these devices
+    It has an effect only before JAX's first computation, and none on accelerators; but for memory, see
+    `keep_freed_memory`. Where it can, it lets these devices
     wait for each other as long as they like (`may_wait`), by way of the variable XLA_FLAGS.
 
     Args:
@@ -122,7 +123,13 @@ def keeps_order(num_rows: int, num_devices: int, alike: bool) -> bool:
 
 
 def map_clients_over(
-    mesh: Mesh, gathered: bool, alike: bool, train_one: Callable[..., Any], stacked: Any, client_batch: int, work: Array
+    mesh: Mesh,
+    gathered: bool,
+    train_one: Callable[..., Any],
+    stacked: Any,
+    client_batch: int,
+    work: Array,
+    alike: bool = False,
 ) -> Any:
     """`training.map_clients` with the rows shared among the devices of a mesh.
 
@@ -130,18 +137,21 @@ def map_clients_over(
         mesh: with the one axis `CLIENTS`.
         gathered: every device gets all results, in order. If not, each keeps its own, as they were dealt out: then no
             device ever waits for another.
-        alike: whether all rows are known to be equal work, see `keeps_order`.
         train_one, stacked, client_batch: as there.
         work: [K], how long each row takes.
+        alike: whether all rows are known to be equal work, see `keeps_order`.
     """
-    own_order = keeps_order(len(work), mesh.size, alike)
-    rows, back = (jnp.arange(len(work)),) * 2 if own_order else balanced_order(work, mesh.size)
+    order = None if keeps_order(len(work), mesh.size, alike) else balanced_order(work, mesh.size)
+    each = -(-len(work) // mesh.size)
 
     def train_own_rows(own: Any) -> Any:
-        trained = map_clients(train_one, own, min(client_batch, len(rows) // mesh.size))
+        trained = map_clients(train_one, own, min(client_batch, each))
         return jax.tree.map(lambda x: jax.lax.all_gather(x, CLIENTS, tiled=True), trained) if gathered else trained
 
     specs = P() if gathered else P(CLIENTS)
     shared = jax.shard_map(train_own_rows, mesh=mesh, in_specs=P(CLIENTS), out_specs=specs, check_vma=False)
-    results = shared(stacked if own_order else trees.take_rows(stacked, rows))
-    return trees.take_rows(results, back) if gathered and not own_order else results
+    if order is None:
+        return shared(stacked)
+    rows, back = order
+    results = shared(trees.take_rows(stacked, rows))
+    return trees.take_rows(results, back) if gathered else results

@@ -185,14 +185,14 @@ def _training(
     everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
 
     def shared(alike: bool) -> Any:
-        sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False, alike))
+        sharing = federation._replace(map_clients=functools.partial(map_clients_over, mesh, False, alike=alike))
         return jax.jit(
             functools.partial(_train, sharing),
             in_shardings=everywhere,
             out_shardings=Trainings(everywhere, everywhere, apart),  # pyright: ignore[reportArgumentType]
         )
 
-    compiled: dict[Any, Any] = {}  # by the shapes of what goes in
+    compiled: dict[Any, Any] = {}  # by `alike` and the shapes of what goes in
 
     @jax.jit
     def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:

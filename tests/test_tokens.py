@@ -255,6 +255,7 @@ def test_topics_are_divided_by_class_and_learnt(preset, tmp_path):
     )
     result = experiment.run(config, tmp_path)
     assert result.history[-1]["A"] > 85
+    assert result.history[-1]["ASR"] is None
     assert (tmp_path / "partition.png").exists()
 
 

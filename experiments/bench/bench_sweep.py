@@ -187,7 +187,9 @@ def training_alone(experiment: setup.Experiment, clients: int) -> single.Run:
     if len(used) > 1:
         mesh = Mesh(np.array(used), (devices.CLIENTS,))
         everywhere, apart = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (devices.CLIENTS,)))
-        federation = federation._replace(map_clients=functools.partial(devices.map_clients_over, mesh, False, True))
+        federation = federation._replace(
+            map_clients=functools.partial(devices.map_clients_over, mesh, False, alike=True)
+        )
         state, key = jax.device_put((state, key), everywhere)
         sharding = {"in_shardings": everywhere, "out_shardings": Trainings(everywhere, everywhere, apart)}
 

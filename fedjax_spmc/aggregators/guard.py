@@ -72,8 +72,9 @@ def guarded(rule: Aggregator, name: str = "") -> Aggregator:
             return check_shapes(name, rule.aggregate(uploads, state, key), uploads, state)
 
         if rule.light:
-            as_they_are = {field: getattr(upload, field) for field in ("client_params", "client_stats", "extras")}
-            whole = cleaned._replace(**as_they_are)
+            whole = cleaned._replace(
+                client_params=upload.client_params, client_stats=upload.client_stats, extras=upload.extras
+            )
             params, verdict, new_state = jax.lax.cond(usable.all(), lambda: made(whole), lambda: made(cleaned))
         else:
             params, verdict, new_state = made(cleaned)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_spmc.models import forms, winograd
-from fedjax_spmc.models.winograd import block_size
+from fedjax_spmc.models.forms import largest_divisor
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
@@ -84,7 +84,7 @@ def _by_images(cotangent: Array, kernel: Array, stride: int, height: int, width:
         products = products.reshape(-1, rows, columns, 3, 3, channels).transpose(0, 1, 3, 2, 4, 5)
         return fold(fold(products, 1), 3).reshape(-1, 2 * rows, 2 * columns, channels)
 
-    size = block_size(batch, BLOCK_PIXELS // (rows * columns))
+    size = largest_divisor(batch, BLOCK_PIXELS // (rows * columns))
     if size == batch:
         return block(cotangent)[:, :height, :width]
     images = lax.map(block, cotangent.reshape(batch // size, size, *cotangent.shape[1:]))
@@ -109,7 +109,7 @@ def _by_kernel(images: Array, cotangent: Array, stride: int) -> Array:
         parts = [lax.dot_general(flat, tap, (((0,), (0,)), ((), ())), precision=HIGHEST) for tap in taps]
         return jnp.concatenate(parts, axis=1)
 
-    size = block_size(batch, BLOCK_PIXELS // (rows * columns))
+    size = largest_divisor(batch, BLOCK_PIXELS // (rows * columns))
     if size == batch:
         total = block(images, cotangent)
     else:

@@ -78,6 +78,11 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`, and at least 1."""
+    return next(size for size in range(max(1, min(number, limit)), 0, -1) if number % size == 0)
+
+
 def product_block(rows: int, columns: int, width: int) -> int:
     """Into how many columns at a time a weight [rows, columns] is cut where weight^T meets [rows, width].
 
@@ -86,20 +91,19 @@ def product_block(rows: int, columns: int, width: int) -> int:
     """
     if not on_cpu() or width > FEW_COLUMNS or rows * columns <= BLOCK_OF_A_WEIGHT:
         return columns
-    most = min(MOST_OF_A_BLOCK, BLOCK_OF_A_WEIGHT // rows)
-    return next((size for size in range(most, LEAST_OF_A_BLOCK - 1, -1) if columns % size == 0), columns)
+    block = largest_divisor(columns, min(MOST_OF_A_BLOCK, BLOCK_OF_A_WEIGHT // rows))
+    return block if block >= LEAST_OF_A_BLOCK else columns
 
 
 def columns_of_a_piece(columns: int, numbers: int, even: int) -> int:
-    """How many of a row's columns are convolved at a time; all that divides them is allowed.
+    """How many of a row's columns are convolved at a time.
 
     Args:
-        columns: of the row.
+        columns: of the row, a multiple of `even`.
         numbers: in the patches of one column.
         even: what the result must be a multiple of.
     """
-    able = [wide for wide in range(even, columns + 1, even) if columns % wide == 0]
-    return max((wide for wide in able if wide * numbers <= PATCHES_OF_A_PIECE), default=min(able, default=columns))
+    return even * largest_divisor(columns // even, PATCHES_OF_A_PIECE // (even * numbers))
 
 
 def pooled_form(kernels: int, channels: int, size: int, columns: int, batch: int) -> Form:

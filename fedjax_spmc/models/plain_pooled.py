@@ -30,8 +30,8 @@ def largest_and_index(images: Array, kernel: Array) -> tuple[Array, Array]:
     def use(piece: rows.Piece) -> tuple[Array, Array]:
         both = [taps @ rows.patches_at(parts, pieces, piece._replace(row=piece.row + p)) for p in (0, 1)]
         pairs = [outputs.reshape(len(taps), -1, 2, batch) for outputs in both]
-        largest, index = max_and_index(jnp.stack([pair[:, :, q] for pair in pairs for q in (0, 1)]))
-        return largest.reshape(len(taps), -1), index.reshape(len(taps), -1)
+        found, index = max_and_index(jnp.stack([pair[:, :, q] for pair in pairs for q in (0, 1)]))
+        return found.reshape(len(taps), -1), index.reshape(len(taps), -1)
 
     return rows.each_piece(pieces, use)
 
@@ -75,8 +75,8 @@ def images_gradient(images: Array, kernel: Array, index: Array, cotangent: Array
 
 
 def _forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    largest, index = largest_and_index(images, kernel)
-    return largest, (images, kernel, index)
+    found, index = largest_and_index(images, kernel)
+    return found, (images, kernel, index)
 
 
 def _backward(saved: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:

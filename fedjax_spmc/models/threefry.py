@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_spmc.models.forms import largest_divisor
 from fedjax_spmc.types import Array, PRNGKey
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -37,7 +38,7 @@ def bernoulli(key: PRNGKey, p: float, shape: tuple[int, ...]) -> Array:
 
 def _kept(key: PRNGKey, p: float, count: int) -> Array:
     """Part by part in a loop, of which no consumer is compiled a part: else each would draw its own anew."""
-    parts = next(parts for parts in range(PARTS, 0, -1) if count % parts == 0)
+    parts = largest_divisor(count, PARTS)
     each = count // parts
 
     def part(start: Array) -> Array:

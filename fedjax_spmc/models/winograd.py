@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_spmc.models.forms import largest_divisor
 from fedjax_spmc.types import Array
 
 HIGHEST = lax.Precision.HIGHEST
@@ -23,14 +24,9 @@ BLOCK_NUMBERS = 2**18
 Arrays = Sequence[Array]
 
 
-def block_size(batch: int, limit: int) -> int:
-    """Images in a block: the largest divisor of `batch` that is at most `limit`, and at least 1."""
-    return next(size for size in range(max(1, min(batch, limit)), 0, -1) if batch % size == 0)
-
-
 def _block_size(batch: int, image: int, factor: int) -> int:
     """Images in a block, from the numbers in an image and in one of the 16 matrices, which every block reads anew."""
-    return block_size(batch, max(BLOCK_NUMBERS, 2 * factor) // image)
+    return largest_divisor(batch, max(BLOCK_NUMBERS, 2 * factor) // image)
 
 
 def _along_both_axes(transform: Callable[[Arrays], Arrays], rows: Sequence[Arrays]) -> list[Array]:

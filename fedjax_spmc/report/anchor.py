@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedjax_spmc.report.figures import LINE_COLOURS, Panel, draw
-from fedjax_spmc.report.published import DATA_TITLES, Case, case_of, published_numbers
+from fedjax_spmc.report.published import (
+    Case,
+    case_of,
+    case_title,
+    published_numbers,
+    under_the_papers_attack,
+)
 from fedjax_spmc.report.settings import Setting, labels, method_of, num_seeds, rounds_played
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table, fixed_point
 
@@ -35,8 +41,8 @@ def searches(settings: Sequence[Setting]) -> dict[Case, list[Setting]]:
     found: dict[Case, list[Setting]] = {}
     for setting in settings:
         config = setting.config
-        own = method_of(config) == "fedavg" and config.get("attack.name") == "badnets"
-        if own and config.get("partition.name") == "dirichlet" and setting.estimate("R_all").known:
+        averaging = method_of(config) == "fedavg" and under_the_papers_attack(config)
+        if averaging and setting.estimate("R_all").known:
             found.setdefault(case_of(config), []).append(setting)
     return {
         case: sorted(members, key=lambda one: min(distances(one, row)[0] for row in published_rows(case).values()))
@@ -67,21 +73,16 @@ def anchor_tables(settings: Sequence[Setting]) -> list[Table]:
                 mean, seeds = apart.get(paper, (math.nan, []))
                 spread = f" ({fixed_point(min(seeds), 1)} to {fixed_point(max(seeds), 1)})" if len(seeds) > 1 else ""
                 cells.append(Cell(text=fixed_point(mean, 1) + spread if seeds else "–"))
-            rows.append(Row(_title(case), (label,), cells))
+            rows.append(Row(case_title(case), (label,), cells))
     columns = ["seeds", "rounds", "A", "R_all", *(f"from {paper}'s row" for paper in PAPERS)]
     notes = [
         INTERVALS,
         "From a row: the distance of the mean over the seeds from the published averaging row, in points of A and"
         " R_all (the root of the sum of both squares); in brackets those of the nearest and the farthest seed.",
-        *(f"{_title(case)}: {_rows_in_words(case)}." for case in found),
+        *(f"{case_title(case)}: {_rows_in_words(case)}." for case in found),
     ]
     title = "Plain averaging beside the published averaging rows"
     return [Table("anchor", title, notes, ("setting",), [("", len(columns))], columns, rows)] if rows else []
-
-
-def _title(case: Case) -> str:
-    data, beta, fraction = case
-    return f"{DATA_TITLES.get(data, data)}, β = {beta:g}, γ = {fraction:g}"
 
 
 def _rows_in_words(case: Case) -> str:
@@ -93,9 +94,11 @@ def anchor_pictures(settings: Sequence[Setting]) -> list[Panel]:
     panels = []
     for case, members in searches(settings).items():
         names = labels(members)
-        caption = f"Plain averaging, {_title(case)}: seeds (dots), their means (numbered), the published rows (crosses)"
+        caption = (
+            f"Plain averaging, {case_title(case)}: seeds (dots), their means (numbered), the published rows (crosses)"
+        )
         picture = draw(lambda axis, m=members, c=case: _plot(axis, m, c), caption, width=5.4, height=4.2)
-        panels.append(Panel(_title(case), [picture], [(name, f"<b>{i}</b>") for i, name in enumerate(names, 1)]))
+        panels.append(Panel(case_title(case), [picture], [(name, f"<b>{i}</b>") for i, name in enumerate(names, 1)]))
     return panels
 
 

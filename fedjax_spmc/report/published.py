@@ -116,9 +116,20 @@ def case_of(config: Mapping[str, Any]) -> Case:
     return config["data.name"], float(config["partition.beta"]), float(config["attack.malicious_fraction"])
 
 
+def case_title(case: Case) -> str:
+    """A case in words."""
+    data, beta, fraction = case
+    return f"{DATA_TITLES.get(data, data)}, β = {beta:g}, γ = {fraction:g}"
+
+
+def under_the_papers_attack(config: Mapping[str, Any]) -> bool:
+    """Whether a setting has the attack and the partition of the papers' tables."""
+    return config.get("attack.name") == "badnets" and config.get("partition.name") == "dirichlet"
+
+
 def row_of(table: str, config: Mapping[str, Any]) -> str | None:
     """The row of a paper's table that a setting belongs to, or None."""
-    if config.get("attack.name") != "badnets" or config.get("partition.name") != "dirichlet":
+    if not under_the_papers_attack(config):
         return None
     own = departures_of_method(config)
     method = settings_module.method_of(config)
@@ -187,7 +198,7 @@ def row_label(name: str, row: str) -> str:
 
 def _has_row(name: str, setting: Setting) -> bool:
     """Whether a setting has a row in the table: the paper's, or one below for a relative of the paper's method."""
-    if setting.config.get("attack.name") != "badnets" or setting.config.get("partition.name") != "dirichlet":
+    if not under_the_papers_attack(setting.config):
         return False
     relative = LAYOUTS[name].method in (setting.config["local.rule"], setting.config["aggregator.name"])
     return row_of(name, setting.config) is not None or (relative and name in ("spmc2", "fdcr4"))
@@ -253,7 +264,7 @@ def _table(name: str, block: Sequence[Setting], suffix: str) -> Table:
     ]
     left_out = [case for case in cases if case not in run]
     if left_out:
-        words = "; ".join(f"{DATA_TITLES.get(d, d)}, β = {b:g}, γ = {f:g}" for d, b, f in left_out)
+        words = "; ".join(map(case_title, left_out))
         notes.append(f"Not run, and left out here: {words}.")
     if extra:
         notes.append("Rows below the paper's own are variants that it does not print.")

@@ -102,7 +102,7 @@ def make_program(config: Any, info: DatasetInfo, layout: Layout) -> Callable[...
     def parts(lane: Lane, shared: SharedData) -> Federation:
         federation = assemble(config, info, shared.server, shared.held, lane.settings)
         if mesh is not None and layout.axis == CLIENTS:
-            return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True, False))
+            return federation._replace(map_clients=functools.partial(map_clients_over, mesh, True))
         return federation
 
     def play(state: FederationState, lane: Lane, shared: SharedData) -> tuple[FederationState, RoundReport]:
