@@ -111,6 +111,7 @@ def _plot(axis: Any, members: Sequence[Setting], case: Case) -> None:
         axis.annotate(str(index + 1), points.mean(axis=0), xytext=(5, 4), textcoords="offset points", fontsize=9)
     for paper, row in published_rows(case).items():
         axis.plot(*row, linestyle="none", marker="x", color="#000000", markersize=9, markeredgewidth=2)
-        axis.annotate(paper, row, xytext=(6, -12), textcoords="offset points", fontsize=9)
+        axis.annotate(paper, row, xytext=(-6, -12), textcoords="offset points", fontsize=9, ha="right")
     axis.set(xlabel="accuracy A, percent", ylabel="robustness R_all, percent")
+    axis.margins(0.1)
     axis.grid(alpha=0.3)
