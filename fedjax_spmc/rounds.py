@@ -14,20 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_spmc import numerics, trees
+from fedjax_spmc import numerics, summing, trees
 from fedjax_spmc.devices import CLIENTS, balanced_order, keeps_order, map_clients_over
-from fedjax_spmc.federation import (
-    Federation,
-    FederationState,
-    RoundReport,
-    Trainings,
-    aggregate,
-    for_training,
-    sampled,
-    train,
-)
+from fedjax_spmc.federation import Federation, FederationState, RoundReport
+from fedjax_spmc.one_round import Trainings, aggregate, for_training, sampled, train
 from fedjax_spmc.store import Store
-from fedjax_spmc.training import Trained
 from fedjax_spmc.types import Array, PRNGKey
 
 
@@ -195,19 +186,23 @@ def _training(
     compiled: dict[Any, Any] = {}  # by `alike` and the shapes of what goes in
 
     @jax.jit
-    def in_order(trained: Trained, client_ids: Array, sizes: Array) -> Trained:
-        return trees.take_rows(trained, balanced_order(sizes[client_ids], len(devices))[1])
+    def in_order(trained: Any, client_ids: Array, sizes: Array) -> Any:
+        work = sizes[client_ids]
+        work = summing.dealt(work).work if isinstance(trained, summing.Summed) else work
+        return trees.take_rows(trained, balanced_order(work, len(devices))[1])
 
     def train_all(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> Trainings:
         # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
-        kind = placed.alike, *((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
+        alike = placed.alike or federation.sums_models(len(state.drawn))  # bins are dealt so that halves are alike
+        kind = alike, *((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
         if kind not in compiled:
-            compiled[kind] = shared(placed.alike).lower(*shapes).compile()
+            compiled[kind] = shared(alike).lower(*shapes).compile()
         client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
         trained = jax.device_put(trained, devices[0])  # the name is taken again, so that the shards are freed
-        if not keeps_order(len(client_ids), len(devices), placed.alike):
+        rows = summing.BINS if isinstance(trained, summing.Summed) else len(client_ids)
+        if not keeps_order(rows, len(devices), alike):
             trained = in_order(trained, client_ids, placed.first[1])
         return Trainings(client_ids, attack, trained)
 

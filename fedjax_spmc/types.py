@@ -193,6 +193,10 @@ class Aggregator(NamedTuple):
         rows: client ids [K] -> [K] int32: of a state all of whose leaves are [N, ...], the rows that `aggregate` reads
             and writes. The round may then give it these alone, in this order, with `Upload.client_ids` 0..K-1. None =
             it is always given the whole state.
+        coefficients: (num_examples, usable), of one client or of all -> float32 >= 0 of that shape, 0 where not usable,
+            for a rule whose new model is the mean of the usable uploads with these weights, whatever is uploaded, and
+            whose verdict says no more. A round of many clients may then sum their models as they are trained, see
+            `summing`, and never call `aggregate`.
         light: whether the rule takes no longer than a copy of the uploads. It is then compiled twice, so that none is
             made where every upload is usable.
     """
@@ -208,6 +212,7 @@ class Aggregator(NamedTuple):
     pictures: tuple[Picture, ...] = ()
     flags: bool = True
     rows: Callable[[Array], Array] | None = None
+    coefficients: Callable[[Array, Array], Array] | None = None
     light: bool = False
 
 

@@ -12,7 +12,7 @@ from fedjax_spmc import attacks, keys, run
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import train
+from fedjax_spmc.one_round import train
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot

@@ -13,7 +13,7 @@ import pytest
 from fedjax_spmc import config as configs
 from fedjax_spmc import evaluate, experiment, registry, sweep
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import aggregate, train
+from fedjax_spmc.one_round import aggregate, train
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.report import gradcam, images, read
 from fedjax_spmc.types import Attack

@@ -14,8 +14,9 @@ from fedjax_spmc import attacks, registry
 from fedjax_spmc import config as configs
 from fedjax_spmc.attacking import IN_TRAINING, Attackers
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import initial_state, train
+from fedjax_spmc.federation import initial_state
 from fedjax_spmc.keys import purpose_key
+from fedjax_spmc.one_round import train
 from fedjax_spmc.types import Upload
 from tests import small
 from tests.test_contract_attacks import ON_TOKENS

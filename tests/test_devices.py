@@ -58,7 +58,13 @@ fields = {
 }
 assert jax.local_device_count() == 2
 alike = {"partition__name": "iid", "federation__clients_per_round": 4}  # these keep their order
-for presets, more in (("spmc", {}), ("fdcr", {}), ("fedavg", alike)):
+many = {  # these are summed as they are trained
+    "federation__num_clients": 60,
+    "federation__clients_per_round": 50,
+    "data__options__num_train": 1000,
+    "partition__min_size": 2,
+}
+for presets, more in (("spmc", {}), ("fdcr", {}), ("fedavg", alike), ("fedavg", many)):
     own = fields | more
     one, two = (experiment.run(small.config(2, presets, federation__devices=count, **own)) for count in (1, 2))
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(two.variables), strict=True):
@@ -69,8 +75,8 @@ for presets, more in (("spmc", {}), ("fdcr", {}), ("fedavg", alike)):
 
 @pytest.mark.slow
 def test_two_devices_give_the_bits_of_one(cache_folder):
-    """Five clients of unequal size, three drawn a round, so that rows are reordered, and states travel with them; and
-    four of equal size, which keep their order.
+    """Five clients of unequal size, three drawn a round, so that rows are reordered, and states travel with them; four
+    of equal size, which keep their order, and fifty of unequal size, whose models are summed.
 
     In a process of its own, compiled as users compile: that is what the promise is about.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc import experiment, federation, setup
+from fedjax_spmc import experiment, one_round, setup
 from fedjax_spmc.parity import walk
 from fedjax_spmc.report import read, triggers
 from fedjax_spmc.sweep import plan, program
@@ -107,7 +107,7 @@ def test_a_sweep_counts_what_clients_keep():
 def uploads(**fields):
     """What the clients of round 0 have trained; the last one is malicious."""
     made = experiment.build(configs.resolve(small.config(1, "fedavg", model__options__hidden=(8,), **fields)))
-    play = jax.jit(lambda state, key: federation.train(made.federation, made.arrays, made.sizes, state, key))
+    play = jax.jit(lambda state, key: one_round.train(made.federation, made.arrays, made.sizes, state, key))
     return play(made.state, made.key).trained.variables.params
 
 

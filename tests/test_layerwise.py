@@ -17,7 +17,7 @@ from fedjax_spmc.attacks import _layers
 from fedjax_spmc.attacks._passes import parted
 from fedjax_spmc.data.pipeline import in_order
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import train
+from fedjax_spmc.one_round import train
 from fedjax_spmc.types import Upload, Variables
 from tests import small
 from tests.uploads import random_upload

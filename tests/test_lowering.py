@@ -9,7 +9,7 @@ from jax import export
 
 from fedjax_spmc import config as configs
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import aggregate, train
+from fedjax_spmc.one_round import aggregate, train
 from fedjax_spmc.training import auto_client_batch
 from tests import small
 

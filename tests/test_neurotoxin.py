@@ -12,8 +12,9 @@ from fedjax_spmc import experiment
 from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks._masks import allowed, masks, smallest
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import FederationState, Trainings, aggregate, train
+from fedjax_spmc.federation import FederationState
 from fedjax_spmc.losses import cross_entropy
+from fedjax_spmc.one_round import Trainings, aggregate, train
 from fedjax_spmc.types import Upload
 from tests import small
 

@@ -13,7 +13,7 @@ import pytest
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, models, sweep
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import train
+from fedjax_spmc.one_round import train
 from fedjax_spmc.record.folder import RunFolder
 from tests import small
 

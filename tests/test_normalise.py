@@ -12,7 +12,7 @@ from fedjax_spmc import parts
 from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import data_of_client
+from fedjax_spmc.one_round import data_of_client
 from tests import small
 
 POSITIONS, VALUE = ((0, 3, 4), (2, 5, 6)), 0.625

@@ -11,7 +11,7 @@ from fedjax_spmc import data, local_rules, models, training, trees
 from fedjax_spmc.config import make_config
 from fedjax_spmc.data.pipeline import pad_indices
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import data_of_client, play_round
+from fedjax_spmc.one_round import data_of_client, play_round
 from fedjax_spmc.rounds import make_round
 from fedjax_spmc.types import Batch, ClientData, Context, Variables
 from tests.flags import AS_USUAL

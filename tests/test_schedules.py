@@ -9,7 +9,7 @@ import torch
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, schedules, setup, sweep
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import train
+from fedjax_spmc.one_round import train
 from tests import small
 
 FIELDS = {

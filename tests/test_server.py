@@ -13,7 +13,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc.aggregators.guard import guarded
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import play_round
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.types import Variables
 from tests import small
 from tests.uploads import flat, random_tree, random_upload

@@ -7,7 +7,8 @@ import pytest
 from fedjax_spmc import config as configs
 from fedjax_spmc import experiment, metrics, models
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.federation import evaluated_model, play_round
+from fedjax_spmc.federation import evaluated_model
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.record.checkpoint import Checkpoints
 from fedjax_spmc.record.lines import NONE_UNREPORTED
 from fedjax_spmc.record.resume import Snapshot

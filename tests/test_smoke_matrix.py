@@ -16,7 +16,8 @@ from fedjax_spmc import aggregators, setup, trees
 from fedjax_spmc import config as configs
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import FederationState, play_round
+from fedjax_spmc.federation import FederationState
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.types import Upload, Variables
 

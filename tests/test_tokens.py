@@ -13,10 +13,10 @@ from fedjax_spmc import (
     evaluate,
     evaluation,
     experiment,
-    federation,
     fisher,
     losses,
     models,
+    one_round,
     parts,
     registry,
     setup,
@@ -495,7 +495,7 @@ def test_clients_smaller_than_a_batch_train_on_all_they_have(name):
 def test_the_fisher_of_fdcr_covers_an_incomplete_batch_where_training_does():
     config = tokens.config(rounds=1, presets="fdcr", local__batch_size=50, local__drop_last=False, attack__name="none")
     built = experiment.build(resolve(config))
-    trained = jax.jit(lambda state: federation.train(built.federation, built.arrays, built.sizes, state, KEY))
+    trained = jax.jit(lambda state: one_round.train(built.federation, built.arrays, built.sizes, state, KEY))
     extras = trained(built.state).trained.extras
     assert all(float(jnp.max(trees.take_rows(extras["fisher"], k)["fc"]["weight"])) > 0 for k in range(4))
 

@@ -21,8 +21,8 @@ from fedjax_spmc import fisher
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import data_of_client
 from fedjax_spmc.local_rules import make as make_rule
+from fedjax_spmc.one_round import data_of_client
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.training import map_clients, train_client
 from fedjax_spmc.types import Context

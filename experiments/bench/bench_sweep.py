@@ -56,7 +56,7 @@ from fedjax_spmc import config as configs
 from fedjax_spmc import devices, numerics, rounds, setup
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config import make_config, set_field
-from fedjax_spmc.federation import Trainings, train
+from fedjax_spmc.one_round import Trainings, train
 from fedjax_spmc.options import Option, Range
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.sweep import program as programs

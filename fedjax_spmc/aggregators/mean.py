@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.registry import aggregators
-from fedjax_spmc.types import Aggregator, Params, PRNGKey, State, Traits, Upload, Verdict
+from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Traits, Upload, Verdict
 
 
 @aggregators.register("mean")
@@ -27,11 +27,13 @@ def mean(weights: Literal["size", "uniform"] = "size") -> Aggregator:
             gives every participant the same (`Equal` in the SPMC code).
     """
 
+    def coefficients(num_examples: Array, usable: Array) -> Array:
+        share = usable.astype(num_examples.dtype)
+        return share * num_examples if weights == "size" else share
+
     def aggregate(upload: Upload, state: State, key: PRNGKey) -> tuple[Params, Verdict, State]:
         del key
-        share = upload.participating.astype(upload.num_examples.dtype)
-        if weights == "size":
-            share = share * upload.num_examples
+        share = coefficients(upload.num_examples, upload.participating)
         share = share / jnp.maximum(share.sum(), 1e-30)
         none = jnp.zeros_like(share)
         return trees.weighted_mean(upload.client_params, share), Verdict(share, none, none > 0), state
@@ -41,5 +43,6 @@ def mean(weights: Literal["size", "uniform"] = "size") -> Aggregator:
         aggregate=aggregate,
         traits=Traits(linear=True, consensus=True, permutation=True, robust=False, stateless=True),
         flags=False,
+        coefficients=coefficients,
         light=True,
     )

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedjax_spmc import aggregators, attacks, evaluation, metrics, server
 from fedjax_spmc.attacking import fallen
-from fedjax_spmc.federation import average_stats
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.one_round import average_stats
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.recorded_nets import below

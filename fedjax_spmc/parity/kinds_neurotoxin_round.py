@@ -13,8 +13,9 @@ from fedjax_spmc.aggregators._clipping import clip_factors
 from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.attacks._pool import clean_gradient
 from fedjax_spmc.attacks.mixed_batches import side_by_side, train_once
-from fedjax_spmc.federation import Attacker, Federation, aggregate, initial_state, train
+from fedjax_spmc.federation import Attacker, Federation, initial_state
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.one_round import aggregate, train
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind, skipped
 from fedjax_spmc.parity.kinds_neurotoxin import SCOPES
 from fedjax_spmc.parity.recorded_nets import below, linear_layers, named, task_of, variables_of

@@ -19,8 +19,9 @@ from fedjax_spmc.attacks._stopping import stopping
 from fedjax_spmc.attacks._success import Success
 from fedjax_spmc.attacks.constrain_and_scale import constraint
 from fedjax_spmc.data.pipeline import in_order
-from fedjax_spmc.federation import Attacker, Federation, initial_state, play_round
+from fedjax_spmc.federation import Attacker, Federation, initial_state
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, kind
 from fedjax_spmc.parity.kinds_small import channels_last
 from fedjax_spmc.parity.recorded_nets import below, linear_layers, named, small_net, task_of, variables_of

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from fedjax_spmc import aggregators
-from fedjax_spmc.federation import average_stats
 from fedjax_spmc.keys import root_key
+from fedjax_spmc.one_round import average_stats
 from fedjax_spmc.parity import tags
 from fedjax_spmc.parity.comparison import Arrays, Comparison, Outcome, failed, kind, skipped
 from fedjax_spmc.parity.layout import join, layout_of, split, unequal_counters, upload_of

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_spmc import models, setup
-from fedjax_spmc.federation import FederationState, play_round
+from fedjax_spmc.federation import FederationState
 from fedjax_spmc.metrics import percentages
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.parity.comparison import TOLERANCE, Comparison, Outcome, Say, silent
 from fedjax_spmc.parity.kinds_local import fixed_batches
 from fedjax_spmc.parity.torch_side import (

@@ -19,7 +19,8 @@ from fedjax_spmc.attacks._poisoning import poison_draws
 from fedjax_spmc.config import make_config
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.experiment import build
-from fedjax_spmc.federation import FederationState, data_of_client
+from fedjax_spmc.federation import FederationState
+from fedjax_spmc.one_round import data_of_client
 from fedjax_spmc.types import Array
 
 CLIENTS, EPOCHS, BATCH, MAX_STEPS, FLOOR = 4, 1, 24, 30, 1e-2

@@ -122,6 +122,7 @@ def in_front(chain: Chain, rule: Aggregator, name: str = "") -> Aggregator:
         min_clients=needed,
         chosen=lambda num_clients: rule.chosen(rows(num_clients)),
         details=details,
+        coefficients=None,
         pictures=rule.pictures if per_client else (),
     )
 

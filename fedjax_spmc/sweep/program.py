@@ -18,7 +18,8 @@ from fedjax_spmc.data import DatasetInfo
 from fedjax_spmc.data.pipeline import ClientIndices
 from fedjax_spmc.devices import CLIENTS, map_clients_over, may_wait
 from fedjax_spmc.evaluation import Counts, make_evaluate
-from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model, play_round
+from fedjax_spmc.federation import Federation, FederationState, RoundReport, evaluated_model
+from fedjax_spmc.one_round import play_round
 from fedjax_spmc.parts import assemble
 from fedjax_spmc.setup import ArraySettings
 from fedjax_spmc.types import Array, Examples, PRNGKey
