@@ -63,11 +63,23 @@ def keep_freed_memory() -> None:
     models spends most of that time on the first touch of each page. The process then holds what it once needed until
     its end. It is left alone where the environment says otherwise (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
     """
-    said = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not said else None
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         for name, value in MALLOC.values():
             mallopt(name, value)
+
+
+def hand_back_freed_memory() -> None:
+    """Hands back to the system what `keep_freed_memory` has kept until now."""
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc; None elsewhere, and where the environment says what it does with freed memory."""
+    said = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" and not said else None
 
 
 def may_wait(device: Any) -> bool:

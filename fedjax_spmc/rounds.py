@@ -15,11 +15,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_spmc import numerics, summing, trees
-from fedjax_spmc.devices import CLIENTS, balanced_order, keeps_order, map_clients_over
+from fedjax_spmc.devices import CLIENTS, balanced_order, hand_back_freed_memory, keeps_order, map_clients_over
 from fedjax_spmc.federation import Federation, FederationState, RoundReport
 from fedjax_spmc.one_round import Trainings, aggregate, for_training, sampled, train
 from fedjax_spmc.store import Store
 from fedjax_spmc.types import Array, PRNGKey
+
+HANDED_BACK = 2**26
+"""Bytes of a round's rows on the host from which on the memory that the round has freed goes back to the system: its
+holes would else add up to more than the first touch of fresh pages is worth."""
 
 
 class PlacedInputs(NamedTuple):
@@ -121,7 +125,10 @@ def make_program(
 
     def with_rows(part: int, kept: Any, ids: Array, rows: Any) -> Any:
         if isinstance(kept, Store):
-            return kept.put(jax.device_get(ids), jax.device_get(rows))
+            renewed = kept.put(jax.device_get(ids), jax.device_get(rows))
+            if len(ids) * kept.row_bytes > HANDED_BACK:
+                hand_back_freed_memory()
+            return renewed
         made = put(kept, ids, rows) if jax.tree.leaves(kept) else kept
         returned[part] = jax.tree.leaves(made)
         return made

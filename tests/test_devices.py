@@ -125,17 +125,24 @@ def test_freed_memory_is_kept_unless_the_environment_says_how(monkeypatch):
         def mallopt(name, value):
             taken.append((name, value))
 
+        @staticmethod
+        def malloc_trim(pad):
+            taken.append(pad)
+
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: C)
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
     devices.keep_freed_memory()
-    assert taken == list(devices.MALLOC.values())
+    devices.hand_back_freed_memory()
+    assert taken == [*devices.MALLOC.values(), 0]
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
     devices.keep_freed_memory()
+    devices.hand_back_freed_memory()
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())  # another C library
     devices.keep_freed_memory()
-    assert len(taken) == len(devices.MALLOC)
+    devices.hand_back_freed_memory()
+    assert len(taken) == len(devices.MALLOC) + 1
 
 
 def test_cores_are_allowed_to_wait():
