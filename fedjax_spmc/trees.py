@@ -66,23 +66,20 @@ def leave_one_out_mean(stacked: Tree, weights: Array | None = None) -> Tree:
     mean = weighted_mean(stacked, weights / jnp.where(total > 0, total, 1.0))
     factor = jnp.where(alone, 0.0, weights / jnp.where(alone, 1.0, others))
 
-    def leave_out(leaf: Array, center: Array, factor: Array, alone: Array) -> Array:
+    def leave_out(leaf: Array, center: Array) -> Array:
         rows = center[None] + column(factor.astype(leaf.dtype), leaf) * (center[None] - leaf)
         return jnp.where(column(alone, leaf), leaf, rows)
 
+    rows = jax.tree.map(leave_out, stacked, mean)
     # A row that outweighs all others together has carried the mean away with it, and what it leaves behind is the
     # difference of two large numbers: there the others are averaged by themselves.
     moved = factor * client_norm(subtract(stacked, mean))
     far = jnp.argmax(moved)
-    left = jax.tree.map(lambda x, m: leave_out(x[far][None], m, factor[far][None], alone[far][None])[0], stacked, mean)
+    left = take_rows(rows, far)
     outweighs = moved[far] > OUTWEIGHS * client_norm(broadcast(left, 1))[0]
     rest = jnp.where(jnp.arange(len(weights)) == far, 0.0, weights) / jnp.where(alone[far], 1.0, others[far])
     own = jax.lax.cond(outweighs, lambda: weighted_mean(stacked, rest), lambda: left)
-    # Chosen row by row, and not written into the rows of the others: those need not lie in memory then.
-    is_far = jnp.arange(len(weights)) == far
-    return jax.tree.map(
-        lambda x, m, o: jnp.where(column(is_far, x), o[None], leave_out(x, m, factor, alone)), stacked, mean, own
-    )
+    return put_rows(rows, far, own)
 
 
 def client_dot(a: Tree, b: Tree) -> Array:
