@@ -22,8 +22,8 @@ from fedjax_spmc.store import Store
 from fedjax_spmc.types import Array, PRNGKey
 
 HANDED_BACK = 2**26
-"""Bytes of a round's rows on the host from which on the memory that the round has freed goes back to the system: its
-holes would else add up to more than the first touch of fresh pages is worth."""
+"""Bytes of a round's rows on the host from which on what training and the server's part have freed goes back to the
+system: its holes would else add up to more than the first touch of fresh pages is worth."""
 
 
 class PlacedInputs(NamedTuple):
@@ -125,10 +125,7 @@ def make_program(
 
     def with_rows(part: int, kept: Any, ids: Array, rows: Any) -> Any:
         if isinstance(kept, Store):
-            renewed = kept.put(jax.device_get(ids), jax.device_get(rows))
-            if len(ids) * kept.row_bytes > HANDED_BACK:
-                hand_back_freed_memory()
-            return renewed
+            return kept.put(jax.device_get(ids), jax.device_get(rows))
         made = put(kept, ids, rows) if jax.tree.leaves(kept) else kept
         returned[part] = jax.tree.leaves(made)
         return made
@@ -149,6 +146,14 @@ def make_program(
         if aggregator_rows is not None:
             narrow = narrow._replace(aggregator=rows_of(all_aggregated, places))
         trainings = train_all(placed, for_training(state, client_ids, clients), key)
+        bulky = any(
+            len(client_ids) * kept.row_bytes > HANDED_BACK
+            for kept in (all_clients, all_aggregated)
+            if isinstance(kept, Store)
+        )
+        if bulky:
+            jax.block_until_ready(trainings)
+            hand_back_freed_memory()
         clients = clients if rule_is_narrow else ()
         new, report = server_part(clients, narrow, key, trainings, placed.first, federation.server)
         del trainings, clients
@@ -157,6 +162,8 @@ def make_program(
             new = new._replace(rule=new.rule._replace(clients=clients))
         if aggregator_rows is not None:
             new = new._replace(aggregator=with_rows(1, all_aggregated, places, new.aggregator))
+        if bulky:
+            hand_back_freed_memory()
         return new._replace(drawn=()), report
 
     return play
