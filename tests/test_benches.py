@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ def test_products_and_loops_are_counted(script):
     left, right = jnp.zeros((5, 7)), jnp.zeros((7, 11))
     plain = counting.of_call(jnp.matmul, left, right)
     assert plain.products == 2 * 5 * 7 * 11
+    assert plain.moved == 4 * (5 * 7 + 7 * 11 + 5 * 11)
     assert not plain.in_loops
     assert plain.bytes > 0
 
@@ -42,6 +44,7 @@ def test_products_and_loops_are_counted(script):
     looped = counting.of_call(thrice, left, right)
     assert looped.in_loops
     assert looped.products == 3 * 2 * 2 * 5 * 7 * 11
+    assert looped.moved == 3 * 2 * plain.moved
     assert looped.flops < looped.products, "XLA counts a loop's body once"
     unused = counting.of_call(lambda left, right: (left @ right, left)[1], left, right)
     assert unused.products == 0
@@ -232,12 +235,16 @@ def test_steps_of_a_users_network(step_bench, capsys, monkeypatch):
 
     def ours(model, work, method, fast_forms=True):
         asked.append((model, method, fast_forms))
-        return lambda: work.clients * work.images // work.batch
+        rounds = Mock(side_effect=lambda: work.clients * work.images // work.batch)
+        federation = rounds.experiment.federation
+        federation.model = models.make("mlp", hidden=(16,), image_shape=(4, 4, 3))
+        federation.rule = local_rules.make("sgd")
+        return rounds
 
     monkeypatch.setattr(step_bench, "ours", ours)
     assert step_bench.main(["--model=lenet", "--toy", "--repeats=1", "--threads=1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    names = ("ms", "torch_ms", "ratio", "library_ms", "library_ratio")
+    names = ("ms", "torch_ms", "ratio", "library_ms", "library_ratio", "gflop", "mb", "gflops")
     assert sorted(found) == sorted(f"{name}_{method}" for name in names for method in ("sgd", "spmc"))
     assert asked == [("lenet", method, fast) for method in ("sgd", "spmc") for fast in (True, False)]
 

@@ -13,6 +13,9 @@ simple_cnn: 92,626 parameters, 10 clients of 640 images, batch 64, 2 epochs. len
 `library`, the same with `as_model(..., fast_forms=False)`. mnist_net and emnist_cnn (28x28x1): 10 clients of 640, batch
 64. resnet10, resnet18_thin, resnet9 (28x28x1, 62 classes): 2 clients of 640 images, batch 64, 1 epoch.
 
+gflop, mb: of the products in the gradients of one step of ours, in the form that it computes, and what they read and
+write (`counting.py`); gflops: the first by the time of a whole client-step.
+
 --toy takes two batches of 4 images for each of two clients: a check of the bench, its times mean nothing.
 """
 
@@ -27,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import counting
 import single
 
 from fedjax_spmc import config as configs
@@ -75,7 +79,7 @@ WORKLOADS = {
 TOY = {"clients": 2, "images": 8, "epochs": 1, "batch": 4}
 
 
-def ours(model: str, work: Workload, method: str, fast_forms: bool = True) -> Callable[[], int]:
+def ours(model: str, work: Workload, method: str, fast_forms: bool = True) -> single.Rounds:
     """A function that plays one round of this simulator and returns the client-steps taken."""
     config = make_config(METHODS[method], data__name="synthetic")
     for path, value in {
@@ -126,13 +130,16 @@ def theirs(work: Workload, method: str) -> Callable[[], int]:
     return run
 
 
-def measure(model: str, work: Workload, method: str, repeats: int) -> dict[str, float]:
-    """Contestant -> median milliseconds per client-step, taken in turn; the first of each is not counted."""
-    runs = {"ours": ours(model, work, method), "torch": theirs(work, method)}
+def measure(model: str, work: Workload, method: str, repeats: int) -> tuple[dict[str, float], counting.Cost]:
+    """Contestant -> median milliseconds per client-step, taken in turn, the first of each not counted; and a step."""
+    mine = ours(model, work, method)
+    runs = {"ours": mine, "torch": theirs(work, method)}
     if work.plugins:
         runs["library"] = ours(model, work, method, fast_forms=False)
     seconds, steps = single.in_turn(runs, repeats)
-    return {name: value / steps[name] * 1e3 for name, value in seconds.items()}
+    federation = mine.experiment.federation
+    step = counting.of_step(federation.model, federation.rule, work.batch)
+    return {name: value / steps[name] * 1e3 for name, value in seconds.items()}, step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,12 +162,15 @@ def _bench(flags: Flags) -> int:
     work = work._replace(**TOY) if flags["toy"] else work
     results: dict[str, float] = {}
     for method in flags["methods"]:
-        ms = measure(flags["model"], work, method, flags["repeats"])
+        ms, step = measure(flags["model"], work, method, flags["repeats"])
         ratio = ms["torch"] / ms["ours"]
         results |= {f"ms_{method}": ms["ours"], f"torch_ms_{method}": ms["torch"], f"ratio_{method}": ratio}
         words = (
             f"{method:<5} ours {ms['ours']:6.2f} ms   torch {ms['torch']:6.2f} ms per client-step   ratio {ratio:5.2f}"
         )
+        counted = {"gflop": step.products / 1e9, "mb": step.moved / 1e6, "gflops": step.products / ms["ours"] / 1e6}
+        results |= {f"{name}_{method}": value for name, value in counted.items()}
+        words += "   a step: " + "   ".join(f"{name} {value:.3g}" for name, value in counted.items())
         if "library" in ms:
             ratio = ms["torch"] / ms["library"]
             results |= {f"library_ms_{method}": ms["library"], f"library_ratio_{method}": ratio}

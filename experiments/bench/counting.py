@@ -7,8 +7,8 @@ count is too small, and `products` is the one to take.
 
 `flops` is XLA's count, elementwise operations among them, `products` that of the matrix products and convolutions alone
 (2 M N K each), read from the program as it is traced: it does not depend on the compiler, and multiplies loops of known
-length out. `bytes` is what XLA's operations read and write after fusion, caches not considered: an upper bound of the
-traffic to memory.
+length out; `moved` is what these read and write, operands and results, counted the same way. `bytes` is what XLA's
+operations read and write after fusion, caches not considered: an upper bound of the traffic to memory.
 """
 
 import itertools
@@ -34,12 +34,14 @@ class Cost(NamedTuple):
     Attributes:
         flops, bytes: XLA's account of the compiled program; NaN where it gives none.
         products: FLOPs of the matrix products and convolutions alone, as traced.
+        moved: bytes of the operands and results of these.
         in_loops: whether the compiled program has loops, which XLA counts as if they ran once.
     """
 
     flops: float
     bytes: float
     products: float
+    moved: float
     in_loops: bool
 
 
@@ -48,10 +50,12 @@ def of_call(function: Callable[..., Any], *arguments: Any) -> Cost:
     compiled = jax.jit(function).lower(*arguments).compile()
     found: Any = compiled.cost_analysis() or {}
     account = found[0] if isinstance(found, list) else found
+    products, moved = _products(jax.make_jaxpr(function)(*arguments).jaxpr)
     return Cost(
         flops=float(account.get("flops", math.nan)),
         bytes=float(account.get("bytes accessed", math.nan)),
-        products=_products(jax.make_jaxpr(function)(*arguments).jaxpr),
+        products=products,
+        moved=moved,
         in_loops=" while(" in (compiled.as_text() or ""),
     )
 
@@ -123,24 +127,29 @@ def simple_cnn_bytes(rule_name: str, batch: int) -> float:
     return 4 * total * (1 if rule_name == "sgd" else 2)
 
 
-def _products(jaxpr: Jaxpr) -> float:
-    """Of those operations whose results are used: a first layer's gradient by the images, say, is not."""
-    total, used = 0.0, set(map(id, jaxpr.outvars))
+def _products(jaxpr: Jaxpr) -> tuple[float, float]:
+    """FLOPs and bytes of the products whose results are used: a first layer's gradient by the images, say, is not."""
+    total, moved, used = 0.0, 0.0, set(map(id, jaxpr.outvars))
     for equation in reversed(jaxpr.eqns):
         if not any(id(made) in used for made in equation.outvars):
             continue
         used.update(map(id, equation.invars))
         name, shapes = equation.primitive.name, [getattr(x.aval, "shape", ()) for x in equation.invars]
         made = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
+        flops = 0.0
         if name == "dot_general":
             ((summed, _), _) = equation.params["dimension_numbers"]
-            total += 2 * made * math.prod(shapes[0][axis] for axis in summed)
+            flops = 2.0 * made * math.prod(shapes[0][axis] for axis in summed)
         elif name == "conv_general_dilated":
             kernel, outputs = shapes[1], equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * made * math.prod(kernel) / kernel[outputs]
-        inner = sum(map(_products, _inside(equation.params)))
-        total += inner * (equation.params["length"] if name == "scan" else 1)
-    return total
+            flops = 2.0 * made * math.prod(kernel) / kernel[outputs]
+        if flops:
+            total += flops
+            moved += sum(x.aval.size * x.aval.dtype.itemsize for x in (*equation.invars, *equation.outvars))
+        turns = equation.params["length"] if name == "scan" else 1
+        for inner in map(_products, _inside(equation.params)):
+            total, moved = total + turns * inner[0], moved + turns * inner[1]
+    return total, moved
 
 
 def _inside(params: dict[str, Any]) -> list[Jaxpr]:
