@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 BENCH = ROOT / "experiments" / "bench" / "bench_gpu.py"
 KEYS = {
     *("jax", "toy", "size", "ceilings", "step_costs", "rows", "goals", "forms", "deterministic", "torch", "skipped"),
-    "seconds",
+    *("others", "seconds"),
 }
 
 
@@ -46,6 +46,19 @@ def test_a_toy_goes_through_all_sections(tmp_path):
     for rows in found["deterministic"].values():
         assert all(row["repeats"] and row["resumes"] for row in rows.values())
     assert found["skipped"] == ["torch (a toy)"]
+    kinds = {row["kind"]: row for row in found["others"]}
+    assert set(kinds) == {"flip", "attack", "text", "network"}
+    assert all(row["client_steps"] > 0 and row["seconds"] > 0 for row in kinds.values())
+
+
+def test_every_other_case_has_a_config_and_kinds_of_all():
+    """At its full size; what it plays is tried at toy size."""
+    import gpu_others
+
+    for one in gpu_others.OTHERS:
+        config = gpu_others.config_of(one, 10, 64, toy=False)
+        assert config.federation.client_batch == 10
+    assert {f"{one.kind} {one.name}" for one in gpu_others.OTHERS} >= set(gpu_others.TOYS)
 
 
 ABSENT = ("ml_collections", "tensorflow_datasets", "tensorflow", "array_record", "torch", "tensorboardX")
@@ -74,7 +87,15 @@ def test_what_does_not_fit_is_named_and_missing_libraries_are_not_missed():
     done = hidden(ABSENT, "--toy", "--seconds=0")
     assert done.returncode == 0, done.stderr
     skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
-    for what in ("experiments: spmc x 2", "precision: ", "client_batch: ", "forms: grouped", "deterministic", "torch"):
+    for what in (
+        "experiments: spmc x 2",
+        "precision: ",
+        "client_batch: ",
+        "forms: grouped",
+        "deterministic",
+        "torch",
+        "others: ",
+    ):
         assert any(what in line for line in skipped), what
 
 

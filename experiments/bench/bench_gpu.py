@@ -1,6 +1,7 @@
 """Everything that is worth knowing of the simulator's speed on a GPU, in one call of less than five minutes.
 
-    python experiments/bench/bench_gpu.py [--seconds=280] [--out=FILE] [--json] [--profile=DIR] [--toy]
+    python experiments/bench/bench_gpu.py [--parts=sweeps,others] [--seconds=280] [--out=FILE] [--json] [--profile=DIR]
+                                          [--toy]
 
 Made-up images of CIFAR-10's shape (50,000, uint8, from NumPy's generator), real Dirichlet 0.5 sizes, ten clients, ten
 local epochs, batch 64, crop and flip, SimpleCNN, BadNets: no data files and no network. The sections:
@@ -14,9 +15,12 @@ local epochs, batch 64, crop and flip, SimpleCNN, BadNets: no data files and no 
 * deterministic: the price of `--xla_gpu_deterministic_ops=true` in a process of its own, and whether a round repeats
   and a saved state resumes to the bit, with and without;
 * torch: the plain torch loop over clients on the same GPU, where torch is installed;
+* others: a round as a single run plays it of FLIP's searches, attacks, text and the other networks (`gpu_others.py`),
+  milliseconds per client-step;
 * profile: with --profile, a trace of a short round of the largest program, for TensorBoard or Perfetto.
 
-What does not fit into --seconds is left out, the least telling first, and said to be left out. Needed are jax for CUDA,
+--parts=sweeps is all but the others, --parts=others these alone: both hardly fit into one call. What does not fit into
+--seconds is left out, the least telling first, and said to be left out. Needed are jax for CUDA,
 flax, optax, numpy and filelock; tensorflow-datasets is not, and for ml_collections `plain_config.py` stands in where it
 is missing.
 
@@ -35,6 +39,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("jax", "flax", "optax", "numpy", "filelock")
+PARTS = ("sweeps", "others")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 RESERVED = {"forms": 35.0, "deterministic": 60.0, "torch": 15.0}
 """Seconds kept for the sections after the long one."""
@@ -189,6 +194,33 @@ def against_goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def bench(flags: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """All sections; one dict of what was found."""
     import ceilings
+    import gpu_others
+    import gpu_rounds as rounds
+    import jax
+
+    budget, toy = Budget(flags["seconds"]), flags["toy"]
+    began = time.monotonic()
+    machine = ceilings.ceilings(small=toy)
+    say("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in machine.items()))
+    size = rounds.TOY if toy else rounds.Size()
+    found: dict[str, Any] = {"jax": jax.__version__, "toy": toy, "size": size._asdict(), "ceilings": machine}
+    if "sweeps" in flags["parts"]:
+        found |= bench_sweeps(flags, size, machine, budget, say)
+    if "others" in flags["parts"]:
+        found["others"] = []
+        for row in gpu_others.rows(toy, budget):
+            found["others"].append(row)
+            say(
+                f"others: {row['kind']} {row['name']:<28} {row['ms_per_client_step']:8.3f} ms a client-step  "
+                f"{row['seconds']:6.2f} s a round  {row['first_seconds']:6.1f} s with compiling"
+            )
+    return {**found, "skipped": budget.skipped, "seconds": time.monotonic() - began}
+
+
+def bench_sweeps(
+    flags: Any, size: Any, machine: dict[str, Any], budget: Budget, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The part `sweeps`."""
     import counting
     import gpu_forms as forms
     import gpu_rounds as rounds
@@ -196,11 +228,7 @@ def bench(flags: Any, say: Callable[[str], None]) -> dict[str, Any]:
 
     from fedjax_spmc import local_rules, models
 
-    budget, toy = Budget(flags["seconds"]), flags["toy"]
-    size = rounds.TOY if toy else rounds.Size()
-    began = time.monotonic()
-    machine = ceilings.ceilings(small=toy)
-    say("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in machine.items()))
+    toy = flags["toy"]
     model = models.make(size.model, num_classes=10, image_shape=(32, 32, 3))
     costs: dict[str, dict[str, float]] = {}
     for rule in rounds.METHODS:
@@ -212,8 +240,13 @@ def bench(flags: Any, say: Callable[[str], None]) -> dict[str, Any]:
     dataset = rounds.made_up(size)
     rows, kept = play_cases(size, dataset, budget, say, 0.0 if toy else sum(RESERVED.values()))
     shares_of_ceilings(rows, machine, costs)
-    found: dict[str, Any] = {"jax": jax.__version__, "toy": toy, "size": size._asdict(), "ceilings": machine}
-    found |= {"step_costs": costs, "rows": rows, "goals": against_goals(rows), "deterministic": {}, "torch": {}}
+    found: dict[str, Any] = {
+        "step_costs": costs,
+        "rows": rows,
+        "goals": against_goals(rows),
+        "deterministic": {},
+        "torch": {},
+    }
     found["forms"] = time_forms(size, toy, budget, say)
     if budget.allows("deterministic", 0 if toy else 40):
         try:
@@ -240,7 +273,7 @@ def bench(flags: Any, say: Callable[[str], None]) -> dict[str, Any]:
         with jax.profiler.trace(flags["profile"]):
             rounds.play(kept[largest], 1 / 16)
         say(f"profile: {flags['profile']}, {largest[0]} x {largest[1]}")
-    return {**found, "skipped": budget.skipped, "seconds": time.monotonic() - began}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fedjax_spmc.options import NON_NEGATIVE, Option
 
     parser = Parser("", __doc__)
+    parser.flag(Option("--parts", tuple, PARTS, choices=PARTS), "NAME,...", "which parts")
     parser.flag(Option("--seconds", float, 280.0, range=NON_NEGATIVE), "SECONDS", "for everything")
     parser.switch("--json", "prints one line of JSON and nothing else")
     parser.flag(Option("--out", str, None, optional=True), "FILE", "keeps the JSON in this file")
@@ -294,7 +328,7 @@ def _bench(flags: Any) -> int:
         return 0
     for what in found["skipped"]:
         print(f"skipped: {what}")
-    print("  ".join(f"{name} {value}" for name, value in found["goals"].items()))
+    print("  ".join(f"{name} {value}" for name, value in found.get("goals", {}).items()))
     print(f"{found['seconds']:.0f} s in all")
     return 0
 
