@@ -208,14 +208,15 @@ def _training(
     def train_all(placed: PlacedInputs, state: FederationState, key: PRNGKey) -> Trainings:
         # Lowered from shapes alone: of arrays that are laid out already, training could not close over any.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*placed.shared, state, key))
-        alike = placed.alike or federation.sums_models(len(state.drawn))  # bins are dealt so that halves are alike
+        rows, alike = len(state.drawn), placed.alike
+        if federation.sums_models(rows):
+            rows, alike = summing.BINS, True  # bins are dealt so that halves are alike
         kind = alike, *((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(shapes))
         if kind not in compiled:
             compiled[kind] = shared(alike).lower(*shapes).compile()
         client_ids, attack, trained = compiled[kind](*placed.shared, *jax.device_put((state, key), everywhere))
         client_ids, attack = jax.tree.map(lambda x: x.addressable_data(0), (client_ids, attack))
         trained = jax.device_put(trained, devices[0])  # the name is taken again, so that the shards are freed
-        rows = summing.BINS if isinstance(trained, summing.Summed) else len(client_ids)
         if not keeps_order(rows, len(devices), alike):
             trained = in_order(trained, client_ids, placed.first[1])
         return Trainings(client_ids, attack, trained)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_spmc import trees
+from fedjax_spmc.aggregators import guard
 from fedjax_spmc.devices import balanced_order
 from fedjax_spmc.training import Trained
 from fedjax_spmc.types import Aggregator, Array, LocalRule, Variables, Verdict
@@ -95,6 +96,7 @@ def train(
     coefficients, num_clients = aggregator.coefficients, len(client_ids)
     assert coefficients is not None
     bins = dealt(sizes[client_ids])
+    train_one = jax.jit(train_one, inline=True)  # traced once for its shape and for its use
     like = jax.eval_shape(train_one, client_ids[0])
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (like.steps, like.metrics))
 
@@ -103,7 +105,8 @@ def train(
             def added() -> tuple[Variables, tuple[Array, Any]]:
                 client_id = client_ids[row]
                 trained = train_one(client_id)
-                usable = (trained.steps > 0) & trees.finite_rows(trees.broadcast(trained.variables, 1)).all()
+                row_of_one = trees.broadcast(trained.variables, 1)
+                (usable,) = guard.usable(trained.steps[None] > 0, row_of_one.params, row_of_one.stats)
                 factor = coefficients(sizes[client_id].astype(jnp.float32), usable)
                 more = jax.tree.map(
                     lambda total, x: total + jnp.where(usable, x, 0).astype(total.dtype) * factor.astype(total.dtype),
@@ -142,11 +145,10 @@ def mean(
     usable, steps, metrics = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back], clients)
     factors = aggregator.coefficients(sizes.astype(jnp.float32), usable)
     total = factors.sum()
-    made = jax.tree.map(
-        lambda sums, x: (sums.sum(axis=0) / jnp.maximum(total, 1e-30)).astype(x.dtype), summed.sums, old
-    )
-    succeeded = (usable.sum() >= aggregator.min_clients) & (total > 0) & trees.all_finite(made.params)
-    rejected = (steps > 0) & ~usable
-    weights = jnp.where(succeeded, factors / jnp.maximum(total, 1e-30), 0.0)
-    verdict = Verdict(weights, rejected.astype(weights.dtype), rejected)
+    mean_of_all = trees.weighted_mean(summed.sums, jnp.full(BINS, 1 / jnp.maximum(total, 1e-30)))
+    made = jax.tree.map(lambda x, like: x.astype(like.dtype), mean_of_all, old)
+    none = jnp.zeros_like(factors)
+    said = Verdict(factors / jnp.maximum(total, 1e-30), none, none > 0)
+    finite = trees.all_finite(made.params)
+    succeeded, verdict = guard.settled(said, steps > 0, usable, aggregator.min_clients, finite)
     return trees.where(succeeded, made, old), verdict, (usable, steps, metrics)

@@ -101,14 +101,14 @@ def test_s1(script, capsys):
     pytest.importorskip("torch")
     found = json_line(script, capsys, "--parts=s1", "--images=200", "--s1-clients=2")
     names = ("seconds", "torch_seconds", "clients_per_second", "torch_clients_per_second", "ratio", "gflops", "step_mb")
-    assert sorted(found) == sorted(f"s1_{name}" for name in names)
+    assert sorted(found) == sorted(f"s1_{name}" for name in (*names, "gflop", "mb"))
     assert all(value > 0 for value in found.values())
 
 
 def test_one_step_a_client(script, capsys, monkeypatch):
     monkeypatch.setattr(script("bench_sweep"), "ONE_STEP", ("mlp",))
     found = json_line(script, capsys, "--parts=one_step", "--one-step-clients=3")
-    for name in ("ms_whole", "ms_training", "whole_by_training"):
+    for name in ("ms_whole", "ms_training", "whole_by_training", "gflop", "mb"):
         assert found.pop(f"one_step_{name}_mlp") > 0
     assert found == {}
 

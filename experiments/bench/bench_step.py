@@ -130,15 +130,19 @@ def theirs(work: Workload, method: str) -> Callable[[], int]:
     return run
 
 
-def measure(model: str, work: Workload, method: str, repeats: int) -> tuple[dict[str, float], counting.Cost]:
-    """Contestant -> median milliseconds per client-step, taken in turn, the first of each not counted; and a step."""
+def measure(model: str, work: Workload, method: str, repeats: int) -> tuple[dict[str, float], tuple[float, float]]:
+    """Contestant -> median milliseconds per client-step, taken in turn, the first of each not counted.
+
+    Returns:
+        these, and FLOPs and bytes of the products of a step of ours.
+    """
     mine = ours(model, work, method)
     runs = {"ours": mine, "torch": theirs(work, method)}
     if work.plugins:
         runs["library"] = ours(model, work, method, fast_forms=False)
     seconds, steps = single.in_turn(runs, repeats)
     federation = mine.experiment.federation
-    step = counting.of_step(federation.model, federation.rule, work.batch)
+    step = counting.traced_step(federation.model, federation.rule, work.batch)
     return {name: value / steps[name] * 1e3 for name, value in seconds.items()}, step
 
 
@@ -162,13 +166,13 @@ def _bench(flags: Flags) -> int:
     work = work._replace(**TOY) if flags["toy"] else work
     results: dict[str, float] = {}
     for method in flags["methods"]:
-        ms, step = measure(flags["model"], work, method, flags["repeats"])
+        ms, (flops, moved) = measure(flags["model"], work, method, flags["repeats"])
         ratio = ms["torch"] / ms["ours"]
         results |= {f"ms_{method}": ms["ours"], f"torch_ms_{method}": ms["torch"], f"ratio_{method}": ratio}
         words = (
             f"{method:<5} ours {ms['ours']:6.2f} ms   torch {ms['torch']:6.2f} ms per client-step   ratio {ratio:5.2f}"
         )
-        counted = {"gflop": step.products / 1e9, "mb": step.moved / 1e6, "gflops": step.products / ms["ours"] / 1e6}
+        counted = {"gflop": flops / 1e9, "mb": moved / 1e6, "gflops": flops / ms["ours"] / 1e6}
         results |= {f"{name}_{method}": value for name, value in counted.items()}
         words += "   a step: " + "   ".join(f"{name} {value:.3g}" for name, value in counted.items())
         if "library" in ms:

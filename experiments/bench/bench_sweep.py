@@ -31,7 +31,7 @@ pfl: the same round of ours against pfl-research's simulator with as many worker
 
 GFLOP/s: of the gradients of all local steps (`counting.py`: XLA's account of one step, times the steps), nothing else;
 what our form of the network multiplies, which for a convolution with its pool is ((k + 1) / k)^2 of the plain one.
-MB: what XLA's operations of one step read and write.
+step_mb: what XLA's operations of one step read and write. gflop, mb: of its matrix products alone, as traced.
 """
 
 import functools
@@ -172,7 +172,11 @@ def part_one_step(repeats: int, clients: int) -> Iterator[Found]:
         whole = single.Rounds(configs.resolve(config))
         runs = {"whole": whole, "training": training_alone(whole.experiment, clients)}
         seconds, _ = single.in_turn(runs, repeats)
+        federation = whole.experiment.federation
+        flops, moved = counting.traced_step(federation.model, federation.rule, ONE_STEP_BATCH)
         yield {
+            f"one_step_gflop_{model}": flops / 1e9,
+            f"one_step_mb_{model}": moved / 1e6,
             **{f"one_step_ms_{name}_{model}": value / clients * 1e3 for name, value in seconds.items()},
             f"one_step_whole_by_training_{model}": seconds["whole"] / seconds["training"],
         }

@@ -62,6 +62,17 @@ def of_call(function: Callable[..., Any], *arguments: Any) -> Cost:
 
 def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
     """The gradient of one local step on `batch_size` images; not the optimiser's step, nor how the batch is made."""
+    return of_call(*_step(model, rule, batch_size))
+
+
+def traced_step(model: Model, rule: LocalRule, batch_size: int) -> tuple[float, float]:
+    """`products` and `moved` of `of_step`, without compiling."""
+    function, *arguments = _step(model, rule, batch_size)
+    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _step(model: Model, rule: LocalRule, batch_size: int) -> tuple[Any, ...]:
+    """The gradient of a local step, and the shapes of its arguments."""
     key = jax.eval_shape(lambda: root_key(0))
     variables = jax.eval_shape(model.init, key)
     state = jax.eval_shape(lambda variables: rule.init(variables, 1), variables)
@@ -74,7 +85,7 @@ def of_step(model: Model, rule: LocalRule, batch_size: int) -> Cost:
         own = jax.tree.map(lambda x: x[0], state.clients)
         return rule.gradients(ctx, variables.params, variables.stats, batch, own, key)
 
-    return of_call(step, variables, state, images, key)
+    return step, variables, state, images, key
 
 
 def speed(step: Cost, steps: float, seconds: float) -> float:

@@ -18,7 +18,7 @@ GREY, COLOUR = (28, 28, 1), (32, 32, 3)
 WORDS, LENGTH = 5000, 64
 """Vocabulary and length of made-up texts."""
 REPEATS = 3
-UNSHAPED = {
+SHARED = {
     "data.val_fraction": 0.0, "data.augment": False, "partition.name": "iid", "partition.min_size": 1,
     "local.epochs": 1, "local.drop_last": True,
 }  # fmt: skip
@@ -34,6 +34,7 @@ class Other(NamedTuple):
         fields: on top of them.
         shape: of an example: (H, W, C), or (T,) of texts.
         classes: different labels.
+        toy: fields on top of these at toy size; None = it is left out there.
     """
 
     kind: str
@@ -42,68 +43,58 @@ class Other(NamedTuple):
     fields: Mapping[str, Any]
     shape: tuple[int, ...] = COLOUR
     classes: int = 10
+    toy: Mapping[str, Any] | None = None
 
 
-def _network(name: str, shape: tuple[int, ...] = COLOUR, classes: int = 10) -> Other:
-    return Other("network", name, "fedavg", {"model.name": name, "attack.name": "none"}, shape, classes)
+def _network(name: str, shape: tuple[int, ...] = COLOUR, classes: int = 10, toy: Any = None) -> Other:
+    return Other("network", name, "fedavg", {"model.name": name, **CLEAN}, shape, classes, toy)
 
 
-def _attack(*names: str, **options: Any) -> Other:
-    own = {f"attack.{path.replace('__', '.')}": value for path, value in options.items()}
-    return Other("attack", "+".join(names), "fedavg", {"attack.name": names, **own})
+def _attack(*names: str, toy: Any = None) -> Other:
+    return Other("attack", "+".join(names), "fedavg", {"attack.name": names, **MALICIOUS}, toy=toy)
 
 
-def _text(name: str, model: str, **more: Any) -> Other:
-    fields = {"model.name": model, "attack.name": "none", "local.clip_norm": 3.0, **more}
-    return Other("text", name, "fedavg", fields, (LENGTH,), WORDS)
+def _text(model: str, toy: Any = None) -> Other:
+    fields = {"data.name": "tiny_shakespeare", "model.name": model, "local.clip_norm": 3.0, **CLEAN}
+    return Other("text", model, "fedavg", fields, (LENGTH,), WORDS, toy)
 
 
+CLEAN, MALICIOUS = {"attack.name": "none"}, {"attack.malicious_fraction": 0.3}
+HALF = {"model.name": "mlp", "attack.malicious_fraction": 0.5}
+FLIP = {"model.name": "mnist_net", "local.options.preset": "lite", **MALICIOUS}
+FEW = {
+    f"local.options.{option}": steps for option, steps in {"universal_steps": 2, "pair_steps": 2, "pairs": 1}.items()
+}
+NARROW = {"model.options.width": 8, "model.options.hidden": 8, "model.options.layers": 1}
 OTHERS = (
-    Other("flip", "lite", "flip", {"model.name": "mnist_net", "local.options.preset": "lite"}, GREY),
+    Other("flip", "lite", "flip", FLIP, GREY, toy=HALF | FEW),
     _attack("badnets"),
-    _attack("badnets", "neurotoxin"),
-    _text("lstm_lm", "lstm_lm"),
+    _attack("badnets", "neurotoxin", toy=HALF),
+    _text("lstm_lm", toy=NARROW),
     _network("resnet18_thin"),
     _network("resnet9", GREY, 62),
     _network("emnist_cnn", GREY),
-    _network("mnist_net", GREY),
+    _network("mnist_net", GREY, toy={}),
     _network("cnn_dropout"),
     _attack("badnets", "pgd"),
     _attack("badnets", "constrain_and_scale"),
     _attack("badnets", "layerwise"),
     _attack("min_max"),
     _attack("fang"),
-    _text("transformer_lm", "transformer_lm"),
+    _text("transformer_lm"),
     _network("resnet10"),
 )
 """The most telling first: what does not fit into the time is left out from the end."""
-TOYS = ("flip lite", "attack badnets+neurotoxin", "text lstm_lm", "network mnist_net")
-
-
-def cases(toy: bool) -> list[Other]:
-    """What is timed."""
-    return [one for one in OTHERS if not toy or f"{one.kind} {one.name}" in TOYS]
 
 
 def config_of(one: Other, clients: int, batch: int, toy: bool) -> Any:
     """The config of a round, resolved."""
-    name = "tiny_shakespeare" if len(one.shape) == 1 else "synthetic"
-    config = make_config(one.presets, data__name=name)
-    malicious = {} if one.fields.get("attack.name") == "none" else {"attack.malicious_fraction": 0.3}
+    config = make_config(one.presets, data__name="synthetic")
     sizes = {
         "federation.num_clients": clients, "federation.clients_per_round": clients, "local.batch_size": batch,
         "federation.client_batch": clients, "federation.devices": 1,
     }  # fmt: skip
-    small: dict[str, Any] = {}
-    if toy:
-        small = {"attack.malicious_fraction": 0.5} if malicious else {}
-        small |= {"model.name": "mlp"} if one.kind in ("attack", "flip") else {}
-        if one.kind == "text":
-            small |= {"model.options.width": 8, "model.options.hidden": 8, "model.options.layers": 1}
-        if one.kind == "flip":
-            steps = {"universal_steps": 2, "pair_steps": 2, "pairs": 1}
-            small |= {f"local.options.{option}": value for option, value in steps.items()}
-    for path, value in {**UNSHAPED, **malicious, **one.fields, **sizes, **small}.items():
+    for path, value in {**SHARED, **one.fields, **sizes, **((one.toy or {}) if toy else {})}.items():
         configs.set_field(config, path, value)
     return configs.resolve(config)
 
@@ -139,10 +130,9 @@ def measure(one: Other, toy: bool) -> dict[str, Any]:
 
 def rows(toy: bool, budget: Any) -> Iterator[dict[str, Any]]:
     """A row of every case that fits into the time that is left and runs on this device; the others are noted."""
-    longest = 0.0 if toy else 25.0
-    for one in cases(toy):
+    for one in OTHERS:
         title = f"others: {one.kind} {one.name}"
-        if not budget.allows(title, longest):
+        if (toy and one.toy is None) or not budget.allows(title, 0 if toy else 25):
             continue
         try:
             row = measure(one, toy)

@@ -87,4 +87,6 @@ def _measured(
         "ratio": seconds["peer"] / seconds["ours"],
         "gflops": counting.speed(step, steps["ours"], seconds["ours"]),
         "step_mb": step.bytes / 1e6,
+        "gflop": step.products / 1e9,
+        "mb": step.moved / 1e6,
     }

@@ -5,13 +5,40 @@ import jax.numpy as jnp
 
 from fedjax_spmc import trees
 from fedjax_spmc.errors import ConfigError
-from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Upload, Verdict
+from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Stats, Upload, Verdict
 
 
 def usable_rows(upload: Upload) -> Array:
     """[K] bool: rows that take part and whose model, batch statistics and their squared norms are finite."""
-    finite = trees.finite_rows(upload.client_params) & trees.finite_rows(upload.client_stats)
-    return upload.participating & finite
+    return usable(upload.participating, upload.client_params, upload.client_stats)
+
+
+def usable(participating: Array, client_params: Params, client_stats: Stats) -> Array:
+    """`usable_rows` of [K] bool and stacked trees."""
+    return participating & trees.finite_rows(client_params) & trees.finite_rows(client_stats)
+
+
+def settled(
+    verdict: Verdict, participating: Array, usable: Array, min_clients: int, finite: Array
+) -> tuple[Array, Verdict]:
+    """Whether an aggregation succeeded, and the verdict that is told of it.
+
+    Args:
+        verdict: of the rule, on rows of which those that are not usable were zeroed.
+        participating, usable: [K] bool.
+        min_clients: usable rows that the rule needs.
+        finite: bool scalar, whether what it made is finite.
+
+    Returns:
+        bool scalar, and the verdict: all weights 0 where it failed; rows that were rejected flagged, with a score above
+        all others.
+    """
+    weights = jnp.where(usable, verdict.weights, 0.0)
+    succeeded = (usable.sum() >= min_clients) & (weights.sum() > 0) & finite
+    rejected = participating & ~usable
+    scores = jnp.nan_to_num(jnp.where(usable, verdict.scores, 0.0))
+    scores = jnp.where(rejected, jnp.max(scores) + 1.0, scores)
+    return succeeded, Verdict(jnp.where(succeeded, weights, 0.0), scores, (verdict.flagged & usable) | rejected)
 
 
 def check_shapes(name: str, made: object, upload: Upload, state: State) -> tuple[Params, Verdict, State]:
@@ -78,17 +105,9 @@ def guarded(rule: Aggregator, name: str = "") -> Aggregator:
             params, verdict, new_state = jax.lax.cond(usable.all(), lambda: made(whole), lambda: made(cleaned))
         else:
             params, verdict, new_state = made(cleaned)
-        weights = jnp.where(usable, verdict.weights, 0.0)
         finite = trees.all_finite(params) & trees.all_finite(new_state)
-        succeeded = (usable.sum() >= rule.min_clients) & (weights.sum() > 0) & finite
-        rejected = upload.participating & ~usable
-        scores = jnp.nan_to_num(jnp.where(usable, verdict.scores, 0.0))
-        scores = jnp.where(rejected, jnp.max(scores) + 1.0, scores)
-        guarded_verdict = Verdict(
-            weights=jnp.where(succeeded, weights, 0.0).astype(kind),
-            scores=scores.astype(kind),
-            flagged=(verdict.flagged & usable) | rejected,
-        )
+        succeeded, verdict = settled(verdict, upload.participating, usable, rule.min_clients, finite)
+        guarded_verdict = verdict._replace(weights=verdict.weights.astype(kind), scores=verdict.scores.astype(kind))
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, upload.global_params)
         return (
             trees.where(succeeded, params, upload.global_params),
