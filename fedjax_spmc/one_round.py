@@ -15,7 +15,7 @@ from fedjax_spmc.attacking import Attackers
 from fedjax_spmc.federation import Federation, FederationState, RoundReport, numbered
 from fedjax_spmc.keys import purpose_key
 from fedjax_spmc.training import Trained
-from fedjax_spmc.types import Array, ClientData, PRNGKey, RuleState, State, Upload, Variables, Verdict
+from fedjax_spmc.types import TRUTH, Array, ClientData, PRNGKey, RuleState, State, Upload, Variables, Verdict
 
 
 class Trainings(NamedTuple):
@@ -229,7 +229,7 @@ def _of_uploads(
     )
     upload, own = Attackers(federation, arrays, attackers_state, key, client_ids).craft(own, upload)
     if federation.oracle:
-        upload = upload._replace(extras={**upload.extras, "malicious": state.roster.malicious[client_ids]})
+        upload = upload._replace(extras={**upload.extras, TRUTH: state.roster.malicious[client_ids]})
 
     aggregate_key = purpose_key(key, "aggregate", state.round)
     params, verdict, aggregator_state = aggregator.aggregate(upload, state.aggregator, aggregate_key)

@@ -77,6 +77,10 @@ class Model(NamedTuple):
     left: tuple[str, ...] = ()
 
 
+TRUTH = "malicious"
+"""The extra that the server adds where an `oracle_` option of its rule is on: [K] bool, who is malicious."""
+
+
 class Upload(NamedTuple):
     """All that a server may see in one round.
 
@@ -90,7 +94,7 @@ class Upload(NamedTuple):
         learning_rate: float32 scalar, the local one.
         round: int32 scalar, from 0.
         client_stats: stacked batch statistics; averaged by the verdict's weights, never part of a score.
-        extras: stacked trees that a local rule sends along, such as {"fisher": ...}.
+        extras: stacked trees that a local rule sends along, such as {"fisher": ...}; and `TRUTH` for an oracle.
     """
 
     global_params: Params
@@ -185,7 +189,7 @@ class Aggregator(NamedTuple):
             with the config.
         evaluated: (params, state) -> the params that are evaluated and saved as the global model, where they are not
             those that are broadcast.
-        needs: the `Upload.extras` that the rule reads; the local rule must send them.
+        needs: the `Upload.extras` that the rule reads; the local rule must send them, but for `TRUTH`.
         details: Upload -> small arrays, what the rule's own pictures show; recorded of the last evaluated round.
         pictures: of these arrays.
         flags: whether the rule judges clients at all. One that never flags any has no TPR and no FPR, where one that

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 
 from fedjax_spmc import clustering, trees
 from fedjax_spmc.aggregators._clipping import standard_noise
+from fedjax_spmc.aggregators._extras import extra, truth_of
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import NON_NEGATIVE, POSITIVE, TRACED, Range, refuse_unused
 from fedjax_spmc.registry import aggregators
-from fedjax_spmc.types import Aggregator, Array, Params, Picture, PRNGKey, State, Traits, Upload, Verdict
+from fedjax_spmc.types import TRUTH, Aggregator, Array, Params, Picture, PRNGKey, State, Traits, Upload, Verdict
 
 OFFSET = 1e-6
 """What torch's pairwise distance adds to every coordinate of a difference."""
@@ -104,6 +105,7 @@ def fdcr(
         unused = {"dbscan_eps": dbscan_eps, "dbscan_min_samples": dbscan_min_samples}
         refuse_unused(fdcr, f"cluster = {cluster!r}", unused)
     needed = importance or rescale == "raw"
+    needs = (("fisher",) if needed else ()) + ((TRUTH,) if oracle_fisher_noise else ())
 
     def init(global_params: Params, num_clients: int) -> State:
         del num_clients
@@ -114,7 +116,7 @@ def fdcr(
         took_part = upload.participating
         fisher = fisher_of(upload) if needed else ()
         if oracle_fisher_noise:
-            fisher = leak(fisher, truth_of(upload), standard_noise(key, fisher))
+            fisher = leak(fisher, truth_of(upload, "fdcr", "oracle_fisher_noise"), standard_noise(key, fisher))
         present = took_part & trees.finite_rows(fisher)
         fisher = trees.zero_rows(present, fisher)
         degrees = min_max(fisher, minmax_eps) if importance else jax.tree.map(jnp.ones_like, upload.client_params)
@@ -147,7 +149,7 @@ def fdcr(
         aggregate=aggregate,
         traits=Traits(linear=rescale == "off", consensus=False, permutation=True, robust=discrepancy, stateless=True),
         flags=discrepancy,
-        needs=("fisher",) if needed else (),
+        needs=needs,
         details=(lambda upload: pictured(fisher_of(upload), upload.participating)) if needed else lambda upload: {},
         pictures=PICTURES if needed else (),
     )
@@ -155,23 +157,7 @@ def fdcr(
 
 def fisher_of(upload: Upload) -> Params:
     """The stacked Fisher of an upload; raises as `extra`."""
-    return extra(upload, "fisher", "sent by the clients, as local rule 'fdcr' does")
-
-
-def truth_of(upload: Upload) -> Array:
-    """[K] bool: who is malicious, which an upload holds only for an oracle; raises as `extra`."""
-    return extra(upload, "malicious", "there with oracle_fisher_noise = True")
-
-
-def extra(upload: Upload, name: str, wanted: str) -> Any:
-    """What an upload holds beyond the models.
-
-    Raises:
-        ConfigError: nothing of that name; says what is wanted.
-    """
-    if name not in upload.extras:
-        raise ConfigError(f"aggregator fdcr: extras[{name!r}] is missing: it must be {wanted}.")
-    return upload.extras[name]
+    return extra(upload, "fdcr", "fisher", "sent by the clients, as local rule 'fdcr' does")
 
 
 def leak(fisher: Params, malicious: Array, noise: Params) -> Params:

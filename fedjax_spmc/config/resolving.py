@@ -32,7 +32,7 @@ from fedjax_spmc.config.fields import (
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import Option, check_options, quoted
 from fedjax_spmc.paths import expanded
-from fedjax_spmc.types import Aggregator, PreAggregator, ServerData
+from fedjax_spmc.types import TRUTH, Aggregator, PreAggregator, ServerData
 
 
 def resolve(config: Config) -> Config:
@@ -204,7 +204,7 @@ def _check_combinations(config: Config) -> None:
             f"{aggregator.min_clients}."
         )
     for extra in aggregator.needs:
-        if extra not in rule.sends:
+        if extra != TRUTH and extra not in rule.sends:
             sending = [name for name in registry.local_rules.names() if extra in registry.local_rules.make(name).sends]
             raise ConfigError(
                 f"local.rule = {config.local.rule!r} is not allowed with aggregator.name = {config.aggregator.name!r}, "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedjax_spmc import registry, trees
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.keys import name_key, root_key
-from fedjax_spmc.types import Aggregator, Array, Params, PreAggregator, PRNGKey, State, Upload, Verdict
+from fedjax_spmc.types import TRUTH, Aggregator, Array, Params, PreAggregator, PRNGKey, State, Upload, Verdict
 
 names = registry.preaggregators.names
 describe = registry.preaggregators.describe
@@ -132,8 +132,11 @@ def _check_rows_may_go(chain: Chain, rule: Aggregator, name: str) -> None:
     reasons = []
     if keeps_client_state(rule):
         reasons.append("keeps a state of every client")
-    if rule.needs:
-        reasons.append(f"reads the clients' {', '.join(rule.needs)}")
+    sent = [name for name in rule.needs if name != TRUTH]
+    if sent:
+        reasons.append(f"reads the clients' {', '.join(sent)}")
+    if TRUTH in rule.needs:
+        reasons.append("is told which of them are malicious")
     if reasons:
         raise ConfigError(
             f"aggregator.pre = {', '.join(chain)} is not allowed with aggregator.name = {name!r}, which "
