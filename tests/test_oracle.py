@@ -72,9 +72,7 @@ def test_a_run_is_marked_and_malicious_clients_weigh_nothing(tmp_path, small_cac
     roster = json.loads((tmp_path / "run" / "roster.json").read_text())["malicious"]
     for line in small.lines(tmp_path / "run"):
         weights = np.array(line["weights"])
-        malicious = (
-            np.asarray(roster, bool) if len(roster) == len(weights) else np.isin(np.arange(len(weights)), roster)
-        )
+        malicious = np.isin(np.arange(len(weights)), roster)
         assert malicious.sum() == 1
         assert not weights[malicious].any()
         assert (weights[~malicious] > 0).all()
