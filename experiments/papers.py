@@ -135,6 +135,8 @@ def _papers(parser: Parser, flags: Flags) -> int:
     paper = RESULTS_OF_PAPERS[flags.positional[0]]
     workdir = expanded(flags["workdir"] or paper.workdir, "--workdir")
     results = expanded(flags["results"], "--results")
+    out = flags["out"] or workdir / "report"
+    page.check_out(expanded(out, "--out"))
     sweeps = _sweeps(parser, flags, paper)
     kept = {} if paper.needs_models else _kept_cells(results)
     ids: set[str] = set()
@@ -152,7 +154,6 @@ def _papers(parser: Parser, flags: Flags) -> int:
     if flags["keep"]:
         _keep(workdir, rows, results)
     sources = [*([workdir] if rows else []), *sorted(kept[name] for name in ids & kept.keys())]
-    out = flags["out"] or workdir / "report"
     show(f"report: {page.build(sources, out, paper.tables, flags['details'])}")
     return 0 if all(rows[name]["status"] == FINISHED for name in ids & rows.keys()) else 1
 

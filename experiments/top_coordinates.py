@@ -23,7 +23,7 @@ from cells import seeds_of
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.config.files import read_config
 from fedjax_spmc.options import Option, Range
-from fedjax_spmc.paths import expanded
+from fedjax_spmc.paths import file_to_write
 from fedjax_spmc.terminal import show
 
 SHARES = (0.01, 0.05, 0.1, 0.5)
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(parser: Parser, flags: Flags) -> int:
     from fedjax_spmc import config as configs
 
+    kept = None if flags["json"] is None else file_to_write(flags["json"], "--json")
     config, _ = read_config(flags["config"])
     for path, value in {
         "attack.name": "none",
@@ -61,9 +62,9 @@ def _measure(parser: Parser, flags: Flags) -> int:
         config.seed = seed
         found.append({"seed": seed, **overlaps(config)})
         show(json.dumps(found[-1]))
-    if flags["json"] is not None:
+    if kept is not None:
         asked = {name: flags[name] for name in ("config", "rounds", "start")}
-        expanded(flags["json"], "--json").write_text(json.dumps({**asked, "seeds": found}, indent=1) + "\n")
+        kept.write_text(json.dumps({**asked, "seeds": found}, indent=1) + "\n")
     show(table(found))
     return 0
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fedjax_spmc.errors import UserError
+from fedjax_spmc.errors import ConfigError, UserError
 
 
 class NoHomeError(UserError):
@@ -28,3 +28,23 @@ def expanded(path: str | os.PathLike[str], label: str) -> Path:
             "set, or there is no such user); it must be written in full."
         )
     return Path(found)
+
+
+def file_to_write(path: str | os.PathLike[str], label: str) -> Path:
+    """A path, `expanded`, that a command writes at its end, looked at before the work begins.
+
+    Raises:
+        NoHomeError: as `expanded`.
+        ConfigError: it is a folder, its folder is not there, or one of them may not be written.
+    """
+    found = expanded(path, label)
+    reason = ""
+    if found.is_dir():
+        reason = "it is a folder"
+    elif not found.parent.is_dir():
+        reason = f"{found.parent} is no folder"
+    elif not os.access(found if found.exists() else found.parent, os.W_OK):
+        reason = "it may not be written"
+    if reason:
+        raise ConfigError(f"{label} = {str(found)!r} is not allowed ({reason}): it must be a file that you may write.")
+    return found

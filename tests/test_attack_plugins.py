@@ -40,6 +40,7 @@ def config_of(*names: str, rounds: int = 2, **fields: Any) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The plug-ins for the length of this file; other tests walk the registry."""
+    registry.attacks.names()  # a registry fills itself at the first look-up
     before = dict(registry.attacks._factories)
     for name in PLUGINS:
         importlib.import_module(f"tests.plugins.{name}")

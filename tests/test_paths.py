@@ -5,6 +5,7 @@ import hashlib
 import json
 import pwd
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,30 @@ def test_a_sweep_names_no_cell_like_a_number():
     for name in names:
         with pytest.raises(ValueError, match="could not convert"):
             float(name)
+
+
+@pytest.mark.parametrize("command", ["top_coordinates.py", "bench/bench_gpu.py", "bench/bench_forms.py"])
+def test_a_file_that_a_command_writes_at_its_end_is_looked_at_first(command, tmp_path, capsys, monkeypatch):
+    """Minutes of measuring would be lost."""
+    folder = PACKAGE.parent / "experiments"
+    monkeypatch.syspath_prepend(str((folder / command).parent))
+    main = runpy.run_path(str(folder / command))["main"]
+    flag = "--json" if command == "top_coordinates.py" else "--out"
+    for given, reason in (
+        (tmp_path / "none" / "x.json", f"{tmp_path / 'none'} is no folder"),
+        (tmp_path, "it is a folder"),
+    ):
+        assert main([f"{flag}={given}"]) == 2
+        err = capsys.readouterr().err
+        assert err == f"error: {flag} = '{given}' is not allowed ({reason}): it must be a file that you may write.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_papers_look_at_the_folder_of_their_report_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "experiments"))
+    main = runpy.run_path(str(PACKAGE.parent / "experiments" / "papers.py"))["main"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("kept")
+    assert main(["spmc_fig6", f"--workdir={tmp_path / 'work'}", f"--out={tmp_path / 'mine'}"]) == 2
+    assert "holds something that is no report" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

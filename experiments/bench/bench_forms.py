@@ -20,11 +20,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.options import Option, Range
+from fedjax_spmc.paths import file_to_write
 from fedjax_spmc.terminal import show
 
 TURNS = 10
@@ -223,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _bench(parser: Parser, flags: Flags) -> int:
     import jax
 
+    out = None if flags["out"] is None else file_to_write(flags["out"], "--out")
     small = {"image": 8, "batch": 2}
     words = (flags["layers"] or "").split(",")
     chosen = [layer for layer in LAYERS if any(word in layer.layer for word in words)]
@@ -241,8 +242,8 @@ def _bench(parser: Parser, flags: Flags) -> int:
         "machine": f"{platform.processor() or platform.machine()}, JAX {jax.__version__}, {time.strftime('%d %B %Y')}",
         "rows": rows,
     }
-    if flags["out"]:
-        Path(flags["out"]).write_text(json.dumps(table, indent=1) + "\n")
+    if out is not None:
+        out.write_text(json.dumps(table, indent=1) + "\n")
     if flags["json"]:
         show(json.dumps(table))
     return int(max(max(row["differs"].values()) for row in rows) > 1e-3)

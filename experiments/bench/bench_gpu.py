@@ -310,7 +310,9 @@ def _bench(flags: Any) -> int:
     import jax
 
     from fedjax_spmc.errors import ConfigError
+    from fedjax_spmc.paths import file_to_write
 
+    out = None if flags["out"] is None else file_to_write(flags["out"], "--out")
     if jax.default_backend() != "gpu" and not flags["toy"]:
         raise ConfigError("this bench needs a GPU that JAX sees (a toy size runs anywhere: --toy).")
     if flags["child"]:
@@ -321,8 +323,8 @@ def _bench(flags: Any) -> int:
         return 0
     found = bench(flags, (lambda text: None) if flags["json"] else (lambda text: print(text, flush=True)))
     line = json.dumps(found)
-    if flags["out"]:
-        Path(flags["out"]).write_text(line + "\n")
+    if out is not None:
+        out.write_text(line + "\n")
     if flags["json"]:
         print(line)
         return 0
