@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_spmc import config as configs
+from fedjax_spmc.config import make_config
 from fedjax_spmc.report import published
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
@@ -104,6 +106,17 @@ def test_bad_flags_are_one_sentence(arguments, reason, capsys):
     assert text.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", cells.STUDIES)
+def test_the_cells_of_a_study_are_configs_no_two_alike(name):
+    seen: dict[str, str] = {}
+    for cell, (preset, fields) in cells.STUDIES[name].cells.items():
+        config = make_config(preset, data__name="cifar10")
+        for path, value in fields.items():
+            configs.set_field(config, path, value)
+        text = str(sorted(configs.flatten(configs.resolve(config)).items()))
+        assert seen.setdefault(text, cell) == cell
+
+
 def test_a_study_runs_what_is_missing_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     small = {
         "model.name": "mlp", "data.limit_train": 120, "data.limit_test": 60, "local.epochs": 1, "local.batch_size": 8,
@@ -125,4 +138,4 @@ def test_a_study_runs_what_is_missing_and_prints_its_tables(tmp_path, monkeypatc
     assert cells.main([*flags, "--cells=nothing"]) == 2
     assert "--cells = nothing names no cell: they are plain, median;" in capsys.readouterr().err
     assert cells.main(["spmc_half"]) == 2
-    assert "NAME must be one of anchor, spmc_halves, fdcr_question" in capsys.readouterr().err
+    assert "NAME must be one of anchor, spmc_halves, spmc_question, fdcr_question" in capsys.readouterr().err
