@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.report.estimates import estimate
 from fedjax_spmc.report.read import Run
-from fedjax_spmc.report.settings import Setting, method_of, parts_of_attack, told_apart
+from fedjax_spmc.report.settings import Setting, method_names, parts_of_attack, told_apart
 from fedjax_spmc.report.tables import Cell, Row, Table
 
 END, LATER = "end", "later"
@@ -73,7 +73,7 @@ def matrices(settings: Sequence[Setting]) -> list[Matrix]:
     for members in by_conditions.values():
         by_cell = {
             (attack, method): setting
-            for setting, attack, method in zip(members, _attack_names(members), _method_names(members), strict=True)
+            for setting, attack, method in zip(members, _attack_names(members), method_names(members), strict=True)
         }
         attacks, methods = (list(dict.fromkeys(key[i] for key in by_cell)) for i in (0, 1))
         if len(attacks) > 1 and len(methods) > 1:
@@ -154,8 +154,3 @@ def _attack_names(settings: Sequence[Setting]) -> list[str]:
     """A name for each setting's attack: its parts, and the options in which it differs from others of these parts."""
     names = [" + ".join(parts_of_attack(one.config)) for one in settings]
     return told_apart(settings, names, lambda path: _of_attack(path) and path != "attack.name")
-
-
-def _method_names(settings: Sequence[Setting]) -> list[str]:
-    """A name for each setting's method: the preset's, and the options in which it differs from others of this name."""
-    return told_apart(settings, [method_of(one.config) for one in settings], belongs_to_method)

@@ -12,6 +12,7 @@ from fedjax_spmc.report.anchor import anchor_tables
 from fedjax_spmc.report.durable import added_part_table, durability_table, rejection_table
 from fedjax_spmc.report.estimates import Estimate
 from fedjax_spmc.report.history import DETECTION, MEAN_SCORES, THIRDS
+from fedjax_spmc.report.rankings import rankings_tables
 from fedjax_spmc.report.read import FoundRuns, Run
 from fedjax_spmc.report.settings import (
     Setting,
@@ -49,9 +50,9 @@ class Fact(NamedTuple):
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
     """The tables "main", "settings", "runs" and, where there is anything in them, "durability", "durability_part",
-    "rejection", "next_token", "detection", "anchor"."""
+    "rejection", "next_token", "detection", "anchor", "rankings"."""
     listed = [main_table(settings), settings_table(settings), durability_table(settings), added_part_table(settings)]
-    listed += [*anchor_tables(settings), rejection_table(settings)]
+    listed += [*anchor_tables(settings), *rankings_tables(settings), rejection_table(settings)]
     listed += [next_token_table(settings), detection_table(settings), runs_table(settings)]
     return [one for one in listed if one.rows or one.name in ("main", "settings", "runs")]
 

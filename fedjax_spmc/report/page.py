@@ -14,7 +14,19 @@ from fedjax_spmc.nearest import did_you_mean
 from fedjax_spmc.paths import expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
-from fedjax_spmc.report import anchor, figures, latex, matrix, overview, published, read, tables, triggers
+from fedjax_spmc.report import (
+    anchor,
+    beside,
+    figures,
+    latex,
+    matrix,
+    overview,
+    published,
+    rankings,
+    read,
+    tables,
+    triggers,
+)
 from fedjax_spmc.report.figures import Picture
 from fedjax_spmc.report.images import RunImages, TestImages
 from fedjax_spmc.report.read import Run
@@ -162,7 +174,7 @@ def _page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    papers = {one.name for one in listed if one.name in published.LAYOUTS}
+    papers = {one.name for one in listed if one.name.partition("_")[0] in published.LAYOUTS}
     grids = {one.name for one in listed if one.name.startswith("matrix")}
     panels, panels_left_out = figures.curves(settings)
     varied, common = overview.config_differences(settings)
@@ -184,7 +196,11 @@ def _page(
         papers=[one for one in listed if one.name in papers],
         matrix=[one for one in listed if one.name in grids],
         overview={one.name: one for one in listed if one.name not in papers | grids},
-        anchors=anchor.anchor_pictures(settings),
+        pictures={
+            **{one.name: beside.pictures(one) for one in listed if one.name in papers},
+            "anchor": anchor.anchor_pictures(settings),
+            "rankings": rankings.rankings_pictures(settings),
+        },
         panels=panels,
         panels_left_out=panels_left_out,
         details=_details(shown_runs, settings, RunImages(data_dir)),

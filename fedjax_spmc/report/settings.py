@@ -149,6 +149,11 @@ def method_of(config: Mapping[str, Any]) -> str:
     return presets.method_name(config["local.rule"], config["aggregator.name"])
 
 
+def method_names(settings: Sequence[Setting]) -> list[str]:
+    """A name for each setting's method: the preset's, and the options in which it differs from others of this name."""
+    return told_apart(settings, [method_of(one.config) for one in settings], belongs_to_method)
+
+
 def differing_fields(settings: Sequence[Setting]) -> list[str]:
     """The fields in which settings differ, but for those that the name of the method implies."""
     paths = sorted({path for one in settings for path in one.config})
