@@ -38,7 +38,7 @@ def _compare(parser: Parser, flags: Flags) -> int:
         from fedjax_spmc import experiment, metrics, registry
         from fedjax_spmc.config import method_title, run_title
         from fedjax_spmc.record import plots, remarks
-        from fedjax_spmc.record.judgement import judgement
+        from fedjax_spmc.record.judgement import judgement, rounds_after
 
     registry.load_plugins(flags["plugins"])
     results = {folder: experiment.load(folder) for folder in flags.positional}
@@ -65,7 +65,8 @@ def _compare(parser: Parser, flags: Flags) -> int:
         name = method_title(result.config)
         name = name if [method_title(one.config) for one in results.values()].count(name) == 1 else folder
         numbers = metrics.summarise(result.history)
-        show(f"{name}: {judgement(numbers['A'], numbers['ASR'], noted[folder], averaging.get(folder))}")
+        ended = rounds_after(result.config.attack.schedule.last, [line["round"] for line in result.history])
+        show(f"{name}: {judgement(numbers['A'], numbers['ASR'], noted[folder], averaging.get(folder), ended)}")
     if png is not None:
         titles = [run_title(result.config) for result in results.values()]
         named = [

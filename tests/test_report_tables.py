@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_spmc.record.judgement import judgement
+from fedjax_spmc.record.judgement import judgement, rounds_after
 from fedjax_spmc.record.remarks import Remark
 from fedjax_spmc.report import __main__ as report
-from fedjax_spmc.report import latex, page, tables
+from fedjax_spmc.report import latex, overview, page, read, tables
 from fedjax_spmc.report.estimates import estimate
+from fedjax_spmc.report.settings import group
 from tests.kept_runs import make_run
 
 PDFLATEX = shutil.which("pdflatex")
@@ -151,3 +152,33 @@ def test_judgements():
     assert judgement(60.0, 30.0) == "Holds the backdoor back in part: ASR is 30 %, at 60 % accuracy."
     assert judgement(60.0, None) == "No backdoor was put in: accuracy is 60 %."
     assert judgement(60.0, 96.0, averaging=61.0) == "Does not hold the backdoor back: ASR is 96 %, at 60 % accuracy."
+
+
+@pytest.mark.parametrize(
+    ("asr", "said"), [(10.0, "gone"), (30.0, "left in part"), (90.0, "still there")]
+)  # fmt: skip
+def test_after_the_attack_the_numbers_say_whether_the_backdoor_lasted(asr, said):
+    start = f"The backdoor is {said} 7 rounds after the attack: ASR is {asr:.0f} %, at 60 % accuracy"
+    assert judgement(60.0, asr, ended=7) == f"{start}."
+    assert judgement(60.0, asr, averaging=70.0, ended=7) == f"{start}, 10 points below averaging."
+
+
+def test_an_attack_has_ended_where_all_rounds_that_are_meant_came_after_it():
+    assert rounds_after(None, range(12)) == 0
+    assert rounds_after(2**31 - 1, range(12)) == 0
+    assert rounds_after(6, range(12)) == 5  # 7 to 11 are meant
+    assert rounds_after(7, range(12)) == 0
+    assert rounds_after(7, [0, 4, 8, 12, 16, 20, 24]) == 17
+    assert rounds_after(8, [0, 4, 8, 12, 16, 20]) == 0
+    assert rounds_after(3, []) == 0
+
+
+def test_the_report_says_so(tmp_path):
+    for name, last in (("lasting", None), ("ended", 3)):
+        make_run(tmp_path / name, "fedavg", 60.0, 90.0, 12, attack__schedule__last=last, seed=0)
+    settings, _ = group(read.read([tmp_path]).runs)
+    said = {row.cells[-1].text for row in overview.main_table(settings).rows}
+    assert said == {
+        "Does not hold the backdoor back: ASR is 90 %, at 60 % accuracy.",
+        "The backdoor is still there 8 rounds after the attack: ASR is 90 %, at 60 % accuracy.",
+    }

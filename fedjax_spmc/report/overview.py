@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.config import belongs_to_method
-from fedjax_spmc.record.judgement import HELD, LOST, judgement
+from fedjax_spmc.record.judgement import HELD, LOST, judgement, rounds_after
 from fedjax_spmc.report import read
 from fedjax_spmc.report.anchor import anchor_tables
 from fedjax_spmc.report.durable import added_part_table, durability_table, rejection_table
@@ -83,7 +83,9 @@ def _judgement(setting: Setting, settings: Sequence[Setting]) -> str:
         if other is not setting and method_of(other.config) == "fedavg" and _conditions(other) == same
     ]
     accuracy, asr = (setting.estimate(name).mean for name in ("A", "ASR"))
-    return judgement(accuracy, asr, remarks, averaging[0] if len(averaging) == 1 else None)
+    last = setting.config["attack.schedule.last"]
+    ended = min(rounds_after(last, [line["round"] for line in run.lines]) for run in setting.counted)
+    return judgement(accuracy, asr, remarks, averaging[0] if len(averaging) == 1 else None, ended)
 
 
 def _conditions(setting: Setting) -> dict[str, Any]:
