@@ -22,7 +22,7 @@ from fedjax_spmc.command import Flags, Overrides, Parser, run_command
 from fedjax_spmc.config import FIELDS
 from fedjax_spmc.config.files import use_compilation_cache
 from fedjax_spmc.options import Option, Range
-from fedjax_spmc.paths import expanded
+from fedjax_spmc.paths import expanded, folder_to_write
 from fedjax_spmc.report import page, read
 from fedjax_spmc.sweep import Sweep, engine, expand
 from fedjax_spmc.sweep.__main__ import override
@@ -134,7 +134,7 @@ def _papers(parser: Parser, flags: Flags) -> int:
         raise parser.refusal(f"NAME must be one of {', '.join(RESULTS_OF_PAPERS)}, and {given} is given")
     paper = RESULTS_OF_PAPERS[flags.positional[0]]
     workdir = expanded(flags["workdir"] or paper.workdir, "--workdir")
-    results = expanded(flags["results"], "--results")
+    results = (folder_to_write if flags["keep"] else expanded)(flags["results"], "--results")
     out = flags["out"] or workdir / "report"
     page.check_out(expanded(out, "--out"))
     sweeps = _sweeps(parser, flags, paper)

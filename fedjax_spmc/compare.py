@@ -13,7 +13,7 @@ from fedjax_spmc import commands
 from fedjax_spmc.command import Flags, Parser, run_command
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.options import quoted
-from fedjax_spmc.paths import expanded
+from fedjax_spmc.paths import file_to_write
 from fedjax_spmc.startup import Imports
 from fedjax_spmc.terminal import show
 
@@ -30,15 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(parser: Parser, flags: Flags) -> int:
     if not flags.positional:
         raise parser.refusal("no run folder is given")
-    png = None if flags["png"] is None else expanded(flags["png"], "--png")
+    png = None if flags["png"] is None else file_to_write(flags["png"], "--png")
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png = {quoted(str(png))} is not allowed: it must be a file name that ends in .png.")
 
     with Imports():
         from fedjax_spmc import experiment, metrics, registry
-        from fedjax_spmc.config import method_title, run_title
+        from fedjax_spmc.config import flatten, method_title, run_title
         from fedjax_spmc.record import plots, remarks
-        from fedjax_spmc.record.judgement import judgement, rounds_after
+        from fedjax_spmc.record.judgement import judgement, timing
+        from fedjax_spmc.report.settings import MARKS
+        from fedjax_spmc.setup import is_oracle
 
     registry.load_plugins(flags["plugins"])
     results = {folder: experiment.load(folder) for folder in flags.positional}
@@ -50,7 +52,7 @@ def _compare(parser: Parser, flags: Flags) -> int:
     for folder, result in results.items():
         summary = metrics.summarise(result.history)
         cells = [f"{'-':>7}" if summary[name] is None else f"{summary[name]:7.2f}" for name in metrics.PRINTED]
-        letters = "".join(remark.letter for remark in noted[folder])
+        letters = "o" * is_oracle(result.config) + "".join(remark.letter for remark in noted[folder])
         played = result.history[-1]["round"] + 1 if result.history else 0
         cells += [f"{played:>6}", f"{summary['mean_of']:>7}", f"{letters:<5}", folder]
         show("  ".join([method_title(result.config).ljust(width), *cells]))
@@ -58,6 +60,8 @@ def _compare(parser: Parser, flags: Flags) -> int:
         if result.config.evaluation.confidence > 0:
             confidence = result.config.evaluation.confidence
             show(f"   {folder}: evaluation.confidence = {confidence}, predictions below are rejected.")
+        if is_oracle(result.config):
+            show(f"o  {folder}: {MARKS['o']}.")
         for remark in noted[folder]:
             show(f"{remark.letter}  {folder}: {remark.sentence}")
     averaging = _averaging(results)
@@ -65,8 +69,8 @@ def _compare(parser: Parser, flags: Flags) -> int:
         name = method_title(result.config)
         name = name if [method_title(one.config) for one in results.values()].count(name) == 1 else folder
         numbers = metrics.summarise(result.history)
-        ended = rounds_after(result.config.attack.schedule.last, [line["round"] for line in result.history])
-        show(f"{name}: {judgement(numbers['A'], numbers['ASR'], noted[folder], averaging.get(folder), ended)}")
+        when = timing(flatten(result.config), [line["round"] for line in result.history])
+        show(f"{name}: {judgement(numbers['A'], numbers['ASR'], noted[folder], averaging[folder], when)}")
     if png is not None:
         titles = [run_title(result.config) for result in results.values()]
         named = [
@@ -80,24 +84,24 @@ def _compare(parser: Parser, flags: Flags) -> int:
     return 0
 
 
-def _averaging(results: Mapping[str, Any]) -> dict[str, float]:
+def _averaging(results: Mapping[str, Any]) -> dict[str, float | None]:
     """Folder -> A of plain averaging, of runs beside one that differs in nothing but the method."""
     from fedjax_spmc import config as configs
     from fedjax_spmc import metrics
+    from fedjax_spmc.record.judgement import averaging_beside
 
-    def conditions(config: Any) -> dict[str, Any]:
-        flat = configs.flatten(config)
+    def conditions(flat: Mapping[str, Any]) -> dict[str, Any]:
         return {path: flat[path] for path in configs.result_fields(flat) if not configs.belongs_to_method(path)}
 
-    known = {folder: conditions(result.config) for folder, result in results.items()}
-    found = {}
-    for folder in results:
-        for other, result in results.items():
-            if other != folder and known[other] == known[folder] and configs.method_title(result.config) == "fedavg":
-                accuracy = metrics.summarise(result.history)["A"]
-                if accuracy is not None:
-                    found[folder] = accuracy
-    return found
+    flat = {folder: configs.flatten(result.config) for folder, result in results.items()}
+    known = {folder: conditions(fields) for folder, fields in flat.items()}
+    accuracy = {folder: metrics.summarise(result.history)["A"] for folder, result in results.items()}
+    return {
+        folder: averaging_beside(
+            [(flat[other], accuracy[other]) for other in results if other != folder and known[other] == known[folder]]
+        )
+        for folder in results
+    }
 
 
 def _end_of(folder: str) -> str:

@@ -1,6 +1,7 @@
-"""Averaging by a server that knows who is malicious: the bound of rules that weight clients, marked as an oracle's."""
+"""Averaging by a server that knows who is malicious, marked as an oracle's."""
 
 import json
+import re
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_spmc import aggregators, run
+from fedjax_spmc import aggregators, compare, run
 from fedjax_spmc import config as configs
 from fedjax_spmc.aggregators.guard import guarded
 from fedjax_spmc.config import make_config
@@ -65,10 +66,13 @@ def test_behind_buckets_nobody_knows_whose_row_is_whose(method, option):
         configs.resolve(config)
 
 
-def test_a_run_is_marked_and_malicious_clients_weigh_nothing(tmp_path, small_cache):
+def test_a_run_is_marked_and_malicious_clients_weigh_nothing(tmp_path, small_cache, capsys):
     assert run.main(small.arguments(tmp_path / "run", f"{OPTION}=true", rounds=2, presets="fedavg")) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["oracle"]
+    assert compare.main([str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^o  .*: oracle: the aggregator was told who is malicious", said, re.MULTILINE)
     roster = json.loads((tmp_path / "run" / "roster.json").read_text())["malicious"]
     for line in small.lines(tmp_path / "run"):
         weights = np.array(line["weights"])

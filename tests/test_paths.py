@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import pwd
 import re
 import runpy
@@ -19,6 +20,7 @@ from fedjax_spmc.errors import DataError, UserError
 from fedjax_spmc.parity.__main__ import main as parity
 from fedjax_spmc.record.folder import RunFolder
 from fedjax_spmc.record.result import read_config
+from fedjax_spmc.report import page
 from fedjax_spmc.report.__main__ import main as report
 from fedjax_spmc.sweep.table import Table
 from tests import small
@@ -166,6 +168,27 @@ def test_a_file_that_a_command_writes_at_its_end_is_looked_at_first(command, tmp
         err = capsys.readouterr().err
         assert err == f"error: {flag} = '{given}' is not allowed ({reason}): it must be a file that you may write.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_what_may_not_be_written_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) != str(tmp_path))
+    with pytest.raises(UserError, match="it may not be written"):
+        paths.file_to_write(tmp_path / "new.json", "--json")
+    assert paths.file_to_write(tmp_path / "file", "--json") == tmp_path / "file"
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} may not be written")):
+        paths.folder_to_write(tmp_path / "a" / "b", "--results")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'file'} is no folder")):
+        paths.folder_to_write(tmp_path / "file" / "b", "--results")
+    with pytest.raises(UserError, match=r"cannot be used .* may not be written.: give another one"):
+        page.check_out(tmp_path / "report")
+    assert compare.main(["none", f"--png={tmp_path / 'x.png'}"]) == 2
+    assert "--png" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is not allowed"):
+        paths.file_to_write(tmp_path / ("x" * 300) / "y", "--json")
 
 
 def test_papers_look_at_the_folder_of_their_report_first(tmp_path, capsys, monkeypatch):

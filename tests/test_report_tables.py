@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_spmc.record.judgement import judgement, rounds_after
+from fedjax_spmc import config as configs
+from fedjax_spmc.config import make_config
+from fedjax_spmc.record.judgement import Timing, judgement, timing
 from fedjax_spmc.record.remarks import Remark
 from fedjax_spmc.report import __main__ as report
 from fedjax_spmc.report import latex, overview, page, read, tables
 from fedjax_spmc.report.estimates import estimate
-from fedjax_spmc.report.settings import group
+from fedjax_spmc.report.settings import group, method_of
 from tests.kept_runs import make_run
 
 PDFLATEX = shutil.which("pdflatex")
@@ -158,19 +160,34 @@ def test_judgements():
     ("asr", "said"), [(10.0, "gone"), (30.0, "left in part"), (90.0, "still there")]
 )  # fmt: skip
 def test_after_the_attack_the_numbers_say_whether_the_backdoor_lasted(asr, said):
-    start = f"The backdoor is {said} 7 rounds after the attack: ASR is {asr:.0f} %, at 60 % accuracy"
-    assert judgement(60.0, asr, ended=7) == f"{start}."
-    assert judgement(60.0, asr, averaging=70.0, ended=7) == f"{start}, 10 points below averaging."
+    start = f"The backdoor is {said} 3 to 7 rounds after the attack: ASR is {asr:.0f} %, at 60 % accuracy"
+    assert judgement(60.0, asr, when=Timing(after=(3, 7))) == f"{start}."
+    assert judgement(60.0, asr, averaging=70.0, when=Timing(after=(3, 7))) == f"{start}, 10 points below averaging."
 
 
-def test_an_attack_has_ended_where_all_rounds_that_are_meant_came_after_it():
-    assert rounds_after(None, range(12)) == 0
-    assert rounds_after(2**31 - 1, range(12)) == 0
-    assert rounds_after(6, range(12)) == 5  # 7 to 11 are meant
-    assert rounds_after(7, range(12)) == 0
-    assert rounds_after(7, [0, 4, 8, 12, 16, 20, 24]) == 17
-    assert rounds_after(8, [0, 4, 8, 12, 16, 20]) == 0
-    assert rounds_after(3, []) == 0
+def test_where_nobody_attacks_nothing_is_held_back():
+    assert judgement(60.0, 5.0, when=Timing(nobody=True)) == "No client is malicious: accuracy is 60 %."
+    late = "No judgement: the attack began after some of the rounds that the means are over."
+    assert judgement(60.0, 5.0, when=Timing(before=True)) == late
+
+
+def test_how_the_rounds_lie_to_the_attack():
+    def of(evaluated, **fields):
+        config = configs.flatten(configs.resolve(make_config("fedavg", **fields)))
+        return timing(config, evaluated)
+
+    twelve, sparse = range(12), [0, 4, 8, 12, 16, 20, 24]
+    assert of(twelve) == Timing()
+    assert of(twelve, attack__schedule__last=6) == Timing(after=(1, 5))  # 7 to 11 are meant
+    assert of(twelve, attack__schedule__last=7) == Timing()
+    assert of(twelve, attack__schedule__last=40) == Timing()
+    assert of(sparse, attack__schedule__last=7) == Timing(after=(1, 17))
+    assert of(twelve, attack__schedule__every=100) == Timing(after=(7, 11))  # round 0 alone
+    assert of(twelve, attack__schedule__every=3, attack__schedule__last=8) == Timing(after=(1, 5))  # 6 is the last
+    assert of(twelve, attack__schedule__first=11) == Timing(before=True)
+    assert of(twelve, attack__schedule__first=7) == Timing()
+    assert of(twelve, attack__malicious_fraction=0.0) == Timing(nobody=True)
+    assert of([], attack__schedule__last=3) == Timing()
 
 
 def test_the_report_says_so(tmp_path):
@@ -180,5 +197,31 @@ def test_the_report_says_so(tmp_path):
     said = {row.cells[-1].text for row in overview.main_table(settings).rows}
     assert said == {
         "Does not hold the backdoor back: ASR is 90 %, at 60 % accuracy.",
-        "The backdoor is still there 8 rounds after the attack: ASR is 90 %, at 60 % accuracy.",
+        "The backdoor is still there 4 to 8 rounds after the attack: ASR is 90 %, at 60 % accuracy.",
     }
+
+
+def test_a_sweeps_row_without_its_folder_says_so_too(tmp_path):
+    folder = tmp_path / "cells" / "a"
+    make_run(folder, "fedavg", 60.0, 10.0, 12, attack__schedule__last=3, seed=0)
+    (run,) = read.read([folder]).runs
+    alone = run._replace(lines=[], remarks=[])
+    (setting,), _ = group([alone])
+    assert "is gone 4 to 8 rounds after" in overview.main_table([setting]).rows[0].cells[-1].text
+
+
+def test_others_are_measured_against_plain_averaging_and_not_against_an_oracle(tmp_path, capsys):
+    runs = {"plain": (61.0, {}), "told": (66.0, {"oracle_weights": True}), "uniform": (64.0, {"weights": "uniform"})}
+    for name, (accuracy, options) in runs.items():
+        fields = {f"aggregator__options__{option}": value for option, value in options.items()}
+        make_run(tmp_path / name, "fedavg", accuracy, 60.0, 12, seed=0, **fields)
+    make_run(tmp_path / "krum", "krum", 50.0, 10.0, 12, seed=0)
+    settings, _ = group(read.read([tmp_path]).runs)
+    said = {row.labels[0]: row.cells[-1].text for row in overview.main_table(settings).rows}
+    assert said["krum"].endswith("50 % accuracy, 11 points below averaging.")
+    only = [one for one in settings if method_of(one.config) == "krum" or one.runs[0].oracle]
+    said = {row.labels[0]: row.cells[-1].text for row in overview.main_table(only).rows}
+    assert said["krum"].endswith("at 50 % accuracy.")
+    flat = {name: json.loads((tmp_path / name / "config.json").read_text()) for name in runs}
+    plain = {name: configs.is_averaging(configs.flatten(configs.resolve(one))) for name, one in flat.items()}
+    assert plain == {"plain": True, "told": False, "uniform": True}

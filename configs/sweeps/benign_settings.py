@@ -6,8 +6,8 @@
 Learning rate, batch and epochs of the benign clients are varied, for averaging, SPMC, FDCR and MultiKrum. Lachnit and
 Karame (CCS 2025, arXiv 2509.05192) found that these alone decide how durable a backdoor is. Attackers keep the papers'
 rate of 0.01 and ten epochs; their batches are as large as everybody's, because clients are trained at once. 48
-settings, 144 cells of 12 rounds, 24 programs. The report's table "rankings" has V of every method, and
-how much alike each setting ranks the methods. Not played yet.
+settings, 144 cells of 12 rounds, 24 programs. The report's table "rankings" has V of every method, and how much alike
+each setting ranks the methods. Not played yet.
 """
 
 from fedjax_spmc.config import make_config

@@ -4,7 +4,7 @@ Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficien
     Decentralized Data", AISTATS 2017, Algorithm 1 (weights n_k / n).
 Assumes: nothing; it withstands no attack.
 Cost: O(K D).
-Deviations: none; `oracle_weights` is no published rule but the bound that a rule which weights clients can reach.
+Deviations: none; `oracle_weights` is no published rule but what a server that knew the attackers would make.
 """
 
 from typing import Literal
@@ -26,8 +26,8 @@ def mean(weights: Literal["size", "uniform"] = "size", oracle_weights: bool = Fa
     Args:
         weights: "size" weights a client by its number of examples (Algorithm 1; `Weight` in the SPMC code), "uniform"
             gives every participant the same (`Equal` in the SPMC code).
-        oracle_weights: malicious clients weigh nothing: what a server that knows them would make, an upper bound for
-            rules that weight or remove clients.
+        oracle_weights: malicious clients weigh nothing: what a server that knew them would make, beside which rules
+            that weight or remove clients stand. Behind nnm a benign row is a mean of neighbours, whoever they are.
 
     Raises:
         ConfigError: true weights without the ground truth.

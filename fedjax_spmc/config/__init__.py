@@ -27,7 +27,7 @@ from fedjax_spmc.config.fields import (
     to_plain,
 )
 from fedjax_spmc.config.overrides import editable_copy, kept_options, override, parse_override, replace_options
-from fedjax_spmc.config.presets import make_config
+from fedjax_spmc.config.presets import is_averaging, make_config
 from fedjax_spmc.config.resolving import (
     array_options,
     attack_options,
@@ -62,6 +62,7 @@ __all__ = [
     "editable_copy",
     "flatten",
     "hyperparameters",
+    "is_averaging",
     "kept_options",
     "make_config",
     "method_title",

@@ -85,6 +85,14 @@ def method_name(rule: str, aggregator: str) -> str:
     return f"{rule} + {aggregator}"
 
 
+def is_averaging(config: Mapping[str, Any]) -> bool:
+    """Whether a flat config is plain averaging, which others are measured against: without an `oracle_` option, nothing
+    in front of the mean and no server optimiser behind it."""
+    told = any(path.startswith("aggregator.options.oracle_") and value for path, value in config.items())
+    alone = not config.get("aggregator.pre") and config.get("server.optimizer", "none") == "none"
+    return alone and not told and method_name(config["local.rule"], config["aggregator.name"]) == "fedavg"
+
+
 def reference_aggregator_options(name: str) -> dict[str, Any]:
     """The options with which the authors' code runs an aggregator."""
     if name == "mean":

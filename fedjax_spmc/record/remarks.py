@@ -293,10 +293,10 @@ def _has_attack(config: Mapping[str, Any]) -> bool:
 
 def _attack_rounds(config: Mapping[str, Any], rounds: int) -> int:
     """Rounds on the attack's schedule among the first `rounds`."""
-    return int(_schedule(config, np.arange(rounds)).sum())
+    return int(on_schedule(config, np.arange(rounds)).sum())
 
 
-def _schedule(config: Mapping[str, Any], rounds: Any) -> np.ndarray:
+def on_schedule(config: Mapping[str, Any], rounds: Any) -> np.ndarray:
     """Which of `rounds` are on the attack's schedule: bool, shaped like `rounds`."""
     if not _has_attack(config):
         return np.zeros(np.shape(rounds), bool)
@@ -315,7 +315,7 @@ def _unattacked_rounds(config: Mapping[str, Any], lines: Sequence[Mapping[str, A
             if attacking is None or participating is None or line["round"] != before + 1:
                 return None
             took_part = np.any(np.array(attacking, bool) & np.array(participating, bool))
-            counted = int(_schedule(config, line["round"]) and not took_part)
+            counted = int(on_schedule(config, line["round"]) and not took_part)
         total, before = total + counted, line["round"]
     return total
 

@@ -15,7 +15,7 @@ from fedjax_spmc.paths import expanded
 from fedjax_spmc.record import plots
 from fedjax_spmc.record.environment import info_of
 from fedjax_spmc.record.folder import RunFolder, resolved_config
-from fedjax_spmc.record.judgement import judgement, rounds_after
+from fedjax_spmc.record.judgement import judgement, timing
 from fedjax_spmc.record.lines import verdict_of
 from fedjax_spmc.record.remarks import Remark, facts_of, remarks_of
 from fedjax_spmc.types import Variables, Verdict
@@ -51,8 +51,8 @@ class Result(NamedTuple):
         found = metrics.summarise(self.history)
         numbers = {f"{name}{end}": found[f"{name}{end}"] for end in ("", "_last") for name in metrics.PRINTED}
         rounds = self.history[-1]["round"] + 1 if self.history else 0
-        ended = rounds_after(self.config.attack.schedule.last, [line["round"] for line in self.history])
-        said = judgement(found["A"], found["ASR"], self._remarks(), ended=ended)
+        when = timing(flatten(self.config), [line["round"] for line in self.history])
+        said = judgement(found["A"], found["ASR"], self._remarks(), when=when)
         return {"rounds": rounds, "mean_of": found["mean_of"], **numbers, "says": said}
 
     def to_frame(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_spmc.config import is_averaging
 from fedjax_spmc.report.figures import LINE_COLOURS, Panel, draw
 from fedjax_spmc.report.published import (
     Case,
@@ -17,7 +18,7 @@ from fedjax_spmc.report.published import (
     published_numbers,
     under_the_papers_attack,
 )
-from fedjax_spmc.report.settings import Setting, labels, method_of, num_seeds, rounds_played
+from fedjax_spmc.report.settings import Setting, labels, num_seeds, rounds_played
 from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table, fixed_point
 
 PAPERS = {"SPMC": ("spmc2", "FedAvg"), "FDCR": ("fdcr4", "Vanilla")}
@@ -41,8 +42,7 @@ def searches(settings: Sequence[Setting]) -> dict[Case, list[Setting]]:
     found: dict[Case, list[Setting]] = {}
     for setting in settings:
         config = setting.config
-        averaging = method_of(config) == "fedavg" and under_the_papers_attack(config)
-        if averaging and setting.estimate("R_all").known:
+        if is_averaging(config) and under_the_papers_attack(config) and setting.estimate("R_all").known:
             found.setdefault(case_of(config), []).append(setting)
     return {
         case: sorted(members, key=lambda one: min(distances(one, row)[0] for row in published_rows(case).values()))

@@ -24,13 +24,13 @@ def pictures(table: Table) -> list[Panel]:
             if len(lines) < LEAST:
                 continue
             caption = f"{METRICS[metric]} beside the paper's, {title}: means over the seeds (dots) with 95 % intervals"
-            left = 0.35 + 0.075 * max(len(name) for name, _ in lines)
+            left = 0.35 + 0.075 * max(len(_marked(*line)) for line in lines)
             paint = lambda axis, lines=lines, words=METRICS[metric]: _plot(axis, lines, words)  # noqa: E731
             margins = (left, 0.15, 0.1, 0.5)
             picture = draw(paint, caption, width=3.9 + left, height=0.8 + 0.26 * len(lines), margins=margins)
             made.append(named(picture, f"{table.title}. {table.introduction}"))
         if made:
-            keys = [("here", dot_key(LINE_COLOURS[0])), ("the paper", dot_key("currentColor", cross=True))]
+            keys = [("here", dot_key(LINE_COLOURS[0])), ("the paper", dot_key("currentColor", "x"))]
             panels.append(Panel(f"{table.title}: {title}", made, keys))
     return panels
 
@@ -55,12 +55,17 @@ def _cases(table: Table) -> Iterator[tuple[str, dict[str, list[Line]]]]:
             yield f"{group}, {section}" if group else section, lines
 
 
+def _marked(name: str, cell: Cell) -> str:
+    """The name of a line, and the marks that the table explains."""
+    return f"{name} ({cell.marks})" if cell.marks else name
+
+
 def _plot(axis: Any, lines: Sequence[Line], words: str) -> None:
     places = np.arange(len(lines))
     plot_estimates(axis, places, [cell.estimate for _, cell in lines], LINE_COLOURS[0])
     published = [cell.published for _, cell in lines]
     axis.plot(published, places, linestyle="none", marker="x", color="#000000", markersize=6, markeredgewidth=1.6)
-    axis.set_yticks(places, [name for name, _ in lines], fontsize=9)
+    axis.set_yticks(places, [_marked(*line) for line in lines], fontsize=9)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.set(xlabel=f"{words}, percent")
     axis.grid(alpha=0.3, axis="x")

@@ -30,6 +30,7 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito's palette; yellow is darkened, and black is left to the ink."""
 END_OF_ATTACK = "#808080"
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 MAX_PANELS = 24
 MAX_LINES = 28
 MAX_CLIENTS = 200
@@ -158,7 +159,7 @@ def headline(settings: Sequence[Setting]) -> Panel | None:
                 ends = sorted({end for one in members if (end := _end_of_attack(one)) is not None})
                 picture = draw(lambda axis, k=known, t=title, e=ends: _plot_curves(axis, k, t, e), caption, height=2.7)
                 names = labels(members, CONDITIONS)[:MAX_LINES]
-                return Panel(words, [picture], [(name, legend_key(index)) for index, name in enumerate(names)])
+                return Panel(words, [picture], [(name, _legend_key(index)) for index, name in enumerate(names)])
     return None
 
 
@@ -195,7 +196,7 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
                 caption += f"; grey: the last round of the attack ({', '.join(map(str, ends))})"
             paint = lambda axis, known=known, words=words, at=lines_at: _plot_curves(axis, known, words, at)  # noqa: E731
             made.append(draw(paint, caption))
-    return Panel(title, made, [(label, legend_key(index)) for index, label in enumerate(names[:MAX_LINES])])
+    return Panel(title, made, [(label, _legend_key(index)) for index, label in enumerate(names[:MAX_LINES])])
 
 
 def _line_style(index: int) -> tuple[str, str]:
@@ -203,25 +204,38 @@ def _line_style(index: int) -> tuple[str, str]:
     return LINE_COLOURS[index % len(LINE_COLOURS)], LINE_STYLES[index // len(LINE_COLOURS) % len(LINE_STYLES)]
 
 
-def legend_key(index: int) -> str:
+def _legend_key(index: int) -> str:
     """A piece of a panel's line, for its legend."""
     colour, style = _line_style(index)
     dashes = {"-": "none", "--": "7 3", ":": "2 3", "-.": "7 3 2 3"}[style]
-    stroke = re.sub("(#0072b2|#d55e00)", lambda m: f"var(--{m[1][1:]}, {m[1]})", colour.lower())
-    line = f'<line x1="0" y1="5" x2="28" y2="5" style="stroke:{stroke};stroke-width:2.5;stroke-dasharray:{dashes}"/>'
+    paint = f"stroke:{_on_page(colour)};stroke-width:2.5;stroke-dasharray:{dashes}"
+    line = f'<line x1="0" y1="5" x2="28" y2="5" style="{paint}"/>'
     return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
 
 
-def dot_key(colour: str, cross: bool = False) -> str:
-    """A dot, or a cross, of a picture, for its legend."""
-    shape = '<path d="M10 1L18 9M18 1L10 9" fill="none"' if cross else '<circle cx="14" cy="5" r="4"'
-    paint = f"stroke:{colour};stroke-width:2" if cross else f"fill:{colour}"
+def style_of_dots(index: int) -> tuple[str, str]:
+    """Colour and marker of the dots of a method."""
+    return LINE_COLOURS[index % len(LINE_COLOURS)], MARKERS[index // len(LINE_COLOURS) % len(MARKERS)]
+
+
+def dot_key(colour: str, marker: str = "o") -> str:
+    """A dot of a picture, or another of `MARKERS`, or a cross, for its legend."""
+    shapes = {"s": "M10 1H18V9H10Z", "^": "M14 1L18 9H10Z", "D": "M14 0L19 5L14 10L9 5Z", "x": "M10 1L18 9M18 1L10 9"}
+    shape = '<circle cx="14" cy="5" r="4"' if marker == "o" else f'<path d="{shapes[marker]}"'
+    paint = f"fill:none;stroke:{_on_page(colour)};stroke-width:2" if marker == "x" else f"fill:{_on_page(colour)}"
     return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{shape} style="{paint}"/></svg>'
 
 
-def plot_estimates(axis: Any, places: np.ndarray, estimates: Sequence[Estimate], colour: str) -> None:
+def _on_page(colour: str) -> str:
+    """A colour as a page has it, which is lighter where the page is dark."""
+    return re.sub("(#0072b2|#d55e00)", lambda m: f"var(--{m[1][1:]}, {m[1]})", colour.lower())
+
+
+def plot_estimates(
+    axis: Any, places: np.ndarray, estimates: Sequence[Estimate], colour: str, marker: str = "o"
+) -> None:
     """Dots at the means, at heights `places`, and lines over the intervals where there are any."""
-    axis.plot([one.mean for one in estimates], places, linestyle="none", marker="o", markersize=4, color=colour)
+    axis.plot([one.mean for one in estimates], places, linestyle="none", marker=marker, markersize=4, color=colour)
     axis.hlines(places, [one.low for one in estimates], [one.high for one in estimates], color=colour, linewidth=1.3)
 
 

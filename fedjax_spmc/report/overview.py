@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_spmc.config import belongs_to_method
-from fedjax_spmc.record.judgement import HELD, LOST, judgement, rounds_after
+from fedjax_spmc.record.judgement import HELD, LOST, averaging_beside, judgement, timing
 from fedjax_spmc.report import read
 from fedjax_spmc.report.anchor import anchor_tables
 from fedjax_spmc.report.durable import added_part_table, durability_table, rejection_table
@@ -77,15 +77,19 @@ def _judgement(setting: Setting, settings: Sequence[Setting]) -> str:
         return "No run has finished."
     remarks = [remark for run in setting.counted for remark in run.remarks]
     same = _conditions(setting)
-    averaging = [
-        other.estimate("A").mean
-        for other in settings
-        if other is not setting and method_of(other.config) == "fedavg" and _conditions(other) == same
-    ]
+    others = [one for one in settings if one is not setting and _conditions(one) == same]
+    averaging = averaging_beside([(one.config, one.estimate("A").mean) for one in others])
     accuracy, asr = (setting.estimate(name).mean for name in ("A", "ASR"))
-    last = setting.config["attack.schedule.last"]
-    ended = min(rounds_after(last, [line["round"] for line in run.lines]) for run in setting.counted)
-    return judgement(accuracy, asr, remarks, averaging[0] if len(averaging) == 1 else None, ended)
+    when = timing(setting.config, min(map(_evaluated, setting.counted), key=lambda rounds: rounds[-1:]))
+    return judgement(accuracy, asr, remarks, averaging, when)
+
+
+def _evaluated(run: Run) -> list[int]:
+    """The rounds that a run evaluated; of a row of a sweep without its lines as the config has them."""
+    if run.lines:
+        return [line["round"] for line in run.lines]
+    rounds, every = run.config["federation.rounds"], run.config["federation.eval_every"]
+    return sorted({*range(every - 1, rounds, every), rounds - 1})
 
 
 def _conditions(setting: Setting) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fedjax_spmc import numerics
 from fedjax_spmc.errors import ConfigError, WorkdirError
 from fedjax_spmc.nearest import did_you_mean
-from fedjax_spmc.paths import expanded
+from fedjax_spmc.paths import closed_to_writing, expanded
 from fedjax_spmc.reading import UnreadableError, json_object, reason_of
 from fedjax_spmc.record.files import replace, unwritable
 from fedjax_spmc.report import (
@@ -130,10 +130,14 @@ def check_out(path: Path) -> list[str]:
     """
     name = f"--out = {str(path)!r}"
     try:
-        if not os.path.lexists(path):
-            return []
-        if not path.is_dir():
+        there = os.path.lexists(path)
+        if there and not path.is_dir():
             raise WorkdirError(f"{name} is no folder: give another one.")
+        closed = closed_to_writing(path)
+        if closed:
+            raise WorkdirError(f"{name} cannot be used ({closed}): give another one.")
+        if not there:
+            return []
         if not any(path.iterdir()):
             return []
     except OSError as error:
@@ -199,7 +203,7 @@ def _page(
         pictures={
             **{one.name: beside.pictures(one) for one in listed if one.name in papers},
             "anchor": anchor.anchor_pictures(settings),
-            "rankings": rankings.rankings_pictures(settings),
+            **rankings.rankings_pictures(settings),
         },
         panels=panels,
         panels_left_out=panels_left_out,

@@ -7,7 +7,6 @@ found that these settings alone decide how long a backdoor lasts, so that a rank
 
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.report.estimates import UNDEFINED, Estimate, resampling_weights
-from fedjax_spmc.report.figures import LINE_COLOURS, Panel, draw, legend_key, plot_estimates
+from fedjax_spmc.report.figures import Panel, dot_key, draw, plot_estimates, style_of_dots
 from fedjax_spmc.report.settings import (
+    CONDITIONS,
     Setting,
     conditions_of,
     differing_fields,
@@ -29,28 +29,29 @@ from fedjax_spmc.report.tables import INTERVALS, Cell, Row, Table, fixed_point
 
 LEAST_METHODS, LEAST_CONDITIONS = 3, 2
 METRIC = "V"
-Values = np.ndarray
 
 
 class Rankings(NamedTuple):
     """Methods under several settings of the clients' training.
 
     Attributes:
+        under: what is the same for all of them, in words.
         methods: those that were played under all of them.
-        conditions: in words; the one that is nearest to the papers' settings comes first.
+        conditions: in words; the one that departs least from the papers' settings comes first.
         cells: [condition][method] -> the setting.
     """
 
+    under: str
     methods: list[str]
     conditions: list[str]
     cells: list[list[Setting]]
 
 
 def families(settings: Sequence[Setting]) -> list[Rankings]:
-    """Those that can be compared, the one of most settings first."""
+    """Those that can be compared, of settings whose numbers speak of their method; the one of most settings first."""
     by_rest: dict[str, list[Setting]] = {}
     for setting in settings:
-        if setting.estimate(METRIC).known:
+        if setting.estimate(METRIC).known and setting.sound():
             rest = {path: value for path, value in setting.config.items() if not _varies(path)}
             by_rest.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(setting)
     found = [one for members in by_rest.values() if (one := _rankings(members)) is not None]
@@ -65,20 +66,34 @@ def _rankings(members: Sequence[Setting]) -> Rankings | None:
     axes = [path for path in differing_fields(members) if not belongs_to_method(path)]
     by_condition: dict[str, dict[str, Setting]] = {}
     for setting, method in zip(members, method_names(members), strict=True):
-        words = ", ".join(f"{short_name(path)}={value_text(setting.config[path])}" for path in axes)
-        by_condition.setdefault(words, {})[method] = setting
-    methods = [
-        method
-        for method in dict.fromkeys(name for cells in by_condition.values() for name in cells)
-        if all(method in cells for cells in by_condition.values())
-    ]
-    if len(by_condition) < LEAST_CONDITIONS or len(methods) < LEAST_METHODS:
+        by_condition.setdefault(_in_words(setting.config, axes), {})[method] = setting
+    chosen, methods = _largest_grid(by_condition)
+    if not methods:
         return None
-    ordered = sorted(by_condition, key=lambda words: len(conditions_of(by_condition[words][methods[0]].config)))
-    return Rankings(methods, ordered, [[by_condition[words][method] for method in methods] for words in ordered])
+    ordered = sorted(chosen, key=lambda words: len(conditions_of(by_condition[words][methods[0]].config)))
+    config = members[0].config
+    same = [*CONDITIONS, *(path for path in conditions_of(config) if path not in CONDITIONS and not _varies(path))]
+    cells = [[by_condition[words][method] for method in methods] for words in ordered]
+    return Rankings(_in_words(config, same), methods, ordered, cells)
 
 
-def agreement(ours: Values, others: Values) -> Estimate:
+def _in_words(config: Any, paths: Sequence[str]) -> str:
+    return ", ".join(f"{short_name(path)}={value_text(config[path])}" for path in paths)
+
+
+def _largest_grid(by_condition: dict[str, dict[str, Setting]]) -> tuple[list[str], list[str]]:
+    """Conditions, and the methods that all of them have, so that there are most cells; none where there are too few."""
+    ordered = sorted(by_condition, key=lambda words: -len(by_condition[words]))
+    best: tuple[list[str], list[str]] = [], []
+    for count in range(LEAST_CONDITIONS, len(ordered) + 1):
+        chosen = ordered[:count]
+        shared = [name for name in by_condition[chosen[0]] if all(name in by_condition[words] for words in chosen)]
+        if len(shared) >= LEAST_METHODS and count * len(shared) > len(best[0]) * len(best[1]):
+            best = chosen, shared
+    return best
+
+
+def agreement(ours: np.ndarray, others: np.ndarray) -> Estimate:
     """Kendall's tau-b between two rankings of methods by their means over the seeds.
 
     Args:
@@ -86,30 +101,31 @@ def agreement(ours: Values, others: Values) -> Estimate:
 
     Returns:
         1 where they are the same, -1 where one is the other backwards; undefined where one of them ranks nobody. The
-        interval is over the seeds, drawn in pairs, where both have the same number, and two or more.
+        interval is over the seeds, drawn in pairs.
     """
-    tau = kendall(ours.mean(axis=0), others.mean(axis=0))
-    if math.isnan(tau):
+    (tau,) = kendall(ours.mean(axis=0, keepdims=True), others.mean(axis=0, keepdims=True))
+    if np.isnan(tau):
         return UNDEFINED
-    low = high = math.nan
-    if len(ours) == len(others) > 1:
-        weights, times = np.unique(resampling_weights(len(ours)), axis=0, return_counts=True)
-        drawn = np.array([kendall(share @ ours, share @ others) for share in weights])
-        known = ~np.isnan(drawn)
-        low, high = np.quantile(np.repeat(drawn[known], times[known]), (0.025, 0.975))
-    return Estimate(tau, float(low), float(high), len(ours))
+    low = high = np.nan
+    if len(ours) > 1:
+        weights = resampling_weights(len(ours))  # one product for all draws: equal columns stay equal to the last bit
+        drawn = kendall(weights @ ours, weights @ others)
+        low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return Estimate(float(tau), float(low), float(high), len(ours))
 
 
-def kendall(ours: Values, others: Values) -> float:
-    """Kendall's tau-b of two [methods]; NaN where all values of one of them are equal."""
-    from scipy.stats import kendalltau
+def kendall(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of [draws, methods] each, a number per draw; NaN where all values of one of them are equal.
 
-    if np.ptp(ours) == 0 or np.ptp(others) == 0:
-        return math.nan
-    return float(kendalltau(ours, others).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    Source: Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945), 239-251.
+    """
+    first, second = np.triu_indices(ours.shape[1], 1)
+    p, q = (np.sign(values[:, first] - values[:, second]) for values in (ours, others))
+    untied = np.sqrt((p * p).sum(axis=1) * (q * q).sum(axis=1))
+    return np.where(untied > 0, (p * q).sum(axis=1) / np.maximum(untied, 1.0), np.nan)
 
 
-def values_of(family: Rankings) -> Values:
+def values_of(family: Rankings) -> np.ndarray:
     """[conditions, seeds, methods] of V, over the seeds that all settings have."""
     known = [[{run.config["seed"]: run.numbers[METRIC] for run in one.counted} for one in row] for row in family.cells]
     seeds = sorted(set.intersection(*(set(one) for row in known for one in row)))
@@ -118,7 +134,11 @@ def values_of(family: Rankings) -> Values:
 
 def rankings_tables(settings: Sequence[Setting]) -> list[Table]:
     """The table "rankings" of each family; those of a second one are named "rankings2"."""
-    return [_table(f"rankings{i + 1 if i else ''}", one) for i, one in enumerate(families(settings))]
+    return [_table(_name(index), one) for index, one in enumerate(families(settings))]
+
+
+def _name(index: int) -> str:
+    return f"rankings{index + 1 if index else ''}"
 
 
 def _table(name: str, family: Rankings) -> Table:
@@ -126,36 +146,39 @@ def _table(name: str, family: Rankings) -> Table:
     there = values.shape[1] > 0
     rows = []
     for index, (words, cells) in enumerate(zip(family.conditions, family.cells, strict=True)):
-        shown = [Cell(text="/".join(sorted({num_seeds(one) for one in cells})))]
+        shown = [Cell(text="/".join(dict.fromkeys(map(num_seeds, cells))))]
         shown += [Cell(one.estimate(METRIC), marks=one.marks(), digits=1) for one in cells]
         alike = agreement(values[0], values[index]) if there and index else UNDEFINED
-        rows.append(Row("", (words,), [*shown, Cell(alike)]))
-    pairs = itertools.combinations(values.mean(axis=1), 2) if there else ()
-    known = [tau for a, b in pairs if not math.isnan(tau := kendall(a, b))]
+        text = f"{fixed_point(alike.mean, 2)} {Cell(alike).interval()}".rstrip() if alike.known else "–"
+        rows.append(Row("", (words,), [*shown, Cell(alike, text=text)]))
+    means = values.mean(axis=1) if there else np.zeros((0, len(family.methods)))
+    known = [tau for a, b in itertools.combinations(means, 2) if not np.isnan(tau := kendall(a[None], b[None])[0])]
     notes = [
         INTERVALS,
-        "τ: Kendall's rank correlation (tau-b) of the methods' V with their V in the first line: 1 where they rank"
-        " alike, 0 where one ranking says nothing of the other, −1 where it is the other backwards; in brackets the"
-        " 95 % interval over the seeds that all methods have, drawn in pairs.",
+        "τ: Kendall's rank correlation (tau-b) of the methods' V with their V in the first line, over the seeds that"
+        " all have: 1 where they rank alike, 0 where one ranking says nothing of the other, −1 where it is the other"
+        " backwards; beside it its 95 % bootstrap interval over these seeds, drawn in pairs.",
+        "Settings that are never ranked (oracle, unfinished, at chance, ...) are left out.",
     ]
     if known:
         notes.append(f"Mean τ of all {len(known)} pairs of lines: {fixed_point(float(np.mean(known)), 2)}.")
     title = "Do rankings survive other settings of the clients' training?"
     columns = ["seeds", *family.methods, "τ"]
-    return Table(name, title, notes, ("training",), [("", len(columns))], columns, rows)
+    introduction = f"All with {family.under}."
+    return Table(name, title, notes, ("training",), [("", len(columns))], columns, rows, introduction=introduction)
 
 
-def rankings_pictures(settings: Sequence[Setting]) -> list[Panel]:
-    """For each family V of every method, a line per set of training settings, with the intervals over the seeds."""
-    panels = []
-    for family in families(settings):
-        caption = f"{METRIC} of each method under {len(family.conditions)} settings of the clients' training"
-        longest = max(map(len, family.conditions))
-        height, left = 0.9 + 0.34 * len(family.conditions), 0.35 + 0.065 * longest
+def rankings_pictures(settings: Sequence[Setting]) -> dict[str, list[Panel]]:
+    """Name of the table -> V of every method, a line per set of training settings, with intervals over the seeds."""
+    panels = {}
+    for index, family in enumerate(families(settings)):
+        count = len(family.conditions)
+        caption = f"{METRIC} of each method under {count} settings of the clients' training, {family.under}"
+        height, left = 0.9 + 0.34 * count, 0.35 + 0.065 * max(map(len, family.conditions))
         paint = lambda axis, family=family: _plot(axis, family)  # noqa: E731
         picture = draw(paint, caption, width=4.4 + left, height=height, margins=(left, 0.15, 0.1, 0.5))
-        legend = [(name, legend_key(index)) for index, name in enumerate(family.methods)]
-        panels.append(Panel("", [picture], legend))
+        legend = [(name, dot_key(*style_of_dots(column))) for column, name in enumerate(family.methods)]
+        panels[_name(index)] = [Panel("", [picture], legend)]
     return panels
 
 
@@ -164,8 +187,7 @@ def _plot(axis: Any, family: Rankings) -> None:
     for column in range(count):
         places = np.arange(len(family.cells)) + (column - (count - 1) / 2) * 0.7 / count
         found = [cells[column].estimate(METRIC) for cells in family.cells]
-        colour = LINE_COLOURS[column % len(LINE_COLOURS)]
-        plot_estimates(axis, places, found, colour)
+        plot_estimates(axis, places, found, *style_of_dots(column))
     axis.set_yticks(range(len(family.conditions)), family.conditions, fontsize=8)
     axis.set_ylim(len(family.cells) - 0.4, -0.6)
     axis.set(xlabel=f"{METRIC}, percent")

@@ -61,9 +61,13 @@ class Setting(NamedTuple):
         return "".join(letter for letter in MARKS if found.get(letter))
 
     def ranked(self) -> bool:
-        """Whether its numbers may be called best: two finished seeds or more, no oracle, no remark against it."""
+        """Whether its numbers may be called best: two finished seeds or more, and sound."""
+        return self.sound() and "s" not in self.marks()
+
+    def sound(self) -> bool:
+        """Whether its numbers speak of its method: a seed has finished, no oracle, no remark against it."""
         against = any(not remark.ranked for run in self.counted for remark in run.remarks)
-        return not set(self.marks()) & set("osuf") and not against
+        return bool(self.counted) and not set(self.marks()) & set("ouf") and not against
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(rounds, mean, low, high) over the seeds, all [rounds]; low and high NaN below two seeds."""
