@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_spmc.config import belongs_to_method
+from fedjax_spmc.config import belongs_to_method, is_averaging
 from fedjax_spmc.record.judgement import HELD, LOST, averaging_beside, judgement, timing
 from fedjax_spmc.report import read
 from fedjax_spmc.report.anchor import anchor_tables
@@ -77,7 +77,8 @@ def _judgement(setting: Setting, settings: Sequence[Setting]) -> str:
         return "No run has finished."
     remarks = [remark for run in setting.counted for remark in run.remarks]
     same = _conditions(setting)
-    others = [one for one in settings if one is not setting and _conditions(one) == same]
+    plain = [one for one in settings if one is not setting and is_averaging(one.config)]
+    others = [one for one in plain if _conditions(one) == same]
     averaging = averaging_beside([(one.config, one.estimate("A").mean) for one in others])
     accuracy, asr = (setting.estimate(name).mean for name in ("A", "ASR"))
     when = timing(setting.config, min(map(_evaluated, setting.counted), key=lambda rounds: rounds[-1:]))
