@@ -96,9 +96,10 @@ def _averaging(results: Mapping[str, Any]) -> dict[str, float | None]:
     flat = {folder: configs.flatten(result.config) for folder, result in results.items()}
     known = {folder: conditions(fields) for folder, fields in flat.items()}
     accuracy = {folder: metrics.summarise(result.history)["A"] for folder, result in results.items()}
+    plain = [folder for folder in results if configs.is_averaging(flat[folder])]
     return {
         folder: averaging_beside(
-            [(flat[other], accuracy[other]) for other in results if other != folder and known[other] == known[folder]]
+            [(flat[other], accuracy[other]) for other in plain if other != folder and known[other] == known[folder]]
         )
         for folder in results
     }

@@ -193,13 +193,9 @@ def schedule_of(config: Any) -> np.ndarray | None:
 
 def asks_for_truth(config: Any) -> bool:
     """Whether an option of the aggregator asks for the ground truth, which is then sent along with the uploads."""
-    return _has_oracle(config.aggregator.options)
+    return any(path.startswith("aggregator.") for path in configs.oracle_options(configs.flatten(config)))
 
 
 def is_oracle(config: Any) -> bool:
     """Whether an option that hands the ground truth to the aggregator or to clients is on; such results are marked."""
-    return asks_for_truth(config) or _has_oracle(config.local.options)
-
-
-def _has_oracle(options: Any) -> bool:
-    return any(name.startswith("oracle_") and bool(value) for name, value in options.items())
+    return bool(configs.oracle_options(configs.flatten(config)))

@@ -106,7 +106,7 @@ def train(
                 client_id = client_ids[row]
                 trained = train_one(client_id)
                 row_of_one = trees.broadcast(trained.variables, 1)
-                (usable,) = guard.usable(trained.steps[None] > 0, row_of_one.params, row_of_one.stats)
+                (usable,) = guard.usable_among(trained.steps[None] > 0, row_of_one.params, row_of_one.stats)
                 factor = coefficients(sizes[client_id].astype(jnp.float32), usable)
                 more = jax.tree.map(
                     lambda total, x: total + jnp.where(usable, x, 0).astype(total.dtype) * factor.astype(total.dtype),

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fedjax_spmc import config as configs
-from fedjax_spmc.config import make_config
 from fedjax_spmc.report import published
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
@@ -110,10 +109,8 @@ def test_bad_flags_are_one_sentence(arguments, reason, capsys):
 def test_the_cells_of_a_study_are_configs_no_two_alike(name):
     seen: dict[str, str] = {}
     for cell, (preset, fields) in cells.STUDIES[name].cells.items():
-        config = make_config(preset, data__name="cifar10")
-        for path, value in fields.items():
-            configs.set_field(config, path, value)
-        text = str(sorted(configs.flatten(configs.resolve(config)).items()))
+        config = configs.resolve(cells.config_of(preset, fields, "cifar10"))
+        text = str(sorted(configs.flatten(config).items()))
         assert seen.setdefault(text, cell) == cell
 
 

@@ -111,7 +111,7 @@ def test_what_is_never_ranked_ranks_nobody(tmp_path):
     """An oracle's averaging, and a run at chance whose R is 100."""
     made(tmp_path, methods=("krum", "median", "rfa"), epochs=(10,))
     made(tmp_path, methods=("fedavg",), epochs=(10,), aggregator__options__oracle_weights=True)
-    settings = made(tmp_path / "more", methods=("dnc",), epochs=(10,))
+    made(tmp_path / "more", methods=("dnc",), epochs=(10,))
     for path in (tmp_path / "more").glob("*/metrics.jsonl"):
         lines = [json.loads(line) | {"per_class": [10.0] * 10} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

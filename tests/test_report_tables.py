@@ -210,7 +210,7 @@ def test_a_sweeps_row_without_its_folder_says_so_too(tmp_path):
     assert "is gone 4 to 8 rounds after" in overview.main_table([setting]).rows[0].cells[-1].text
 
 
-def test_others_are_measured_against_plain_averaging_and_not_against_an_oracle(tmp_path, capsys):
+def test_others_are_measured_against_plain_averaging_and_not_against_an_oracle(tmp_path):
     runs = {"plain": (61.0, {}), "told": (66.0, {"oracle_weights": True}), "uniform": (64.0, {"weights": "uniform"})}
     for name, (accuracy, options) in runs.items():
         fields = {f"aggregator__options__{option}": value for option, value in options.items()}

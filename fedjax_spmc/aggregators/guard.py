@@ -10,10 +10,10 @@ from fedjax_spmc.types import Aggregator, Array, Params, PRNGKey, State, Stats, 
 
 def usable_rows(upload: Upload) -> Array:
     """[K] bool: rows that take part and whose model, batch statistics and their squared norms are finite."""
-    return usable(upload.participating, upload.client_params, upload.client_stats)
+    return usable_among(upload.participating, upload.client_params, upload.client_stats)
 
 
-def usable(participating: Array, client_params: Params, client_stats: Stats) -> Array:
+def usable_among(participating: Array, client_params: Params, client_stats: Stats) -> Array:
     """`usable_rows` of [K] bool and stacked trees."""
     return participating & trees.finite_rows(client_params) & trees.finite_rows(client_stats)
 

@@ -260,6 +260,12 @@ def value_at(config: Config, path: str) -> Any:
     return _plain_field(value, path)
 
 
+def oracle_options(config: Mapping[str, Any]) -> list[str]:
+    """The options, by dotted path, that are on in a flat config and hand the ground truth to the server or clients."""
+    given = ("aggregator.options.oracle_", "local.options.oracle_")
+    return [path for path, value in config.items() if path.startswith(given) and bool(value)]
+
+
 def belongs_to_method(path: str) -> bool:
     """Whether a field belongs to the method and not to the conditions under which methods are compared."""
     return path.startswith(("local.options.", "aggregator.", "server.")) or path == "local.rule"

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_spmc.config.fields import Config, default_config, set_field
+from fedjax_spmc.config.fields import Config, default_config, oracle_options, set_field
 from fedjax_spmc.errors import ConfigError
 from fedjax_spmc.nearest import did_you_mean, either
 from fedjax_spmc.registry import aggregators
@@ -88,9 +88,9 @@ def method_name(rule: str, aggregator: str) -> str:
 def is_averaging(config: Mapping[str, Any]) -> bool:
     """Whether a flat config is plain averaging, which others are measured against: without an `oracle_` option, nothing
     in front of the mean and no server optimiser behind it."""
-    told = any(path.startswith("aggregator.options.oracle_") and value for path, value in config.items())
     alone = not config.get("aggregator.pre") and config.get("server.optimizer", "none") == "none"
-    return alone and not told and method_name(config["local.rule"], config["aggregator.name"]) == "fedavg"
+    method = method_name(config["local.rule"], config["aggregator.name"])
+    return method == "fedavg" and alone and not oracle_options(config)
 
 
 def reference_aggregator_options(name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_spmc.config import is_averaging
 from fedjax_spmc.metrics import LAST_ROUNDS
 from fedjax_spmc.record.remarks import Remark, on_schedule
 
@@ -92,15 +91,14 @@ def _rounds(least: int, most: int) -> str:
 
 
 def averaging_beside(others: Sequence[tuple[Mapping[str, Any], float | None]]) -> float | None:
-    """A of plain averaging among runs under the same conditions; None where there is none, or several to choose from.
+    """A of the one of several runs of averaging that is meant; None where there is none, or nothing to choose by.
 
-    Of several the one that weights clients by their examples, as the papers do, is meant.
+    Of several it is the one that weights clients by their examples, as the papers do.
 
     Args:
-        others: (fields by dotted path, A) of each.
+        others: (fields by dotted path, A) of each run that `is_averaging`, under the same conditions.
     """
-    plain = [(config, accuracy) for config, accuracy in others if is_averaging(config)]
-    plain = [one for one in plain if one[1] is not None and not math.isnan(one[1])]
+    plain = [one for one in others if one[1] is not None and not math.isnan(one[1])]
     by_size = [one for one in plain if one[0].get("aggregator.options.weights", "size") == "size"]
     chosen = plain if len(plain) == 1 else by_size
     return chosen[0][1] if len(chosen) == 1 else None

@@ -41,18 +41,16 @@ def _cases(table: Table) -> Iterator[tuple[str, dict[str, list[Line]]]]:
     for section in sections:
         start = 0
         for group, columns in table.groups:
-            names = table.columns[start : start + columns]
-            lines = {
-                metric: [
-                    (row.labels[0], row.cells[start + names.index(metric)])
-                    for row in table.rows
-                    if row.section == section and not np.isnan(row.cells[start + names.index(metric)].difference)
-                ]
-                for metric in METRICS
-                if metric in names
-            }
+            names = list(table.columns[start : start + columns])
+            places = {metric: start + names.index(metric) for metric in METRICS if metric in names}
+            lines = {metric: _lines(table, section, place) for metric, place in places.items()}
             start += columns
             yield f"{group}, {section}" if group else section, lines
+
+
+def _lines(table: Table, section: str, place: int) -> list[Line]:
+    both = [(row.labels[0], row.cells[place]) for row in table.rows if row.section == section]
+    return [(name, cell) for name, cell in both if not np.isnan(cell.difference)]
 
 
 def _marked(name: str, cell: Cell) -> str:

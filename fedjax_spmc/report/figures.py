@@ -199,23 +199,18 @@ def _panel(title: str, members: Sequence[Setting]) -> Panel:
     return Panel(title, made, [(label, _legend_key(index)) for index, label in enumerate(names[:MAX_LINES])])
 
 
-def _line_style(index: int) -> tuple[str, str]:
-    """Colour and line style of the line of a panel."""
-    return LINE_COLOURS[index % len(LINE_COLOURS)], LINE_STYLES[index // len(LINE_COLOURS) % len(LINE_STYLES)]
+def style_of(index: int, kinds: Sequence[str]) -> tuple[str, str]:
+    """Colour, and one of the line styles or markers, of the line or the dots of a panel's INDEXth setting."""
+    return LINE_COLOURS[index % len(LINE_COLOURS)], kinds[index // len(LINE_COLOURS) % len(kinds)]
 
 
 def _legend_key(index: int) -> str:
     """A piece of a panel's line, for its legend."""
-    colour, style = _line_style(index)
+    colour, style = style_of(index, LINE_STYLES)
     dashes = {"-": "none", "--": "7 3", ":": "2 3", "-.": "7 3 2 3"}[style]
     paint = f"stroke:{_on_page(colour)};stroke-width:2.5;stroke-dasharray:{dashes}"
     line = f'<line x1="0" y1="5" x2="28" y2="5" style="{paint}"/>'
     return f'<svg class="key" viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
-
-
-def style_of_dots(index: int) -> tuple[str, str]:
-    """Colour and marker of the dots of a method."""
-    return LINE_COLOURS[index % len(LINE_COLOURS)], MARKERS[index // len(LINE_COLOURS) % len(MARKERS)]
 
 
 def dot_key(colour: str, marker: str = "o") -> str:
@@ -250,7 +245,7 @@ def _plot_curves(axis: Any, known: dict[int, Any], words: str, lines_at: Sequenc
     for end in lines_at:
         axis.axvline(end, color=END_OF_ATTACK, linewidth=1.2)
     for index, (rounds, mean, low, high) in known.items():
-        colour, style = _line_style(index)
+        colour, style = style_of(index, LINE_STYLES)
         marker = "." if len(rounds) < 30 else None
         axis.plot(rounds, mean, color=colour, linestyle=style, marker=marker, linewidth=1.5)
         if not np.isnan(low).all():

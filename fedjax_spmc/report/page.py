@@ -136,9 +136,7 @@ def check_out(path: Path) -> list[str]:
         closed = closed_to_writing(path)
         if closed:
             raise WorkdirError(f"{name} cannot be used ({closed}): give another one.")
-        if not there:
-            return []
-        if not any(path.iterdir()):
+        if not there or not any(path.iterdir()):
             return []
     except OSError as error:
         raise WorkdirError(f"{name} cannot be used ({reason_of(error)}): give another one.") from None

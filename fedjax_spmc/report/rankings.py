@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_spmc.config import belongs_to_method
 from fedjax_spmc.report.estimates import UNDEFINED, Estimate, resampling_weights
-from fedjax_spmc.report.figures import Panel, dot_key, draw, plot_estimates, style_of_dots
+from fedjax_spmc.report.figures import MARKERS, Panel, dot_key, draw, plot_estimates, style_of
 from fedjax_spmc.report.settings import (
     CONDITIONS,
     Setting,
@@ -177,7 +177,7 @@ def rankings_pictures(settings: Sequence[Setting]) -> dict[str, list[Panel]]:
         height, left = 0.9 + 0.34 * count, 0.35 + 0.065 * max(map(len, family.conditions))
         paint = lambda axis, family=family: _plot(axis, family)  # noqa: E731
         picture = draw(paint, caption, width=4.4 + left, height=height, margins=(left, 0.15, 0.1, 0.5))
-        legend = [(name, dot_key(*style_of_dots(column))) for column, name in enumerate(family.methods)]
+        legend = [(name, dot_key(*style_of(column, MARKERS))) for column, name in enumerate(family.methods)]
         panels[_name(index)] = [Panel("", [picture], legend)]
     return panels
 
@@ -187,7 +187,7 @@ def _plot(axis: Any, family: Rankings) -> None:
     for column in range(count):
         places = np.arange(len(family.cells)) + (column - (count - 1) / 2) * 0.7 / count
         found = [cells[column].estimate(METRIC) for cells in family.cells]
-        plot_estimates(axis, places, found, *style_of_dots(column))
+        plot_estimates(axis, places, found, *style_of(column, MARKERS))
     axis.set_yticks(range(len(family.conditions)), family.conditions, fontsize=8)
     axis.set_ylim(len(family.cells) - 0.4, -0.6)
     axis.set(xlabel=f"{METRIC}, percent")

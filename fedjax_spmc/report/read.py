@@ -196,10 +196,7 @@ def _make_run(
 ) -> Run:
     facts = environment.get("data")
     note = summary.get("data_note") or (facts.get("note") if isinstance(facts, dict) else "") or ""
-    oracle = bool(summary.get("oracle")) or any(
-        path.startswith(("aggregator.options.oracle_", "local.options.oracle_")) and bool(value)
-        for path, value in config.items()
-    )
+    oracle = bool(summary.get("oracle")) or bool(configs.oracle_options(config))
     malicious = fields.malicious_clients(config, folder)
     if lines:
         numbers = numbers_of(lines, malicious)
